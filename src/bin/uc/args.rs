@@ -1,0 +1,238 @@
+//! The command line's shape: names, flags and help.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use ultracompress::{Digest, Dtype};
+
+/// Packs transformer weights to about 5 bits with every decoded bit defined, hashed and
+/// reproducible on any CPU.
+#[derive(Debug, Parser)]
+#[command(name = "uc", version, arg_required_else_help = true, after_help = MAIN_EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const MAIN_EXAMPLES: &str = "\
+Examples:
+  uc pack ./SmolLM-135M -o smollm.uc     pack a Hugging Face folder to 5 bits
+  uc info smollm.uc                      what it is and holds
+  uc verify smollm.uc                    prove the file intact and its decoded weights right
+  uc unpack smollm.uc -o ./smollm-5bit   a folder that engines load
+
+Exit codes: 0 done; 1 malformed input or I/O error; 2 usage; 3 a checksum, digest or comparison
+did not match.";
+
+/// Flags of every command.
+#[derive(Debug, ClapArgs)]
+pub struct Common {
+    /// Print one JSON object on stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no messages.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Worker threads (default: all cores). Results never depend on it.
+    #[arg(short = 'j', long, global = true, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<usize>,
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=1024) => Ok(n),
+        _ => Err("expected 1 to 1024".into()),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Pack a checkpoint into a .uc file.
+    #[command(after_help = PACK_EXAMPLES)]
+    Pack(Pack),
+    /// Show what a .uc file is and holds.
+    #[command(after_help = INFO_EXAMPLES)]
+    Info(Info),
+    /// Check a .uc file: structure, checksums, roots, every decoded tensor.
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(Verify),
+    /// Write the decoded model as safetensors with its carried files.
+    #[command(after_help = UNPACK_EXAMPLES)]
+    Unpack(Unpack),
+    /// Tell whether two models decode to the same tensors.
+    #[command(after_help = SAME_EXAMPLES)]
+    Same(Pair),
+    /// Measure the error of each tensor of B against A.
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(Pair),
+    /// Print a completion script for a shell.
+    #[command(
+        after_help = "Example:\n  uc completions bash > ~/.local/share/bash-completion/completions/uc"
+    )]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+const PACK_EXAMPLES: &str = "\
+Examples:
+  uc pack ./model -o model.uc
+  uc pack ./model -o model.uc --dry-run                 what becomes of each tensor, and why
+  uc pack ./model -o model.uc --bits 6 --tensor 'v_proj=8' --tensor 'layers\\.0\\.=raw'
+  uc pack model.safetensors.index.json -o model.uc --recipe recipe.toml
+
+A recipe file holds the same settings, for example:
+  bits = 5                  # linear layers
+  embedding_bits = 8
+  head_bits = 8
+  group = 32                # columns that share a step
+  zstd_level = 3            # for raw tensors and carried files; 0 stores them plain
+  [[tensor]]
+  match = 'v_proj'          # a regular expression; the last entry that matches wins
+  bits = 8                  # 3 to 8, or \"raw\"";
+
+#[derive(Debug, ClapArgs)]
+pub struct Pack {
+    /// Hugging Face folder, .safetensors file, or .safetensors.index.json.
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// The file to write.
+    #[arg(short, long, value_name = "OUT.uc", required_unless_present = "dry_run")]
+    pub output: Option<PathBuf>,
+    /// Bits (planes) of the linear layers, 3 to 8 [default: 5].
+    #[arg(long, value_name = "N")]
+    pub bits: Option<u8>,
+    /// Override for tensors whose name matches; may be repeated, the last match wins, the last `=`
+    /// splits.
+    #[arg(long, value_name = "REGEX=BITS|raw")]
+    pub tensor: Vec<String>,
+    /// Settings from a file; flags override it.
+    #[arg(long, value_name = "FILE.toml")]
+    pub recipe: Option<PathBuf>,
+    /// Keep every tensor as it is.
+    #[arg(long)]
+    pub raw_all: bool,
+    /// Show what becomes of each tensor and why; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace an existing file.
+    #[arg(long)]
+    pub force: bool,
+}
+
+const INFO_EXAMPLES: &str = "\
+Examples:
+  uc info model.uc
+  uc info model.uc --json | jq '.tensors[] | select(.encoding == \"raw\") | .name'";
+
+#[derive(Debug, ClapArgs)]
+pub struct Info {
+    /// The pack.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  uc verify model.uc
+  uc verify model.uc --fast                      stored bytes only, nothing is decoded
+  uc verify model.uc --root 1f0c...              compare with a root that was published
+  uc verify model.uc --against ./source-folder   compare with the checkpoint it was made from
+
+A file's digests of itself show that it is whole, not who made it: without --root or --against the
+answer is \"consistent, not authenticated\".";
+
+#[derive(Debug, ClapArgs)]
+pub struct Verify {
+    /// The pack.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Stop before decoding.
+    #[arg(long)]
+    pub fast: bool,
+    /// A published stored or decoded root to compare with.
+    #[arg(long, value_name = "HEX", value_parser = parse_root)]
+    pub root: Option<Digest>,
+    /// The source checkpoint: compares every tensor's source digest, and raw tensors bit for bit.
+    #[arg(long, value_name = "DIR")]
+    pub against: Option<PathBuf>,
+}
+
+fn parse_root(text: &str) -> Result<Digest, String> {
+    Digest::from_hex(text).ok_or_else(|| "expected 64 hexadecimal digits".into())
+}
+
+const UNPACK_EXAMPLES: &str = "\
+Examples:
+  uc unpack model.uc -o ./model-5bit
+  uc unpack model.uc -o ./model-f32 --dtype f32
+  uc unpack model.uc -o ./coarse --rung 4             read four planes of each row
+  uc unpack model.uc -o ./head --tensor 'lm_head'     some tensors only, no carried files";
+
+#[derive(Debug, ClapArgs)]
+pub struct Unpack {
+    /// The pack.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The folder to write.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Type of float tensors.
+    #[arg(long, value_enum, default_value_t = TargetDtype::Source)]
+    pub dtype: TargetDtype,
+    /// Read at most this many planes of each row, 3 to 8.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(3..=8))]
+    pub rung: Option<u8>,
+    /// Only tensors whose name matches.
+    #[arg(long, value_name = "REGEX")]
+    pub tensor: Option<String>,
+    /// Write into a folder that isn't empty, replacing files of the same name.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum TargetDtype {
+    /// As in the source.
+    Source,
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+    /// IEEE binary32.
+    F32,
+}
+
+impl TargetDtype {
+    pub fn dtype(self) -> Option<Dtype> {
+        match self {
+            Self::Source => None,
+            Self::Bf16 => Some(Dtype::Bf16),
+            Self::F16 => Some(Dtype::F16),
+            Self::F32 => Some(Dtype::F32),
+        }
+    }
+}
+
+const SAME_EXAMPLES: &str = "\
+Examples:
+  uc same model.uc ./model-5bit          a pack and what was unpacked from it
+  uc same a.uc b.safetensors
+
+Every tensor of both is decoded and hashed. Exit code 3 when they differ.";
+
+const DIFF_EXAMPLES: &str = "\
+Example:
+  uc diff ./model model.uc               what packing cost, tensor by tensor";
+
+#[derive(Debug, ClapArgs)]
+pub struct Pair {
+    /// A .uc file, a .safetensors file, an index file or a folder.
+    pub a: PathBuf,
+    /// Another one.
+    pub b: PathBuf,
+}

@@ -1,0 +1,77 @@
+//! One module for each subcommand.
+
+mod compare;
+mod info;
+mod pack;
+mod unpack;
+mod verify;
+
+use std::path::Path;
+
+use clap::CommandFactory;
+use ultracompress::{Error, ErrorKind};
+
+use crate::args::{Args, Command};
+use crate::console::Console;
+
+type Outcome = Result<u8, Error>;
+
+/// Runs the command; the exit code when it ends without an error of its own.
+pub fn run(args: Args, console: &mut Console) -> Outcome {
+    match args.command {
+        Command::Pack(a) => pack::run(&a, console),
+        Command::Info(a) => info::run(&a, console),
+        Command::Verify(a) => verify::run(&a, console),
+        Command::Unpack(a) => unpack::run(&a, console),
+        Command::Same(a) => compare::same(&a, console),
+        Command::Diff(a) => compare::diff(&a, console),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "uc", &mut script);
+            console.print(String::from_utf8_lossy(&script).trim_end())?;
+            Ok(0)
+        }
+    }
+}
+
+/// Both binary and decimal size: `6.15 MiB (6.45 MB)`.
+fn size(bytes: u64) -> String {
+    format!("{} ({})", indicatif::BinaryBytes(bytes), indicatif::DecimalBytes(bytes))
+}
+
+fn rate(bpw: Option<f64>) -> String {
+    bpw.map_or("none".into(), |b| format!("{b:.4}"))
+}
+
+/// Fails early when `needed` bytes don't fit where `output` will be.
+fn check_free_disk(output: &Path, needed: u64) -> Result<(), Error> {
+    let folder = output
+        .ancestors()
+        .skip(1)
+        .map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p })
+        .find(|p| p.is_dir());
+    // Where the platform can't tell, the write itself will.
+    let free = folder.and_then(|f| fs4::available_space(f).ok());
+    match free {
+        Some(free) if free < needed => Err(Error::new(
+            ErrorKind::Io,
+            format!("not enough free disk: about {} needed, {} free", size(needed), size(free)),
+        )
+        .in_file(output.display().to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to write over an input.
+fn check_distinct(input: &Path, output: &Path) -> Result<(), Error> {
+    let same = match (input.canonicalize(), output.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if same {
+        return Err(
+            Error::new(ErrorKind::Io, "output is the input").in_file(output.display().to_string())
+        );
+    }
+    Ok(())
+}

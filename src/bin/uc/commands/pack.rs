@@ -1,0 +1,127 @@
+//! `uc pack`.
+
+use serde_json::json;
+use ultracompress::import::{
+    Decision, PackOptions, PackStats, Plan, PlannedTensor, Recipe, RecipeRule, Source,
+};
+use ultracompress::{Error, ErrorKind};
+
+use super::{Outcome, check_distinct, check_free_disk, rate, size};
+use crate::args::Pack;
+use crate::console::Console;
+
+pub fn run(args: &Pack, console: &mut Console) -> Outcome {
+    let options = PackOptions::new().with_recipe(recipe(args)?).with_force(args.force);
+    let source = Source::open(&args.source)?;
+    let bytes = source.bytes();
+    if args.dry_run {
+        console.start("reading", bytes);
+        let plan = options.plan(&source, console)?;
+        console.finish();
+        return show_plan(&source, &plan, console);
+    }
+    let output = args.output.as_deref().expect("clap requires it without --dry-run");
+    check_distinct(&args.source, output)?;
+    check_free_disk(output, options.estimate(&source)?)?;
+    console.start("packing", 2 * bytes);
+    let report = options.pack_with(&source, output, console)?;
+    console.finish();
+    for name in &report.odd {
+        console.say(format!("note: {name} holds NaN, infinite or huge values and is stored raw"));
+    }
+    if !report.left_out.is_empty() {
+        console.say(format!("left out: {}", report.left_out.join(", ")));
+    }
+    let PackStats { tensors, weights, body_bpw, file_bpw, .. } = report.stats;
+    if console.json {
+        console.print_json(&json!({
+            "output": output.display().to_string(),
+            "files": [{ "path": output.display().to_string(), "bytes": report.summary.file_len }],
+            "left_out": report.left_out,
+            "stored_raw_not_finite": report.odd,
+            "tensors": tensors,
+            "weights": weights,
+            "body_bpw": body_bpw,
+            "file_bpw": file_bpw,
+            "stored_root": report.summary.stored_root.to_string(),
+            "decoded_root": report.summary.decoded_root.to_string(),
+        }))?;
+    } else {
+        console.print(format!(
+            "{}: {tensors} tensors, {weights} weights in {}\nbody {} bpw, file {} bpw\nstored root  {}\ndecoded root {}",
+            output.display(),
+            size(report.summary.file_len),
+            rate(body_bpw),
+            rate(file_bpw),
+            report.summary.stored_root,
+            report.summary.decoded_root,
+        ))?;
+    }
+    Ok(0)
+}
+
+fn recipe(args: &Pack) -> Result<Recipe, Error> {
+    let mut recipe = match &args.recipe {
+        None => Recipe::default(),
+        Some(path) => {
+            let in_file = |e: Error| e.in_file(path.display().to_string());
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| in_file(Error::new(ErrorKind::Io, format!("can't read: {e}"))))?;
+            toml::from_str(&text).map_err(|e| {
+                in_file(Error::new(ErrorKind::InvalidArgument, format!("not a recipe: {e}")))
+            })?
+        }
+    };
+    if let Some(bits) = args.bits {
+        recipe.bits = bits;
+    }
+    recipe.raw_all |= args.raw_all;
+    for text in &args.tensor {
+        recipe.tensors.push(RecipeRule::parse(text)?);
+    }
+    Ok(recipe)
+}
+
+fn encoding(t: &PlannedTensor) -> (&'static str, Option<u8>) {
+    match &t.decision {
+        Decision::Planes { planes, .. } => ("planes", Some(*planes)),
+        Decision::Raw => ("raw", None),
+        Decision::Alias(_) => ("alias", None),
+    }
+}
+
+fn show_plan(source: &Source, plan: &Plan, console: &Console) -> Outcome {
+    let left_out = source.left_out();
+    if console.json {
+        let tensors: Vec<_> = plan
+            .tensors
+            .iter()
+            .map(|t| {
+                let (encoding, planes) = encoding(t);
+                json!({
+                    "name": t.name, "dtype": t.dtype.name(), "shape": t.shape, "role": t.role.name(),
+                    "encoding": encoding, "planes": planes, "reason": t.reason,
+                })
+            })
+            .collect();
+        console.print_json(&json!({
+            "tensors": tensors, "carried": source.carried_paths(), "left_out": left_out,
+        }))?;
+        return Ok(0);
+    }
+    let width = plan.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
+    for t in &plan.tensors {
+        let (encoding, planes) = encoding(t);
+        let planes = planes.map_or(String::new(), |n| n.to_string());
+        let shape = format!("{:?}", t.shape);
+        console.print(format!(
+            "{:width$}  {:5} {shape:18} {encoding:6} {planes:1}  {}",
+            t.name,
+            t.dtype.name(),
+            t.reason
+        ))?;
+    }
+    console.print(format!("carried: {}", source.carried_paths().join(", ")))?;
+    console.print(format!("left out: {}", left_out.join(", ")))?;
+    Ok(0)
+}

@@ -1,0 +1,45 @@
+//! `uc unpack`.
+
+use serde_json::json;
+use ultracompress::Container;
+use ultracompress::import::UnpackOptions;
+
+use super::{Outcome, check_distinct, check_free_disk, size};
+use crate::args::Unpack;
+use crate::console::Console;
+
+pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
+    let file = args.file.display().to_string();
+    let pack = Container::open_path(&args.file)?;
+    let options = UnpackOptions::new()
+        .with_dtype(args.dtype.dtype())
+        .with_planes(args.rung)
+        .with_tensors(args.tensor.clone())
+        .with_force(args.force);
+    check_distinct(&args.file, &args.output)?;
+    let bytes = options.output_bytes(&pack)?;
+    check_free_disk(&args.output, bytes)?;
+    console.start("unpacking", bytes);
+    let report =
+        options.unpack_with(&pack, &args.output, console).map_err(|e| e.in_file(&file))?;
+    console.finish();
+    if console.json {
+        console.print_json(&json!({
+            "output": args.output.display().to_string(),
+            "tensors": report.tensors,
+            "bytes": report.bytes,
+            "decoded_root": report.decoded_root.to_string(),
+            "tensors_compared": report.compared,
+        }))?;
+    } else {
+        console.print(format!(
+            "{}: {} tensors, {}; {} compared with their digests\ndecoded root {}",
+            args.output.display(),
+            report.tensors,
+            size(report.bytes),
+            report.compared,
+            report.decoded_root,
+        ))?;
+    }
+    Ok(0)
+}

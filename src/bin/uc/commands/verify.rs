@@ -1,0 +1,130 @@
+//! `uc verify`.
+
+use serde_json::json;
+use ultracompress::import::{Source, against};
+use ultracompress::{
+    Check, Container, Digest, Error, ErrorKind, Failure, Manifest, VerifyOptions, VerifyReport,
+};
+
+use super::Outcome;
+use crate::args::Verify;
+use crate::console::Console;
+use crate::{FAILED, MISMATCH};
+
+pub fn run(args: &Verify, console: &mut Console) -> Outcome {
+    let file = args.file.display().to_string();
+    let pack = match Container::open_path(&args.file) {
+        Ok(pack) => pack,
+        Err(e) => return refused(&e, console),
+    };
+    let p = pack.preamble();
+    let decoded: u64 = if args.fast {
+        0
+    } else {
+        pack.tensors().filter_map(|t| t.dtype().tensor_bytes(t.shape())).sum()
+    };
+    console.start("verifying", p.core_len + decoded);
+    let options = VerifyOptions::new().with_decode(!args.fast);
+    let mut report = options.verify_with(&pack, console).map_err(|e| e.in_file(&file))?;
+    let mut compared = Check::NotChecked;
+    if let Some(root) = args.root {
+        compared = compare_root(root, &mut report);
+    }
+    if let Some(dir) = &args.against {
+        let source = Source::open(dir)?;
+        let manifest = Manifest::read(&pack);
+        let failures = match &manifest {
+            Ok(manifest) => against(&pack, manifest, &source, console)?,
+            Err(e) => vec![Failure::from(e)],
+        };
+        let check = if failures.is_empty() { Check::Ok } else { Check::Mismatch };
+        compared = if compared == Check::Mismatch { compared } else { check };
+        report.failures.extend(failures);
+    }
+    console.finish();
+    print(&report, compared, &file, console)?;
+    let kinds = report.failures.iter().map(|f| &f.kind);
+    Ok(match report.failures.is_empty() {
+        true => 0,
+        // Damage outweighs bad form: a checksum that disagrees explains the rest.
+        false if kinds.clone().any(|k| *k == ErrorKind::Integrity) => MISMATCH,
+        false => FAILED,
+    })
+}
+
+/// A file that doesn't open still gets its JSON answer.
+fn refused(e: &Error, console: &Console) -> Outcome {
+    if console.json {
+        let f = Failure::from(e);
+        console.print_json(&json!({
+            "structure": "mismatch", "stored": "not_checked", "decoded": "not_checked",
+            "compared_with": "not_checked", "tensors_checked": 0,
+            "failures": [failure(&f)],
+        }))?;
+    }
+    console.say(format!("error: {e}"));
+    Ok(crate::exit_code(e))
+}
+
+fn failure(f: &Failure) -> serde_json::Value {
+    json!({ "tensor": f.tensor, "part": f.part, "offset": f.offset_bytes, "reason": f.reason })
+}
+
+fn compare_root(root: Digest, report: &mut VerifyReport) -> Check {
+    // A decoded root counts only when the tensors were decoded in this run.
+    let decoded = report.decoded == Check::Ok && root == report.decoded_root;
+    if decoded || root == report.stored_root {
+        return Check::Ok;
+    }
+    let also = if report.decoded == Check::NotChecked { " (nothing was decoded)" } else { "" };
+    report.failures.push(Failure {
+        kind: ErrorKind::Integrity,
+        tensor: None,
+        part: None,
+        offset_bytes: None,
+        reason: format!(
+            "the root given is neither the stored root {} nor the decoded root {}{also}",
+            report.stored_root, report.decoded_root
+        ),
+    });
+    Check::Mismatch
+}
+
+fn print(
+    report: &VerifyReport,
+    compared: Check,
+    file: &str,
+    console: &Console,
+) -> Result<(), Error> {
+    if console.json {
+        return console.print_json(&json!({
+            "structure": report.structure.name(),
+            "stored": report.stored.name(),
+            "decoded": report.decoded.name(),
+            "compared_with": compared.name(),
+            "tensors_checked": report.tensors_checked,
+            "stored_root": report.stored_root.to_string(),
+            "decoded_root": report.decoded_root.to_string(),
+            "failures": report.failures.iter().map(failure).collect::<Vec<_>>(),
+        }));
+    }
+    for f in &report.failures {
+        let tensor = f.tensor.as_ref().map_or(String::new(), |t| format!("\"{t}\": "));
+        let part = f.part.as_ref().map_or(String::new(), |p| format!("{p}: "));
+        let at = f.offset_bytes.map_or(String::new(), |o| format!(", at byte {o}"));
+        console.print(format!("{file}: {tensor}{part}{}{at}", f.reason))?;
+    }
+    console.print(format!(
+        "structure {}, stored {}, decoded {} ({} tensors), compared with {}",
+        report.structure.name(),
+        report.stored.name(),
+        report.decoded.name(),
+        report.tensors_checked,
+        compared.name(),
+    ))?;
+    console.print(match (report.failures.is_empty(), compared) {
+        (false, _) => "NOT OK",
+        (true, Check::Ok) => "consistent, and equal to what was given",
+        (true, _) => "consistent, not authenticated (give --root or --against to compare)",
+    })
+}

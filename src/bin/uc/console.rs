@@ -1,0 +1,121 @@
+//! Messages, progress and Ctrl-C. Results go to stdout, everything else to stderr.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ultracompress::{Error, ErrorKind, Progress};
+
+/// Seconds between progress lines when stderr is not a terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// What a command says and shows.
+pub struct Console {
+    quiet: bool,
+    pub json: bool,
+    bar: ProgressBar,
+    started: Instant,
+    last_line: AtomicU64,
+    stop: Arc<AtomicBool>,
+}
+
+impl Console {
+    pub fn new(quiet: bool, json: bool) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        // The first signal asks the work to end cleanly, a second one ends it at once.
+        let handler = ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(i32::from(crate::INTERRUPTED));
+            }
+        });
+        if let Err(e) = handler
+            && !quiet
+        {
+            eprintln!("warning: Ctrl-C won't clean up: {e}");
+        }
+        Self {
+            quiet,
+            json,
+            bar: ProgressBar::hidden(),
+            started: Instant::now(),
+            last_line: AtomicU64::new(0),
+            stop,
+        }
+    }
+
+    /// Starts a bar over `total` bytes.
+    pub fn start(&mut self, what: &'static str, total: u64) {
+        self.started = Instant::now();
+        self.last_line.store(0, Ordering::Relaxed);
+        self.bar = ProgressBar::new(total).with_message(what);
+        let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+        self.bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+        // A bar of its own on terminals only; lines otherwise, from `advance`.
+        if self.quiet || !std::io::stderr().is_terminal() {
+            self.bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// A message for a person.
+    pub fn say(&self, text: impl AsRef<str>) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("{}", text.as_ref()));
+        }
+    }
+
+    /// A line of the result; a closed pipe is no error.
+    pub fn print(&self, text: impl AsRef<str>) -> Result<(), Error> {
+        match writeln!(std::io::stdout().lock(), "{}", text.as_ref()) {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(Error::new(ErrorKind::Io, format!("can't write to stdout: {e}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The JSON object of the result.
+    pub fn print_json(&self, value: &serde_json::Value) -> Result<(), Error> {
+        self.print(format!("{value:#}"))
+    }
+}
+
+impl Progress for Console {
+    fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+        if self.quiet || std::io::stderr().is_terminal() {
+            return;
+        }
+        let now = self.started.elapsed().as_secs();
+        let last = self.last_line.load(Ordering::Relaxed);
+        let due = now >= last + LINE_EVERY.as_secs();
+        if due
+            && self
+                .last_line
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+            let rate = done / now.max(1);
+            let eta = all.saturating_sub(done) / rate.max(1);
+            eprintln!(
+                "{} {} of {}, {}/s, ETA {eta} s",
+                self.bar.message(),
+                indicatif::HumanBytes(done),
+                indicatif::HumanBytes(all),
+                indicatif::HumanBytes(rate)
+            );
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,47 @@
+//! The `uc` command: parses arguments, calls the library, prints.
+
+mod args;
+mod commands;
+mod console;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use ultracompress::ErrorKind;
+
+/// Exit code for malformed input and I/O errors.
+const FAILED: u8 = 1;
+/// Exit code for wrong usage.
+const USAGE: u8 = 2;
+/// Exit code for a checksum, digest or comparison that did not match.
+const MISMATCH: u8 = 3;
+/// Exit code after Ctrl-C, as shells give it.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let mut console = console::Console::new(args.common.quiet, args.common.json);
+    if let Some(threads) = args.common.threads
+        && let Err(e) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
+    {
+        eprintln!("error: can't start {threads} threads: {e}");
+        return ExitCode::from(FAILED);
+    }
+    match commands::run(args, &mut console) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            console.finish();
+            eprintln!("error: {e}");
+            ExitCode::from(exit_code(&e))
+        }
+    }
+}
+
+fn exit_code(e: &ultracompress::Error) -> u8 {
+    match e.kind() {
+        ErrorKind::Integrity => MISMATCH,
+        ErrorKind::InvalidArgument => USAGE,
+        ErrorKind::Cancelled => INTERRUPTED,
+        _ => FAILED,
+    }
+}

@@ -1,0 +1,263 @@
+//! The uncalibrated encoder: for each row the scale, steps and codes of least squared error.
+//!
+//! Every float operation here is a single IEEE 754 binary32 add, subtract, multiply, divide or
+//! comparison in a fixed order, so codes don't depend on the CPU or on threads.
+
+use super::kernels::scalar::scatter_codes;
+use super::value::{STEPS, max_scale_exponent, scale_f32};
+use super::{LevelSet, PlaneLayout};
+use crate::error::Result;
+use crate::format::{Dtype, to_usize};
+
+/// `4^(i/15)`: the ratios of the steps, as binary32 literals so that no library computes them.
+const RATIO: [f32; 15] = [
+    1.0, 1.096825, 1.203025, 1.319508, 1.4472692, 1.587401, 1.7411011, 1.9096832, 2.0945883,
+    2.2973967, 2.5198421, 2.7638257, 3.031433, 3.3249516, 3.64689,
+];
+
+/// Largest number of grid points that a row's groups are searched over.
+const MAX_ANCHORS: i32 = 12;
+
+/// `4^(t/15)` for any small integer `t`.
+fn ratio(t: i32) -> f32 {
+    let whole = t.div_euclid(15);
+    let part = RATIO[usize::try_from(t.rem_euclid(15)).expect("0 to 14")];
+    // Multiplying by a power of four is exact.
+    let four =
+        f32::from_bits(u32::try_from(127 + 2 * whole.clamp(-60, 60)).expect("positive") << 23);
+    part * four
+}
+
+/// Nearest-level search for one table.
+///
+/// Levels are integers, so the midpoints between neighbours are multiples of one half: the nearest
+/// level is constant on each interval `[i/2, (i+1)/2)`, and one table look-up finds it.
+#[derive(Debug, Clone)]
+struct Nearest {
+    level: [f32; 512],
+    code: [u8; 512],
+}
+
+impl Nearest {
+    fn new(table: &[i8]) -> Self {
+        let mut nearest = Self { level: [0.0; 512], code: [0; 512] };
+        let mut code = 0usize;
+        for cell in 0..512usize {
+            // Twice the lower end of the cell, against twice the midpoint to the next level.
+            let low = i32::try_from(cell).expect("below 512") - 256;
+            while table
+                .get(code + 1)
+                .is_some_and(|&next| i32::from(table[code]) + i32::from(next) <= low)
+            {
+                code += 1;
+            }
+            nearest.level[cell] = f32::from(table[code]);
+            nearest.code[cell] = u8::try_from(code).expect("at most 256 levels");
+        }
+        nearest
+    }
+
+    /// The cell of `y` = weight / (scale x step).
+    fn cell(y: f32) -> usize {
+        // Adding 2^23 rounds to the nearest integer and leaves it in the low bits; the quarter below
+        // makes that a floor for everything but exact cell borders, which are ties either way.
+        let t = (y + y).clamp(-256.0, 255.0) - 0.5 + 8_388_864.0;
+        (t.to_bits() & 511) as usize
+    }
+
+    /// Sum of squared errors of `x * inv` against the nearest levels, in four fixed lanes.
+    fn error(&self, x: &[f32], inv: f32) -> f32 {
+        let mut lanes = [0f32; 4];
+        let mut quads = x.chunks_exact(4);
+        for quad in &mut quads {
+            for (lane, x) in lanes.iter_mut().zip(quad) {
+                let y = x * inv;
+                let e = y - self.level[Self::cell(y)];
+                *lane += e * e;
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(quads.remainder()) {
+            let y = x * inv;
+            let e = y - self.level[Self::cell(y)];
+            *lane += e * e;
+        }
+        (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+    }
+}
+
+/// Encodes rows of one tensor.
+#[derive(Debug)]
+pub(crate) struct RowEncoder {
+    cols: usize,
+    group: usize,
+    n_groups: usize,
+    grouped: bool,
+    planes: u8,
+    dtype: Dtype,
+    top_level: f32,
+    nearest: Nearest,
+}
+
+/// Encoded rows, in the layout of the parts.
+#[derive(Debug, Default)]
+pub(crate) struct EncodedRows {
+    pub scales: Vec<u8>,
+    pub steps: Vec<u8>,
+    /// One buffer for each plane.
+    pub planes: Vec<Vec<u8>>,
+}
+
+impl RowEncoder {
+    /// An encoder for rows of `layout` with `planes` planes and the tables of `set`.
+    pub(crate) fn new(
+        layout: &PlaneLayout,
+        planes: u8,
+        set: LevelSet<'_>,
+        dtype: Dtype,
+    ) -> Result<Self> {
+        let cols = to_usize(layout.cols)?;
+        let table = set.table(planes);
+        let widest = table.iter().map(|l| l.unsigned_abs()).max().unwrap_or(127);
+        Ok(Self {
+            cols,
+            group: if layout.group == 0 { cols } else { layout.group as usize },
+            n_groups: to_usize(layout.n_groups())?,
+            grouped: layout.group != 0,
+            planes,
+            dtype,
+            top_level: f32::from(widest.min(127)),
+            nearest: Nearest::new(table),
+        })
+    }
+
+    /// Encodes whole rows.
+    pub(crate) fn encode(&self, weights: &[f32]) -> EncodedRows {
+        let n_planes = usize::from(self.planes);
+        let row_bytes = self.cols.div_ceil(8);
+        let steps_row = self.n_groups.div_ceil(2);
+        let rows = weights.len() / self.cols;
+        let mut out = EncodedRows {
+            scales: Vec::with_capacity(2 * rows),
+            steps: vec![0; steps_row * rows],
+            planes: vec![vec![0; row_bytes * rows]; n_planes],
+        };
+        let mut codes = vec![0u8; self.cols];
+        for (r, row) in weights.chunks_exact(self.cols).enumerate() {
+            let scale = self.row(row, &mut codes, &mut out.steps[r * steps_row..][..steps_row]);
+            out.scales.extend(scale.to_le_bytes());
+            let mut planes: Vec<&mut [u8]> =
+                out.planes.iter_mut().map(|p| &mut p[r * row_bytes..][..row_bytes]).collect();
+            scatter_codes(&codes, &mut planes);
+        }
+        out
+    }
+
+    /// Encodes one row; returns the bits of its scale.
+    fn row(&self, row: &[f32], codes: &mut [u8], steps: &mut [u8]) -> u16 {
+        let peak = |x: &[f32]| x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let amax = peak(row);
+        // Below this the grid arithmetic would meet subnormals; the smallest scale is as good.
+        if amax < f32::from_bits(40 << 23) {
+            self.finish(row, 1 << 7, None, codes, steps);
+            return 1 << 7;
+        }
+        // Grid of effective scales (row scale x step), finest ratio of the steps, anchored at the
+        // one that puts the row's largest weight on the largest level.
+        let unit = amax / self.top_level;
+        let groups: Vec<&[f32]> = row.chunks(self.group).collect();
+        let start: Vec<i32> = groups.iter().map(|g| grid_index(peak(g), amax)).collect();
+        // Errors relative to `unit`, so that no weight range over- or underflows.
+        let error_at = |g: &[f32], t: i32| {
+            let effective = ratio(t);
+            self.nearest.error(g, 1.0 / (unit * effective)) * effective * effective
+        };
+        let best: Vec<i32> = groups
+            .iter()
+            .zip(&start)
+            .map(|(g, &t0)| {
+                let mut best = (error_at(g, t0), t0);
+                for t in [t0 - 1, t0 - 2, t0 - 3, t0 + 1] {
+                    let e = error_at(g, t);
+                    if e < best.0 {
+                        best = (e, t);
+                    }
+                }
+                best.1
+            })
+            .collect();
+        let high = best.iter().copied().max().unwrap_or(0);
+        let low = best.iter().copied().min().unwrap_or(0);
+        // The row scale fixes which 16 neighbouring grid points the groups can use. Where they don't
+        // all fit, try giving up the largest groups (they clip) for the sake of the smallest.
+        let mut anchor = high;
+        if self.grouped && high - low > 15 {
+            let mut least = f32::INFINITY;
+            for top in ((low + 15).max(high - MAX_ANCHORS)..=high).rev() {
+                let total = groups
+                    .iter()
+                    .zip(&best)
+                    .fold(0f32, |sum, (g, &t)| sum + error_at(g, t.clamp(top - 15, top)));
+                if total < least {
+                    (least, anchor) = (total, top);
+                }
+            }
+        }
+        let scale = self.scale_bits(unit * ratio(anchor) / 128.0);
+        let wanted: Vec<i32> = best.iter().map(|t| 15 - (anchor - t)).collect();
+        self.finish(row, scale, Some(&wanted), codes, steps);
+        scale
+    }
+
+    /// The nearest allowed row scale.
+    fn scale_bits(&self, scale: f32) -> u16 {
+        let bits = half::bf16::from_f32(scale).to_bits();
+        bits.clamp(1 << 7, (max_scale_exponent(self.dtype) << 7) | 0x7f)
+    }
+
+    /// With the row scale settled, picks each group's step (near `wanted`, or any) and codes.
+    fn finish(
+        &self,
+        row: &[f32],
+        scale: u16,
+        wanted: Option<&[i32]>,
+        codes: &mut [u8],
+        steps: &mut [u8],
+    ) {
+        let scale = scale_f32(scale);
+        for (g, (x, codes)) in row.chunks(self.group).zip(codes.chunks_mut(self.group)).enumerate()
+        {
+            let candidates = match wanted {
+                _ if !self.grouped => 15..=15,
+                Some(w) => (w[g] - 1).clamp(0, 15)..=(w[g] + 1).clamp(0, 15),
+                None => 0..=15,
+            };
+            let mut best = (f32::INFINITY, 0usize);
+            for k in candidates {
+                let k = usize::try_from(k).expect("0 to 15");
+                let step = f32::from(STEPS[k]);
+                // Relative to the row scale: only the comparison matters.
+                let e = self.nearest.error(x, 1.0 / (scale * step)) * step * step;
+                if e < best.0 {
+                    best = (e, k);
+                }
+            }
+            let inv = 1.0 / (scale * f32::from(STEPS[if self.grouped { best.1 } else { 15 }]));
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = self.nearest.code[Nearest::cell(x * inv)];
+            }
+            if self.grouped {
+                steps[g / 2] |= u8::try_from(best.1).expect("0 to 15") << (4 * (g % 2));
+            }
+        }
+    }
+}
+
+/// The grid point `t` with `amax * 4^(t/15)` nearest below `peak`: at most 0.
+fn grid_index(peak: f32, amax: f32) -> i32 {
+    let mut t = 0;
+    // At most a few steps for ordinary rows; far smaller groups share the lowest point.
+    while t > -45 && amax * ratio(t) > peak {
+        t -= 1;
+    }
+    t
+}

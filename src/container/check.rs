@@ -1,0 +1,215 @@
+//! What must hold between records: parts against geometry, aliases against targets, parts against
+//! the file (spec/container.md, "Parts" and "Placement").
+
+use std::collections::HashSet;
+
+use crate::codec::{Levels, PlaneLayout};
+use crate::error::{Error, Result};
+use crate::format::{
+    ALIGN_BYTES, Encoding, Index, PREAMBLE_BYTES, Part, PartKind, Preamble, Rule, Storage,
+    TensorEntry, align_up,
+};
+
+/// Checks an index that parsed.
+///
+/// # Errors
+/// `Malformed` with the rule, the record and the offset concerned.
+pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
+    for t in &index.tensors {
+        check_tensor(t, index).map_err(|e| e.in_tensor(&t.name))?;
+    }
+    check_paths(index)?;
+    check_placement(index, preamble)
+}
+
+fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
+    match &t.encoding {
+        Encoding::Raw => {
+            let bytes = t.dtype.tensor_bytes(&t.shape).unwrap_or(0);
+            let expected = if bytes == 0 { vec![] } else { vec![(PartKind::Data, bytes)] };
+            check_parts(&t.parts, &expected)
+        }
+        Encoding::Alias { target } => check_alias(t, target, index),
+        Encoding::Planes { row_dims, group, planes, level_ids } => {
+            if !t.dtype.has_planes() {
+                return Err(Error::malformed(
+                    Rule::PLN_1,
+                    format!("{} tensors can't be stored as planes", t.dtype),
+                ));
+            }
+            let layout = PlaneLayout::new(&t.shape, *row_dims, *group)?;
+            Levels::resolve(level_ids, &index.levels)?;
+            let listed = |p: &&Part| matches!(p.kind, PartKind::Plane(_));
+            let n_planes = t.parts.iter().filter(listed).count();
+            let rows = u128::from(layout.rows);
+            let plane = u128::from(layout.row_bytes()) * rows;
+            let mut expected = vec![];
+            if planes.is_none() {
+                expected.push((PartKind::Counts, u128::from(layout.counts_bytes())));
+            }
+            expected.push((PartKind::Scales, 2 * rows));
+            if layout.n_groups() > 0 {
+                expected.push((PartKind::Steps, u128::from(layout.steps_row_bytes()) * rows));
+            }
+            // With counts per row the first three planes are whole, the others at most that long;
+            // their exact length follows from the counts part and is checked when that is read.
+            for p in 0..planes.map_or(n_planes.clamp(4, 8), usize::from) {
+                let p = u8::try_from(p).expect("at most 8");
+                let len = match t.parts.iter().find(|x| x.kind == PartKind::Plane(p)) {
+                    Some(part) if planes.is_none() && p >= 3 && u128::from(part.len) <= plane => {
+                        u128::from(part.len)
+                    }
+                    _ => plane,
+                };
+                expected.push((PartKind::Plane(p), len));
+            }
+            let expected: Option<Vec<_>> =
+                expected.into_iter().map(|(k, n)| Some((k, u64::try_from(n).ok()?))).collect();
+            let expected =
+                expected.ok_or_else(|| Error::malformed(Rule::TEN_2, "tensor is too large"))?;
+            check_parts(&t.parts, &expected)
+        }
+    }
+}
+
+fn check_parts(parts: &[Part], expected: &[(PartKind, u64)]) -> Result<()> {
+    let known = || parts.iter().filter(|p| !matches!(p.kind, PartKind::Unknown(..)));
+    if !known().map(|p| p.kind).eq(expected.iter().map(|e| e.0)) {
+        let list =
+            |kinds: Vec<PartKind>| kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", ");
+        return Err(Error::malformed(
+            Rule::PRT_4,
+            format!(
+                "parts are [{}], expected [{}]",
+                list(known().map(|p| p.kind).collect()),
+                list(expected.iter().map(|e| e.0).collect())
+            ),
+        ));
+    }
+    for (part, (_, len)) in known().zip(expected) {
+        if part.len != *len {
+            return Err(Error::malformed(
+                Rule::PRT_5,
+                format!("index says {} bytes, the shape needs {len}", part.len),
+            )
+            .in_part(part.kind.name())
+            .at(part.offset));
+        }
+        if part.storage == Storage::Zstd && part.kind != PartKind::Data {
+            return Err(Error::malformed(Rule::PRT_7, "only data parts may be stored as zstd")
+                .in_part(part.kind.name())
+                .at(part.offset));
+        }
+    }
+    Ok(())
+}
+
+fn check_alias(t: &TensorEntry, target: &str, index: &Index) -> Result<()> {
+    let fail = |text: &str| {
+        Err(Error::malformed(
+            Rule::TEN_4,
+            format!("alias of \"{}\": {text}", target.escape_debug()),
+        ))
+    };
+    if !t.parts.is_empty() {
+        return fail("an alias has no parts");
+    }
+    let Some(other) = index.tensor(target) else {
+        return fail("there is no such tensor");
+    };
+    if matches!(other.encoding, Encoding::Alias { .. }) {
+        return fail("the target is an alias itself");
+    }
+    if (other.dtype, &other.shape, other.decoded_sha256) != (t.dtype, &t.shape, t.decoded_sha256) {
+        return fail("dtype, shape or decoded digest differ");
+    }
+    Ok(())
+}
+
+fn check_paths(index: &Index) -> Result<()> {
+    let paths: HashSet<&str> = index.files.iter().map(|f| f.path.as_str()).collect();
+    for file in &index.files {
+        for (at, _) in file.path.match_indices('/') {
+            if paths.contains(&file.path[..at]) {
+                return Err(Error::malformed(
+                    Rule::NAM_3,
+                    format!("\"{}\" is a file and a folder", file.path[..at].escape_debug()),
+                )
+                .in_tensor(&file.path));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Parts tile the bytes between preamble and index: none overlap and nothing hides between them.
+fn check_placement(index: &Index, preamble: &Preamble) -> Result<()> {
+    let mut parts: Vec<(&str, &Part)> = index.parts().collect();
+    parts.sort_by_key(|(_, p)| p.offset);
+    let mut end = PREAMBLE_BYTES as u64;
+    for (name, part) in parts {
+        let expected = align_up(end, ALIGN_BYTES);
+        if Some(part.offset) != expected {
+            return Err(Error::malformed(
+                Rule::PRT_3,
+                format!(
+                    "part starts at byte {}, the one before it ends at {end}: expected the next multiple of {ALIGN_BYTES}",
+                    part.offset
+                ),
+            )
+            .in_tensor(name)
+            .in_part(part.kind.name())
+            .at(part.offset));
+        }
+        end = part
+            .offset
+            .checked_add(part.stored_len)
+            .filter(|&e| e <= preamble.index_offset)
+            .ok_or_else(|| {
+                Error::malformed(
+                    Rule::PRT_3,
+                    format!(
+                        "part of {} bytes reaches beyond the data section, which ends at byte {}",
+                        part.stored_len, preamble.index_offset
+                    ),
+                )
+                .in_tensor(name)
+                .in_part(part.kind.name())
+                .at(part.offset)
+            })?;
+    }
+    if align_up(end, ALIGN_BYTES) != Some(preamble.index_offset) {
+        return Err(Error::malformed(
+            Rule::PRT_3,
+            format!(
+                "data ends at byte {end}, the index starts at {}: bytes between belong to nothing",
+                preamble.index_offset
+            ),
+        )
+        .at(end));
+    }
+    check_order(index)
+}
+
+/// The parts of one record follow one another in the order they are listed, so that one ranged read
+/// fetches a tensor.
+fn check_order(index: &Index) -> Result<()> {
+    let tensors = index.tensors.iter().map(|t| (&t.name, &t.parts));
+    let files = index.files.iter().map(|f| (&f.path, &f.parts));
+    let others = index.others.iter().map(|o| (&o.name, &o.parts));
+    for (name, parts) in tensors.chain(files).chain(others) {
+        for pair in parts.windows(2) {
+            let end = pair[0].offset.saturating_add(pair[0].stored_len);
+            if Some(pair[1].offset) != align_up(end, ALIGN_BYTES) {
+                return Err(Error::malformed(
+                    Rule::PRT_3,
+                    "parts of one record don't follow one another",
+                )
+                .in_tensor(name)
+                .in_part(pair[1].kind.name())
+                .at(pair[1].offset));
+            }
+        }
+    }
+    Ok(())
+}

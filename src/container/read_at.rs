@@ -1,0 +1,110 @@
+//! Positioned reads: the only thing a reader needs from its input.
+
+use std::fs::File;
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A source of bytes that can be read at any position: a file, a slice, HTTP ranges.
+pub trait ReadAt {
+    /// Length of the source in bytes.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn len_bytes(&self) -> Result<u64>;
+
+    /// Fills `buf` with the bytes that start at `offset`.
+    ///
+    /// # Errors
+    /// `Truncated` with the exact range wanted when the source ends before it; `Io`.
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for &T {
+    fn len_bytes(&self) -> Result<u64> {
+        (**self).len_bytes()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        (**self).read_exact_at(offset, buf)
+    }
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
+    fn len_bytes(&self) -> Result<u64> {
+        (**self).len_bytes()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        (**self).read_exact_at(offset, buf)
+    }
+}
+
+fn truncated(needed: Range<u64>) -> Error {
+    let text = format!("input ends before bytes {}..{}", needed.start, needed.end);
+    let at = needed.start;
+    Error::new(ErrorKind::Truncated { needed }, text).at(at)
+}
+
+impl ReadAt for [u8] {
+    fn len_bytes(&self) -> Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let from = usize::try_from(offset).ok();
+        let range = from.and_then(|f| Some(f..f.checked_add(buf.len())?));
+        match range.and_then(|r| self.get(r)) {
+            Some(bytes) => buf.copy_from_slice(bytes),
+            None => return Err(truncated(offset..offset.saturating_add(buf.len() as u64))),
+        }
+        Ok(())
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn len_bytes(&self) -> Result<u64> {
+        self.as_slice().len_bytes()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.as_slice().read_exact_at(offset, buf)
+    }
+}
+
+impl ReadAt for File {
+    fn len_bytes(&self) -> Result<u64> {
+        Ok(self.metadata().map_err(|e| Error::io("can't get the file's length", e))?.len())
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        #[cfg(unix)]
+        let result = std::os::unix::fs::FileExt::read_exact_at(self, buf, offset);
+        #[cfg(windows)]
+        let result = seek_read_exact(self, offset, buf);
+        result.map_err(|e| {
+            if e.kind() == std::io::ErrorKind::UnexpectedEof {
+                truncated(offset..offset.saturating_add(buf.len() as u64)).with_source(e)
+            } else {
+                Error::io("can't read", e).at(offset)
+            }
+        })
+    }
+}
+
+#[cfg(windows)]
+fn seek_read_exact(file: &File, mut offset: u64, mut buf: &mut [u8]) -> std::io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !buf.is_empty() {
+        match file.seek_read(buf, offset) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                buf = &mut buf[n..];
+                offset += n as u64;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}

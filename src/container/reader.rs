@@ -1,0 +1,258 @@
+//! Opening a container and reading its parts, every byte checked against its checksum.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use super::check::check_index;
+use super::read_at::ReadAt;
+use super::view::TensorView;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    Attachment, CHUNK_BYTES, Digest, FileEntry, Index, PREAMBLE_BYTES, Part, Preamble, Rule,
+    Storage, parse_attachments, to_usize,
+};
+use crate::limits::{Limit, Limits};
+
+/// An open container: preamble and index are read and checked, payload is read on demand.
+///
+/// Opening costs two reads, whatever the size of the payload. Every part that is read later is
+/// checked against its chunk checksums; digests and roots are compared by [`crate::verify`].
+///
+/// ```no_run
+/// use ultracompress::Container;
+///
+/// let pack = Container::open_path("model.uc")?;
+/// let view = pack.tensor("lm_head.weight").expect("the model has a head");
+/// let bf16: Vec<u8> = view.decode()?;
+/// # Ok::<(), ultracompress::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Container<R> {
+    reader: R,
+    preamble: Preamble,
+    index: Index,
+    limits: Limits,
+}
+
+impl Container<File> {
+    /// Opens a file with default [`Limits`].
+    ///
+    /// # Errors
+    /// As [`Container::open`]; errors name the file.
+    pub fn open_path(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let open = || {
+            let file = File::open(path).map_err(|e| Error::io("can't open", e))?;
+            let meta = file.metadata().map_err(|e| Error::io("can't open", e))?;
+            if meta.is_dir() {
+                return Err(Error::new(ErrorKind::Io, "is a folder, not a .uc file"));
+            }
+            Self::open(file)
+        };
+        open().map_err(|e| e.in_file(path.display().to_string()))
+    }
+}
+
+impl<R: ReadAt> Container<R> {
+    /// Opens a container with default [`Limits`].
+    ///
+    /// # Errors
+    /// `Malformed` with the broken rule, `UnsupportedVersion`, `UnsupportedFeature`, `Truncated`,
+    /// `Integrity` where preamble or index disagree with their checksums, `LimitExceeded`, `Io`.
+    ///
+    /// # Spec
+    /// container.md, "Opening a file".
+    pub fn open(reader: R) -> Result<Self> {
+        Self::open_with(reader, Limits::default())
+    }
+
+    /// Opens a container with limits of the caller.
+    ///
+    /// # Errors
+    /// As [`Container::open`].
+    pub fn open_with(reader: R, limits: Limits) -> Result<Self> {
+        let file_len = reader.len_bytes()?;
+        let mut first = vec![0; to_usize(file_len.min(PREAMBLE_BYTES as u64))?];
+        reader.read_exact_at(0, &mut first)?;
+        let preamble = Preamble::parse(&first, file_len)?;
+        check_limit(preamble.index_len, limits.max_index_bytes, Limit::IndexBytes)?;
+        let mut bytes = vec![0; to_usize(preamble.index_len)?];
+        reader.read_exact_at(preamble.index_offset, &mut bytes)?;
+        check_crc(&bytes, preamble.index_crc32, Rule::IDX_1)
+            .map_err(|e| e.in_part("index").at(preamble.index_offset))?;
+        let index = Index::parse(&bytes, preamble.index_offset, preamble.n_records)?;
+        check_index(&index, &preamble)?;
+        Ok(Self { reader, preamble, index, limits })
+    }
+
+    /// The header.
+    pub fn preamble(&self) -> &Preamble {
+        &self.preamble
+    }
+
+    /// The index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The input.
+    pub fn reader(&self) -> &R {
+        &self.reader
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_, R>> {
+        self.index.tensors.iter().map(|entry| TensorView::new(self, entry))
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_, R>> {
+        self.index.tensor(name).map(|entry| TensorView::new(self, entry))
+    }
+
+    /// The bytes of a carried file, compared with its SHA-256.
+    ///
+    /// # Errors
+    /// `Integrity` where a checksum or the digest disagrees, `LimitExceeded`, `Truncated`, `Io`.
+    pub fn read_file(&self, file: &FileEntry) -> Result<Vec<u8>> {
+        let read = || {
+            check_limit(file.len, self.limits.max_file_bytes, Limit::FileBytes)?;
+            let bytes = match file.parts.first() {
+                Some(part) if file.len > 0 => self.read_part(part, 0..part.len)?,
+                _ => vec![],
+            };
+            let found = Digest::of(&bytes);
+            if found != file.sha256 {
+                return Err(Error::integrity(format!(
+                    "SHA-256 is {found}, the index says {} ({})",
+                    file.sha256,
+                    Rule::FIL_1
+                )));
+            }
+            Ok(bytes)
+        };
+        read().map_err(|e| e.in_tensor(&file.path))
+    }
+
+    /// The manifest's bytes, compared with their checksum.
+    ///
+    /// # Errors
+    /// `Integrity`, `LimitExceeded`, `Io`.
+    pub fn manifest_bytes(&self) -> Result<Vec<u8>> {
+        let p = &self.preamble;
+        check_limit(p.manifest_len, self.limits.max_manifest_bytes, Limit::ManifestBytes)?;
+        let mut bytes = vec![0; to_usize(p.manifest_len)?];
+        self.reader.read_exact_at(p.manifest_offset, &mut bytes)?;
+        check_crc(&bytes, p.manifest_crc32, Rule::MAN_4)
+            .map_err(|e| e.in_part("manifest").at(p.manifest_offset))?;
+        Ok(bytes)
+    }
+
+    /// Receipts and signatures behind the core.
+    ///
+    /// # Errors
+    /// `Integrity`, `Malformed(UC-ATT-1)`, `LimitExceeded`, `Io`.
+    pub fn attachments(&self) -> Result<Vec<Attachment>> {
+        let p = &self.preamble;
+        let len = p.attachments_len();
+        check_limit(len, self.limits.max_attachment_bytes, Limit::AttachmentBytes)?;
+        let mut bytes = vec![0; to_usize(len)?];
+        self.reader.read_exact_at(p.core_len, &mut bytes)?;
+        if len > 0 {
+            check_crc(&bytes, p.attachments_crc32, Rule::ATT_1)
+                .map_err(|e| e.in_part("attachments").at(p.core_len))?;
+        }
+        parse_attachments(&bytes, p.core_len)
+    }
+
+    /// The bytes `range` of a part's content. Reads and checks the chunks that hold them.
+    ///
+    /// # Errors
+    /// `Integrity` where a chunk disagrees with its checksum, `Malformed(UC-PRT-7)` for a damaged zstd
+    /// frame, `UnsupportedFeature` for zstd without the `zstd` feature, `Truncated`, `Io`.
+    pub(crate) fn read_part(&self, part: &Part, range: Range<u64>) -> Result<Vec<u8>> {
+        self.read_part_inner(part, range).map_err(|e| e.in_part(part.kind.name()))
+    }
+
+    fn read_part_inner(&self, part: &Part, range: Range<u64>) -> Result<Vec<u8>> {
+        if range.is_empty() {
+            return Ok(vec![]);
+        }
+        if range.end > part.len {
+            return Err(Error::argument(format!(
+                "bytes {range:?} of a part of {} bytes",
+                part.len
+            )));
+        }
+        let first = to_usize(range.start / CHUNK_BYTES)?;
+        let last = to_usize((range.end - 1) / CHUNK_BYTES)?;
+        let stored = |chunks: &[crate::format::Chunk]| {
+            chunks.iter().map(|c| u64::from(c.stored_len)).sum::<u64>()
+        };
+        let start = part.offset + stored(&part.chunks[..first]);
+        let mut bytes = vec![0; to_usize(stored(&part.chunks[first..=last]))?];
+        self.reader.read_exact_at(start, &mut bytes)?;
+        let mut rest = &bytes[..];
+        let mut at = start;
+        let mut plain = Vec::new();
+        for (i, chunk) in part.chunks.iter().enumerate().take(last + 1).skip(first) {
+            let (frame, tail) = rest.split_at(chunk.stored_len as usize);
+            check_crc(frame, chunk.crc32, Rule::PRT_6)
+                .map_err(|e| Error::integrity(format!("chunk {i}: {}", e.message())).at(at))?;
+            if part.storage == Storage::Zstd {
+                plain.extend(inflate(frame, to_usize(part.chunk_len(i))?).map_err(|e| {
+                    Error::new(e.kind().clone(), format!("chunk {i}: {}", e.message())).at(at)
+                })?);
+            }
+            rest = tail;
+            at += u64::from(chunk.stored_len);
+        }
+        let mut content = if part.storage == Storage::Zstd { plain } else { bytes };
+        let skip = to_usize(range.start - first as u64 * CHUNK_BYTES)?;
+        content.truncate(skip + to_usize(range.end - range.start)?);
+        content.drain(..skip);
+        Ok(content)
+    }
+}
+
+fn check_limit(found: u64, allowed: u64, limit: Limit) -> Result<()> {
+    if found > allowed {
+        return Err(Error::new(
+            ErrorKind::LimitExceeded(limit),
+            format!("{found} bytes, {limit} allows {allowed} ({})", Rule::LIM_1),
+        ));
+    }
+    Ok(())
+}
+
+fn check_crc(bytes: &[u8], expected: u32, rule: Rule) -> Result<()> {
+    let found = crc32fast::hash(bytes);
+    if found != expected {
+        return Err(Error::integrity(format!(
+            "checksum is {found:08x}, the file says {expected:08x} ({rule})"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(feature = "zstd")]
+fn inflate(frame: &[u8], len: usize) -> Result<Vec<u8>> {
+    // The capacity bounds what a hostile frame can produce: at most 1 MiB.
+    match zstd::bulk::decompress(frame, len) {
+        Ok(bytes) if bytes.len() == len => Ok(bytes),
+        Ok(bytes) => Err(Error::malformed(
+            Rule::PRT_7,
+            format!("zstd frame holds {} bytes, expected {len}", bytes.len()),
+        )),
+        Err(e) => Err(Error::malformed(Rule::PRT_7, format!("zstd frame: {e}")).with_source(e)),
+    }
+}
+
+#[cfg(not(feature = "zstd"))]
+fn inflate(_: &[u8], _: usize) -> Result<Vec<u8>> {
+    Err(Error::new(
+        ErrorKind::UnsupportedFeature,
+        "part is stored as zstd and this build lacks the `zstd` feature",
+    ))
+}

@@ -1,0 +1,370 @@
+//! One tensor of an open container, and decoding it.
+
+use std::ops::Range;
+
+use super::read_at::ReadAt;
+use super::reader::Container;
+use crate::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, convert_raw, decode_run};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{CHUNK_BYTES, Dtype, Encoding, PartKind, Rule, TensorEntry, to_usize};
+
+/// A tensor of a [`Container`]: its record, and the way to its values.
+#[derive(Debug)]
+pub struct TensorView<'a, R> {
+    container: &'a Container<R>,
+    entry: &'a TensorEntry,
+}
+
+impl<R> Clone for TensorView<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R> Copy for TensorView<'_, R> {}
+
+/// How to decode a tensor.
+///
+/// ```no_run
+/// # use ultracompress::{Container, DecodeOptions, Dtype};
+/// # let pack = Container::open_path("model.uc")?;
+/// # let view = pack.tensor("lm_head.weight").expect("the model has a head");
+/// // Rows 16 to 31 of the first four planes, as binary32.
+/// let some = DecodeOptions::new().with_dtype(Dtype::F32).with_planes(4).with_rows(16..32);
+/// let bytes = some.decode(&view)?;
+/// # Ok::<(), ultracompress::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct DecodeOptions {
+    /// Element type of the output; the source's by default. Applies to F16, BF16, F32 and F64 tensors,
+    /// others keep their type.
+    pub dtype: Option<Dtype>,
+    /// Rows to decode; all by default. Rows are those of the first dimensions as stored: for a raw
+    /// tensor the first dimension.
+    pub rows: Option<Range<u64>>,
+    /// Read at most this many planes of each row (3 to 8); all by default.
+    pub planes: Option<u8>,
+}
+
+impl DecodeOptions {
+    /// Everything, at the source's type.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`DecodeOptions::dtype`].
+    #[must_use]
+    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Sets [`DecodeOptions::rows`].
+    #[must_use]
+    pub fn with_rows(mut self, rows: Range<u64>) -> Self {
+        self.rows = Some(rows);
+        self
+    }
+
+    /// Sets [`DecodeOptions::planes`].
+    #[must_use]
+    pub fn with_planes(mut self, planes: u8) -> Self {
+        self.planes = Some(planes);
+        self
+    }
+
+    /// The element type that `view` decodes to.
+    pub fn target<R: ReadAt>(&self, view: &TensorView<'_, R>) -> Dtype {
+        match self.dtype {
+            Some(to) if view.dtype().has_planes() => to,
+            _ => view.dtype(),
+        }
+    }
+
+    /// Bytes that [`DecodeOptions::decode_into`] needs for `view`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for rows outside the tensor or a type that isn't a float.
+    pub fn output_bytes<R: ReadAt>(&self, view: &TensorView<'_, R>) -> Result<usize> {
+        let (rows, cols) = view.matrix()?;
+        let range = self.range(rows)?;
+        let target = self.target(view);
+        let bits =
+            u128::from(range.end - range.start) * u128::from(cols) * u128::from(target.bits());
+        u64::try_from(bits / 8)
+            .map_err(|_| Error::argument("output is too large"))
+            .and_then(to_usize)
+    }
+
+    fn range(&self, rows: u64) -> Result<Range<u64>> {
+        let range = self.rows.clone().unwrap_or(0..rows);
+        if range.start > range.end || range.end > rows {
+            return Err(Error::argument(format!("rows {range:?} of a tensor with {rows} rows")));
+        }
+        if let Some(to) = self.dtype.filter(|d| !d.has_planes()) {
+            return Err(Error::argument(format!("can't decode to {to}")));
+        }
+        if let Some(n) = self.planes.filter(|n| !(3..=8).contains(n)) {
+            return Err(Error::argument(format!("can't read {n} planes, 3 to 8 are possible")));
+        }
+        Ok(range)
+    }
+
+    /// Decodes to a new buffer of little-endian elements, row by row.
+    ///
+    /// # Errors
+    /// As [`DecodeOptions::decode_into`].
+    pub fn decode<R: ReadAt>(&self, view: &TensorView<'_, R>) -> Result<Vec<u8>> {
+        let mut out = vec![0; self.output_bytes(view)?];
+        self.decode_into(view, &mut out)?;
+        Ok(out)
+    }
+
+    /// Decodes into `out`, which must have exactly [`DecodeOptions::output_bytes`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for impossible options or a buffer of another size, `Integrity` where a chunk
+    /// disagrees with its checksum, `Malformed` where stored values break a rule, `Truncated`, `Io`.
+    /// After an error the content of `out` is unspecified.
+    pub fn decode_into<R: ReadAt>(&self, view: &TensorView<'_, R>, out: &mut [u8]) -> Result<()> {
+        let needed = self.output_bytes(view)?;
+        if out.len() != needed {
+            return Err(Error::argument(format!(
+                "buffer has {} bytes, {needed} needed",
+                out.len()
+            )));
+        }
+        self.decode_checked(view, out).map_err(|e| e.in_tensor(view.name()))
+    }
+
+    fn decode_checked<R: ReadAt>(&self, view: &TensorView<'_, R>, out: &mut [u8]) -> Result<()> {
+        let (rows, cols) = view.matrix()?;
+        let range = self.range(rows)?;
+        let stored = view.resolve()?;
+        let Encoding::Planes { .. } = stored.entry.encoding else {
+            let Some(part) = stored.part(PartKind::Data) else { return Ok(()) };
+            let row_bits = u128::from(cols) * u128::from(view.dtype().bits());
+            let at =
+                |row: u64| u64::try_from(u128::from(row) * row_bits / 8).expect("within the part");
+            let bytes = view.container.read_part(part, at(range.start)..at(range.end))?;
+            let (bytes, _) = convert_raw(bytes, view.dtype(), self.target(view));
+            out.copy_from_slice(&bytes);
+            return Ok(());
+        };
+        let planes = PlanesReader::new(stored)?;
+        planes.decode_rows(range, self.planes.unwrap_or(8), self.target(view), out)
+    }
+
+    /// Decodes tile by tile, in order, so that a tensor of any size needs little memory: calls
+    /// `emit` with the bytes of each tile.
+    ///
+    /// # Errors
+    /// As [`DecodeOptions::decode_into`], and whatever `emit` returns.
+    pub fn decode_tiles<R: ReadAt>(
+        &self,
+        view: &TensorView<'_, R>,
+        mut emit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (rows, cols) = view.matrix()?;
+        let range = self.range(rows)?;
+        let in_tensor = |e: Error| e.in_tensor(view.name());
+        let stored = view.resolve().map_err(in_tensor)?;
+        let target = self.target(view);
+        // One chunk of each plane (or of a raw tensor) is 8 Mi weights at the most.
+        let per_row = match stored.entry.encoding {
+            Encoding::Planes { .. } => cols.div_ceil(8),
+            _ => (cols.saturating_mul(view.dtype().bits()) / 8).max(1),
+        };
+        let step = (CHUNK_BYTES / per_row).max(1);
+        let planes = match stored.entry.encoding {
+            Encoding::Planes { .. } => Some(PlanesReader::new(stored).map_err(in_tensor)?),
+            _ => None,
+        };
+        let mut buffer = Vec::new();
+        let mut row = range.start;
+        while row < range.end {
+            let tile = row..(row + step).min(range.end);
+            row = tile.end;
+            let one = DecodeOptions { rows: Some(tile.clone()), ..self.clone() };
+            buffer.resize(one.output_bytes(view)?, 0);
+            match &planes {
+                Some(p) => p
+                    .decode_rows(tile, self.planes.unwrap_or(8), target, &mut buffer)
+                    .map_err(in_tensor)?,
+                None => one.decode_into(view, &mut buffer)?,
+            }
+            emit(&buffer)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a, R: ReadAt> TensorView<'a, R> {
+    pub(crate) fn new(container: &'a Container<R>, entry: &'a TensorEntry) -> Self {
+        Self { container, entry }
+    }
+
+    /// The tensor's name.
+    pub fn name(&self) -> &'a str {
+        &self.entry.name
+    }
+
+    /// The element type of the source.
+    pub fn dtype(&self) -> Dtype {
+        self.entry.dtype
+    }
+
+    /// The dimensions.
+    pub fn shape(&self) -> &'a [u64] {
+        &self.entry.shape
+    }
+
+    /// The index record.
+    pub fn entry(&self) -> &'a TensorEntry {
+        self.entry
+    }
+
+    /// All values at the source's type, little-endian.
+    ///
+    /// # Errors
+    /// As [`DecodeOptions::decode_into`].
+    pub fn decode(&self) -> Result<Vec<u8>> {
+        DecodeOptions::new().decode(self)
+    }
+
+    /// The tensor whose parts hold the values: this one, or the target of an alias.
+    pub(crate) fn resolve(&self) -> Result<TensorView<'a, R>> {
+        match &self.entry.encoding {
+            Encoding::Alias { target } => self.container.tensor(target).ok_or_else(|| {
+                Error::malformed(Rule::TEN_4, format!("alias of \"{target}\", which doesn't exist"))
+            }),
+            _ => Ok(*self),
+        }
+    }
+
+    fn part(&self, kind: PartKind) -> Option<&'a crate::format::Part> {
+        self.entry.parts.iter().find(|p| p.kind == kind)
+    }
+
+    /// Rows and columns: as stored for planes, first dimension and the rest for raw tensors.
+    fn matrix(&self) -> Result<(u64, u64)> {
+        let stored = self.resolve()?;
+        if let Encoding::Planes { row_dims, group, .. } = stored.entry.encoding {
+            let layout = PlaneLayout::new(&stored.entry.shape, row_dims, group)?;
+            return Ok((layout.rows, layout.cols));
+        }
+        let shape = self.shape();
+        // Whole bytes a row: element types of 4 and 6 bits are read as one row.
+        match shape.split_first() {
+            Some((&rows, rest)) if self.dtype().tensor_bytes(rest).is_some() => {
+                Ok((rows, crate::format::elements(rest).unwrap_or(0)))
+            }
+            _ => Ok((1, crate::format::elements(shape).unwrap_or(0))),
+        }
+    }
+}
+
+/// A `planes` tensor with its counts and level tables at hand.
+struct PlanesReader<'a, R> {
+    view: TensorView<'a, R>,
+    layout: PlaneLayout,
+    counts: PlaneCounts,
+    levels: Levels<'a>,
+}
+
+impl<'a, R: ReadAt> PlanesReader<'a, R> {
+    fn new(view: TensorView<'a, R>) -> Result<Self> {
+        let Encoding::Planes { row_dims, group, planes, level_ids } = &view.entry.encoding else {
+            return Err(Error::argument("tensor is not stored as planes"));
+        };
+        let layout = PlaneLayout::new(&view.entry.shape, *row_dims, *group)?;
+        let counts = match planes {
+            Some(n) => PlaneCounts::Uniform(*n),
+            None => {
+                let part = view.require(PartKind::Counts)?;
+                let bytes = view.container.read_part(part, 0..part.len)?;
+                PlaneCounts::parse(&bytes, to_usize(layout.rows)?)
+                    .map_err(|e| e.in_part(PartKind::Counts.name()).at(part.offset))?
+            }
+        };
+        for (p, rows) in (0u8..).zip(counts.rows_with(layout.rows)) {
+            let found = view.part(PartKind::Plane(p)).map_or(0, |part| part.len);
+            let needed = rows * layout.row_bytes();
+            if found != needed {
+                return Err(Error::malformed(
+                    Rule::PRT_5,
+                    format!("index says {found} bytes, the counts need {needed}"),
+                )
+                .in_part(PartKind::Plane(p).name()));
+            }
+        }
+        let used = |native: u8| match &counts {
+            PlaneCounts::Uniform(n) => *n == native,
+            PlaneCounts::PerRow(rows) => rows.contains(&native),
+        };
+        for (native, id) in (3u8..).zip(level_ids) {
+            if *id != 0 && !used(native) {
+                return Err(Error::malformed(
+                    Rule::LVL_3,
+                    format!("level table {id} is for {native} planes, which no row has"),
+                ));
+            }
+        }
+        let levels = Levels::resolve(level_ids, &view.container.index().levels)?;
+        Ok(Self { view, layout, counts, levels })
+    }
+
+    fn decode_rows(
+        &self,
+        range: Range<u64>,
+        rung: u8,
+        target: Dtype,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let layout = &self.layout;
+        let read = |kind, row_bytes: u64, rows: &Range<u64>| {
+            let part = self.view.require(kind)?;
+            self.view.container.read_part(part, rows.start * row_bytes..rows.end * row_bytes)
+        };
+        let row_out = to_usize(layout.cols)? * to_usize(target.bits() / 8)?;
+        for run in self.counts.runs(range.clone()) {
+            let rows = &run.stored;
+            let scales = read(PartKind::Scales, 2, rows)?;
+            let steps = match layout.n_groups() {
+                0 => vec![],
+                _ => read(PartKind::Steps, layout.steps_row_bytes(), rows)?,
+            };
+            let planes = (0..run.native.min(rung))
+                .map(|p| read(PartKind::Plane(p), layout.row_bytes(), rows))
+                .collect::<Result<Vec<_>>>()?;
+            let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+            let bytes =
+                RunBytes { native: run.native, scales: &scales, steps: &steps, planes: &planes };
+            // The rows of the run are those of the range with this count, in order.
+            let first = to_usize(range.start)?;
+            let places: Option<Vec<usize>> = match &self.counts {
+                PlaneCounts::Uniform(_) => None,
+                PlaneCounts::PerRow(counts) => Some(
+                    (first..to_usize(range.end)?)
+                        .filter(|&r| counts[r] == run.native)
+                        .map(|r| r - first)
+                        .collect(),
+                ),
+            };
+            decode_run(layout, &self.levels, &bytes, self.view.dtype(), target, |i, row| {
+                let at = places.as_ref().map_or(i, |p| p[i]);
+                out[at * row_out..][..row_out].copy_from_slice(row);
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a, R: ReadAt> TensorView<'a, R> {
+    fn require(&self, kind: PartKind) -> Result<&'a crate::format::Part> {
+        self.part(kind).ok_or_else(|| {
+            Error::new(ErrorKind::Malformed(Rule::PRT_4), format!("{} is missing", kind.name()))
+        })
+    }
+}

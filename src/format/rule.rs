@@ -1,0 +1,100 @@
+//! The numbered rules of the spec, as errors and vectors cite them.
+
+use std::fmt;
+
+/// One numbered requirement of the spec, such as `UC-IDX-3`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rule(&'static str);
+
+macro_rules! rules {
+    ($($name:ident = $id:literal: $doc:literal;)*) => {
+        impl Rule {
+            $(#[doc = $doc] pub const $name: Rule = Rule($id);)*
+
+            /// Every rule, in the order of the spec.
+            pub const ALL: &'static [Rule] = &[$(Rule::$name,)*];
+
+            /// What the rule is about, in a few words.
+            pub fn title(self) -> &'static str {
+                match self.0 { $($id => $doc,)* _ => "" }
+            }
+        }
+    };
+}
+
+rules! {
+    HDR_1 = "UC-HDR-1": "The magic bytes.";
+    HDR_2 = "UC-HDR-2": "The format version.";
+    HDR_3 = "UC-HDR-3": "The checksum of the preamble.";
+    HDR_4 = "UC-HDR-4": "The length of the preamble and its reserved bytes.";
+    HDR_5 = "UC-HDR-5": "Required and optional feature bits.";
+    HDR_6 = "UC-HDR-6": "The length of the file.";
+    HDR_7 = "UC-HDR-7": "Where index, manifest and attachments lie.";
+    HDR_8 = "UC-HDR-8": "Shard number and shard count.";
+    IDX_1 = "UC-IDX-1": "The checksum of the index.";
+    IDX_2 = "UC-IDX-2": "The frame of an index record.";
+    IDX_3 = "UC-IDX-3": "The number of records and the end of the index.";
+    IDX_4 = "UC-IDX-4": "The order of records.";
+    IDX_5 = "UC-IDX-5": "Unknown records.";
+    NAM_1 = "UC-NAM-1": "Names of tensors and tables.";
+    NAM_2 = "UC-NAM-2": "Paths of carried files.";
+    NAM_3 = "UC-NAM-3": "No carried path is a folder of another.";
+    DTY_1 = "UC-DTY-1": "Codes of element types.";
+    TEN_1 = "UC-TEN-1": "The body of a tensor record.";
+    TEN_2 = "UC-TEN-2": "The size of a tensor.";
+    TEN_3 = "UC-TEN-3": "Fields that an encoding doesn't use are zero.";
+    TEN_4 = "UC-TEN-4": "What an alias may point to.";
+    TEN_5 = "UC-TEN-5": "The decoded digest of a tensor.";
+    FIL_1 = "UC-FIL-1": "The body of a file record and its digest.";
+    PRT_1 = "UC-PRT-1": "The header of a part.";
+    PRT_2 = "UC-PRT-2": "Chunks of a part.";
+    PRT_3 = "UC-PRT-3": "Parts tile the data section.";
+    PRT_4 = "UC-PRT-4": "Which parts a record has, and their order.";
+    PRT_5 = "UC-PRT-5": "The length of each part.";
+    PRT_6 = "UC-PRT-6": "The checksum of a chunk.";
+    PRT_7 = "UC-PRT-7": "zstd chunks.";
+    PLN_1 = "UC-PLN-1": "Which element types may be stored as planes.";
+    PLN_2 = "UC-PLN-2": "Rows and columns of a tensor.";
+    PLN_3 = "UC-PLN-3": "Planes per row.";
+    PLN_4 = "UC-PLN-4": "Groups.";
+    PLN_5 = "UC-PLN-5": "The order of rows.";
+    PLN_6 = "UC-PLN-6": "The order of bits inside a plane.";
+    PLN_7 = "UC-PLN-7": "The layout of the steps part.";
+    LVL_1 = "UC-LVL-1": "The body of a level table record.";
+    LVL_2 = "UC-LVL-2": "Levels increase strictly.";
+    LVL_3 = "UC-LVL-3": "Which table a tensor uses.";
+    LVL_4 = "UC-LVL-4": "The default tables.";
+    VAL_1 = "UC-VAL-1": "The range of row scales.";
+    VAL_2 = "UC-VAL-2": "The sixteen steps.";
+    VAL_3 = "UC-VAL-3": "The value of a weight.";
+    VAL_4 = "UC-VAL-4": "Rounding to the target type.";
+    VAL_5 = "UC-VAL-5": "Rungs: reading fewer planes.";
+    ROOT_1 = "UC-ROOT-1": "The hash tree.";
+    ROOT_2 = "UC-ROOT-2": "The decoded root.";
+    ROOT_3 = "UC-ROOT-3": "The stored root.";
+    MAN_1 = "UC-MAN-1": "The manifest is canonical JSON with integers only.";
+    MAN_2 = "UC-MAN-2": "The members of the manifest.";
+    MAN_3 = "UC-MAN-3": "The manifest agrees with the index.";
+    MAN_4 = "UC-MAN-4": "The checksum of the manifest.";
+    ATT_1 = "UC-ATT-1": "The attachment section.";
+    LIM_1 = "UC-LIM-1": "Ceilings of a reader.";
+}
+
+impl Rule {
+    /// The rule's number as the spec prints it.
+    pub const fn id(self) -> &'static str {
+        self.0
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}

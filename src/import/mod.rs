@@ -1,0 +1,25 @@
+//! Checkpoints in and out: Hugging Face folders and safetensors files.
+//!
+//! ```text
+//! source  -> plan (recipe, default rule) -> pack
+//! pack    -> unpack
+//! model   -> compare: two models of either kind
+//! ```
+
+mod against;
+mod compare;
+mod model;
+mod output;
+mod pack;
+mod plan;
+mod safetensors_file;
+mod source;
+mod unpack;
+
+pub use against::against;
+pub use compare::{DiffReport, SameReport, TensorDiff, diff, same};
+pub use model::Model;
+pub use pack::{ENCODER_ID, PackOptions, PackReport, PackStats};
+pub use plan::{Decision, Plan, PlannedTensor, Recipe, Rule as RecipeRule, Setting};
+pub use source::{Source, SourceTensor};
+pub use unpack::{UnpackOptions, UnpackReport};

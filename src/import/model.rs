@@ -1,0 +1,75 @@
+//! A model of either kind, pack or checkpoint, as a list of tensors with bytes.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::source::Source;
+use crate::container::{Container, DecodeOptions};
+use crate::error::{Error, Result};
+use crate::format::{Dtype, to_usize};
+
+/// A pack or a checkpoint.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one or two exist at a time")]
+pub enum Model {
+    /// A `.uc` file.
+    Pack(Container<File>),
+    /// A folder, `.safetensors` file or index file.
+    Checkpoint(Source),
+}
+
+impl Model {
+    /// Opens what `path` is, judged by its first bytes.
+    ///
+    /// # Errors
+    /// As [`Container::open_path`] and [`Source::open`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.to_string_lossy();
+        if path.is_dir() || name.ends_with(".safetensors") || name.ends_with(".index.json") {
+            Ok(Self::Checkpoint(Source::open(path)?))
+        } else {
+            Ok(Self::Pack(Container::open_path(path)?))
+        }
+    }
+
+    /// Name, dtype and shape of every tensor, by name.
+    pub fn tensors(&self) -> Vec<(&str, Dtype, &[u64])> {
+        match self {
+            Self::Pack(pack) => pack.tensors().map(|t| (t.name(), t.dtype(), t.shape())).collect(),
+            Self::Checkpoint(source) => source
+                .tensors()
+                .iter()
+                .map(|t| (t.name.as_str(), t.dtype, t.shape.as_slice()))
+                .collect(),
+        }
+    }
+
+    /// Calls `emit` with consecutive pieces of a tensor's little-endian bytes.
+    ///
+    /// # Errors
+    /// As [`DecodeOptions::decode_into`]; `InvalidArgument` for a name that doesn't exist.
+    pub fn read(&self, name: &str, emit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let missing = || Error::argument("no such tensor").in_tensor(name);
+        match self {
+            Self::Pack(pack) => {
+                DecodeOptions::new().decode_tiles(&pack.tensor(name).ok_or_else(missing)?, emit)
+            }
+            Self::Checkpoint(source) => {
+                source.tiles(source.tensor(name).ok_or_else(missing)?, emit)
+            }
+        }
+    }
+
+    /// All bytes of a tensor.
+    ///
+    /// # Errors
+    /// As [`Model::read`].
+    pub fn read_all(&self, name: &str, dtype: Dtype, shape: &[u64]) -> Result<Vec<u8>> {
+        let mut all = Vec::with_capacity(to_usize(dtype.tensor_bytes(shape).unwrap_or(0))?);
+        self.read(name, |piece| {
+            all.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}

@@ -1,0 +1,189 @@
+//! Output that appears whole or not at all: a temporary sibling, synced, then renamed.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A file that gets its final name only when it is complete; dropped, it vanishes.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    temp: NamedTempFile,
+    target: PathBuf,
+    force: bool,
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+pub(crate) fn exists_error(path: &Path) -> Error {
+    Error::new(ErrorKind::Io, "already exists; --force overwrites it")
+        .in_file(path.display().to_string())
+}
+
+impl NewFile {
+    /// Starts the file that will be called `target`.
+    ///
+    /// # Errors
+    /// `Io` when it exists (unless `force`), is a folder, or its folder can't be written.
+    pub(crate) fn create(target: &Path, force: bool) -> Result<Self> {
+        if target.is_dir() {
+            return Err(
+                Error::new(ErrorKind::Io, "is a folder").in_file(target.display().to_string())
+            );
+        }
+        if !force && target.symlink_metadata().is_ok() {
+            return Err(exists_error(target));
+        }
+        let temp = tempfile::Builder::new()
+            .prefix(".uc-")
+            .suffix(".tmp")
+            .tempfile_in(parent(target))
+            .map_err(|e| {
+                Error::io("can't write here", e).in_file(parent(target).display().to_string())
+            })?;
+        Ok(Self { temp, target: target.to_owned(), force })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        self.temp.as_file()
+    }
+
+    /// Syncs the file and gives it its name.
+    pub(crate) fn commit(self) -> Result<()> {
+        let place = |e: Error| e.in_file(self.target.display().to_string());
+        self.temp.as_file().sync_all().map_err(|e| place(Error::io("can't write", e)))?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // Temporary files are private; the result has the permissions of any new file.
+            let mode = std::fs::Permissions::from_mode(0o666 & !umask());
+            self.temp
+                .as_file()
+                .set_permissions(mode)
+                .map_err(|e| place(Error::io("can't write", e)))?;
+        }
+        let done = if self.force {
+            self.temp.persist(&self.target)
+        } else {
+            self.temp.persist_noclobber(&self.target)
+        };
+        done.map_err(|e| {
+            Error::io("can't rename", e.error).in_file(self.target.display().to_string())
+        })?;
+        sync_folder(parent(&self.target));
+        Ok(())
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.temp.write(buf)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.temp.flush()
+    }
+}
+
+impl Seek for NewFile {
+    fn seek(&mut self, pos: std::io::SeekFrom) -> std::io::Result<u64> {
+        self.temp.seek(pos)
+    }
+}
+
+/// Makes the rename durable where the platform can; some file systems refuse, which loses nothing.
+fn sync_folder(folder: &Path) {
+    if let Ok(dir) = File::open(folder) {
+        let _ = dir.sync_all();
+    }
+}
+
+/// The process's file creation mask, learnt from a file made with it: reading the mask itself means
+/// setting it, which other threads would see.
+#[cfg(unix)]
+fn umask() -> u32 {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::OnceLock;
+    static MASK: OnceLock<u32> = OnceLock::new();
+    *MASK.get_or_init(|| {
+        let probe = tempfile::tempdir().ok().and_then(|dir| {
+            let file = File::create(dir.path().join("probe")).ok()?;
+            Some(file.metadata().ok()?.permissions().mode())
+        });
+        probe.map_or(0o022, |mode| 0o666 & !mode)
+    })
+}
+
+/// A folder that gets its final name only when it is complete.
+#[derive(Debug)]
+pub(crate) struct NewFolder {
+    temp: tempfile::TempDir,
+    target: PathBuf,
+}
+
+impl NewFolder {
+    /// Starts the folder that will be called `target`.
+    ///
+    /// # Errors
+    /// `Io` when `target` exists and isn't an empty folder (unless `force`), or can't be written.
+    pub(crate) fn create(target: &Path, force: bool) -> Result<Self> {
+        if target.symlink_metadata().is_ok() {
+            let empty = std::fs::read_dir(target).is_ok_and(|mut d| d.next().is_none());
+            if !target.is_dir() {
+                return Err(Error::new(ErrorKind::Io, "exists and is no folder")
+                    .in_file(target.display().to_string()));
+            }
+            if !empty && !force {
+                return Err(exists_error(target));
+            }
+        }
+        // Inside an existing folder, so that the final renames stay on one file system.
+        let home = if target.is_dir() { target } else { parent(target) };
+        let temp =
+            tempfile::Builder::new().prefix(".uc-").suffix(".tmp").tempdir_in(home).map_err(
+                |e| Error::io("can't write here", e).in_file(home.display().to_string()),
+            )?;
+        Ok(Self { temp, target: target.to_owned() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    /// Moves the content to its place. Files of the same name are replaced, others stay.
+    pub(crate) fn commit(self) -> Result<()> {
+        let io = |e| Error::io("can't rename", e).in_file(self.target.display().to_string());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = std::fs::Permissions::from_mode(0o777 & !umask());
+            std::fs::set_permissions(self.temp.path(), mode).map_err(io)?;
+        }
+        if self.target.is_dir() {
+            move_into(self.temp.path(), &self.target).map_err(io)?;
+        } else {
+            std::fs::rename(self.temp.path(), &self.target).map_err(io)?;
+        }
+        sync_folder(parent(&self.target));
+        Ok(())
+    }
+}
+
+fn move_into(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            std::fs::create_dir_all(&target)?;
+            move_into(&entry.path(), &target)?;
+        } else {
+            std::fs::rename(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}

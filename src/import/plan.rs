@@ -1,0 +1,353 @@
+//! What becomes of each tensor, and why: the default rule and the recipe that overrides it.
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::source::{Source, SourceTensor};
+use crate::error::{Error, Result};
+use crate::format::{Dtype, Role, elements};
+
+/// Shortest row that is worth its scale.
+const MIN_COLS: u64 = 64;
+
+/// What a recipe says of the tensors whose name a pattern matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    /// This many planes, 3 to 8.
+    Planes(u8),
+    /// Source bytes as they are.
+    Raw(RawWord),
+}
+
+/// The word `raw`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RawWord {
+    /// Spelled `raw`.
+    #[serde(rename = "raw")]
+    Raw,
+}
+
+/// One override of a recipe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Regular expression that the tensor's name must match somewhere.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// What to do with it.
+    pub bits: Setting,
+}
+
+impl Rule {
+    /// Parses `REGEX=BITS` or `REGEX=raw`; the last `=` splits.
+    ///
+    /// # Errors
+    /// `InvalidArgument`.
+    pub fn parse(text: &str) -> Result<Self> {
+        let split = text.rsplit_once('=').and_then(|(pattern, bits)| {
+            let bits = match bits {
+                "raw" => Setting::Raw(RawWord::Raw),
+                n => Setting::Planes(n.parse().ok()?),
+            };
+            Some(Self { pattern: pattern.to_owned(), bits })
+        });
+        split.ok_or_else(|| Error::argument(format!("\"{text}\" is not REGEX=BITS or REGEX=raw")))
+    }
+}
+
+/// Everything that steers the encoder. Defaults are the default rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Recipe {
+    /// Planes of the body's linear layers. Default 5.
+    pub bits: u8,
+    /// Planes of embedding tables. Default 8.
+    pub embedding_bits: u8,
+    /// Planes of the output head. Default 8.
+    pub head_bits: u8,
+    /// Consecutive columns that share a step: 16, 32, 64, 128, 256, or 0 for whole rows. Default 32.
+    pub group: u32,
+    /// zstd level for raw tensors and carried files, 1 to 19; 0 stores them plain. Default 3.
+    pub zstd_level: u8,
+    /// Store every tensor raw. Default false.
+    pub raw_all: bool,
+    /// Overrides by name; the last one that matches wins.
+    #[serde(rename = "tensor")]
+    pub tensors: Vec<Rule>,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            bits: 5,
+            embedding_bits: 8,
+            head_bits: 8,
+            group: 32,
+            zstd_level: 3,
+            raw_all: false,
+            tensors: vec![],
+        }
+    }
+}
+
+impl Recipe {
+    /// The resolved recipe as the manifest holds it.
+    pub(crate) fn to_json(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(self)
+            .map_err(|e| Error::argument(format!("recipe: {e}")).with_source(e))
+    }
+
+    fn check(&self) -> Result<()> {
+        let settings = self.tensors.iter().map(|r| r.bits);
+        let all = [self.bits, self.embedding_bits, self.head_bits].map(Setting::Planes);
+        for setting in all.into_iter().chain(settings) {
+            if let Setting::Planes(n) = setting
+                && !(3..=8).contains(&n)
+            {
+                return Err(Error::argument(format!("{n} bits: 3 to 8 are possible")));
+            }
+        }
+        if !matches!(self.group, 0 | 16 | 32 | 64 | 128 | 256) {
+            return Err(Error::argument(format!(
+                "group {}: 0, 16, 32, 64, 128 or 256 are possible",
+                self.group
+            )));
+        }
+        if self.zstd_level > 19 {
+            return Err(Error::argument(format!("zstd_level {}: 0 to 19", self.zstd_level)));
+        }
+        Ok(())
+    }
+}
+
+/// How one tensor will be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// As planes.
+    Planes {
+        /// Planes of every row.
+        planes: u8,
+        /// Leading dimensions that make up the rows.
+        row_dims: u8,
+    },
+    /// As it is.
+    Raw,
+    /// As an alias of a tensor with the same bytes.
+    Alias(String),
+}
+
+/// One tensor of a plan.
+#[derive(Debug, Clone)]
+pub struct PlannedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<u64>,
+    /// What it is for.
+    pub role: Role,
+    /// How it will be stored.
+    pub decision: Decision,
+    /// Why.
+    pub reason: String,
+    forced: bool,
+}
+
+/// What becomes of every tensor of a source.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The tensors, by name.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+/// What a scan of the data found out about a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scan {
+    pub sha256: crate::format::Digest,
+    /// First element that isn't a finite binary32 number.
+    pub odd: Option<u64>,
+}
+
+struct Patterns {
+    embedding: Regex,
+    head: Regex,
+    router: Regex,
+    small: Regex,
+    rules: Vec<(Regex, Setting)>,
+}
+
+impl Patterns {
+    fn new(recipe: &Recipe) -> Result<Self> {
+        let own = |p: &str| Regex::new(p).expect("patterns of our own compile");
+        let rules = recipe.tensors.iter().map(|r| {
+            Regex::new(&r.pattern).map(|re| (re, r.bits)).map_err(|e| {
+                Error::argument(format!("pattern \"{}\": {e}", r.pattern)).with_source(e)
+            })
+        });
+        Ok(Self {
+            embedding: own(r"(?x) (^|[._])
+                (embed_tokens|wte|wpe|tok_embeddings|word_embeddings|position_embeddings
+                |token_type_embeddings|embeddings|embedding|embed_in|embed_positions|shared)
+                (\.weight)?$"),
+            head: own(r"(?x) (^|\.)(lm_head|embed_out)(\.weight)?$
+                | ^(model\.)?(output|head|score|classifier)(\.weight)?$"),
+            router: own(
+                r"(?x) (^|\.)(router|gate|wg|shared_expert_gate)(\.(weight|layer\.weight|linear\.weight|classifier\.weight))?$",
+            ),
+            small: own(
+                r"(?x) (^|[._])(A_log|D|dt_bias|(.*_)?bias|conv1d\.weight|.*norm[^.]*(\.weight)?)$",
+            ),
+            rules: rules.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Body is what the default rule would quantize: a recipe that keeps such a tensor raw is still
+    /// charged for its bits.
+    fn role(&self, name: &str, dtype: Dtype, shape: &[u64], cols: u64) -> Role {
+        if shape.len() < 2 || !dtype.has_planes() || cols < MIN_COLS {
+            Role::Other
+        } else if self.head.is_match(name) {
+            Role::Head
+        } else if self.embedding.is_match(name) {
+            Role::Embedding
+        } else if self.router.is_match(name) || self.small.is_match(name) {
+            Role::Other
+        } else {
+            Role::Body
+        }
+    }
+}
+
+impl Plan {
+    /// Applies the default rule and the recipe to every tensor, by name, type and shape.
+    ///
+    /// Equal bytes and non-finite values are found by the scan that [`PackOptions`](super::PackOptions)
+    /// makes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an impossible recipe; `Source` for a checkpoint that is already
+    /// quantized.
+    pub fn new(source: &Source, recipe: &Recipe) -> Result<Self> {
+        recipe.check()?;
+        if !recipe.raw_all {
+            refuse_quantized(source)?;
+        }
+        let patterns = Patterns::new(recipe)?;
+        let tensors = source.tensors().iter().map(|t| decide(t, recipe, &patterns)).collect();
+        Ok(Self { tensors })
+    }
+
+    /// Refines the plan with what the data says: non-finite tensors stay raw, equal ones become
+    /// aliases of the first of them.
+    pub(crate) fn refine(&mut self, scans: &[Scan]) {
+        for (t, scan) in self.tensors.iter_mut().zip(scans) {
+            if let (Decision::Planes { .. }, Some(at)) = (&t.decision, scan.odd) {
+                t.decision = Decision::Raw;
+                t.reason = format!("element {at} is NaN, infinite or beyond binary32");
+            }
+        }
+        let mut first = std::collections::HashMap::new();
+        for i in 0..self.tensors.len() {
+            let t = &self.tensors[i];
+            if elements(&t.shape) == Some(0) {
+                continue;
+            }
+            let key = (t.dtype, t.shape.clone(), scans[i].sha256);
+            let &mut target = first.entry(key).or_insert(i);
+            if target != i && !self.tensors[i].forced {
+                let name = self.tensors[target].name.clone();
+                self.tensors[i].reason = format!("same bytes as {name}");
+                self.tensors[i].decision = Decision::Alias(name);
+            }
+        }
+    }
+}
+
+fn decide(t: &SourceTensor, recipe: &Recipe, patterns: &Patterns) -> PlannedTensor {
+    let row_dims = row_dims(&t.shape);
+    let cols = t.shape.get(usize::from(row_dims)..).and_then(elements).unwrap_or(0);
+    let role = patterns.role(&t.name, t.dtype, &t.shape, cols);
+    let mut planned = PlannedTensor {
+        name: t.name.clone(),
+        dtype: t.dtype,
+        shape: t.shape.clone(),
+        role,
+        decision: Decision::Raw,
+        reason: String::new(),
+        forced: false,
+    };
+    let forced = patterns.rules.iter().rev().find(|(re, _)| re.is_match(&t.name));
+    let (planes, reason) = if recipe.raw_all {
+        (None, "recipe: raw_all".to_owned())
+    } else if elements(&t.shape) == Some(0) {
+        (None, "empty".into())
+    } else if !t.dtype.has_planes() {
+        (None, format!("{} is kept as it is", t.dtype))
+    } else if t.shape.len() < 2 {
+        (None, format!("rank {}", t.shape.len()))
+    } else if let Some((re, setting)) = forced {
+        planned.forced = true;
+        match setting {
+            Setting::Planes(n) => (Some(*n), format!("recipe: {re}")),
+            Setting::Raw(_) => (None, format!("recipe: {re}")),
+        }
+    } else if patterns.router.is_match(&t.name) {
+        (None, "router".into())
+    } else if patterns.small.is_match(&t.name) {
+        (None, "norm, state or short convolution".into())
+    } else if cols < MIN_COLS {
+        (None, format!("rows of {cols}, shorter than {MIN_COLS}"))
+    } else {
+        let planes = match role {
+            Role::Embedding => recipe.embedding_bits,
+            Role::Head => recipe.head_bits,
+            Role::Body | Role::Other => recipe.bits,
+        };
+        (Some(planes), format!("default: {}", role.name()))
+    };
+    if let Some(planes) = planes {
+        planned.decision = Decision::Planes { planes, row_dims };
+    }
+    planned.reason = reason;
+    planned
+}
+
+/// Stacked matrices (`[experts, rows, cols]`) keep their last dimension as columns; convolution
+/// kernels (`[out, in, k]`) fold what follows the first.
+fn row_dims(shape: &[u64]) -> u8 {
+    match shape {
+        [.., last] if shape.len() > 2 && *last >= MIN_COLS => {
+            u8::try_from(shape.len() - 1).unwrap_or(u8::MAX)
+        }
+        _ => 1,
+    }
+}
+
+/// A checkpoint that another tool already quantized would lose twice.
+fn refuse_quantized(source: &Source) -> Result<()> {
+    let mut method = None;
+    if let Some(config) = source.carried("config.json")? {
+        let config: serde_json::Value = serde_json::from_slice(&config)
+            .map_err(|e| Error::source_file(format!("config.json: {e}")).with_source(e))?;
+        if let Some(q) = config.get("quantization_config").filter(|q| !q.is_null()) {
+            let name = q.get("quant_method").cloned().unwrap_or(json!("unknown method"));
+            method = Some(format!("config.json declares quantization_config: {name}"));
+        }
+    }
+    let signs =
+        [".qweight", ".qzeros", ".g_idx", ".absmax", ".quant_map", ".weight_scale_inv", ".SCB"];
+    let sign = source.tensors().iter().find(|t| signs.iter().any(|s| t.name.ends_with(s)));
+    if let Some(t) = sign {
+        method.get_or_insert_with(|| format!("tensor \"{}\" belongs to a quantized layer", t.name));
+    }
+    match method {
+        None => Ok(()),
+        Some(why) => Err(Error::source_file(format!(
+            "this checkpoint is already quantized ({why}); pack its original, or keep every tensor as it is with --raw-all"
+        ))),
+    }
+}

@@ -1,0 +1,173 @@
+//! Headers of safetensors files, read without the payload and written with alignment.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::fs::File;
+
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use crate::container::ReadAt;
+use crate::error::{Error, Result};
+use crate::format::{Dtype, to_usize};
+
+/// Longest header that is read, as in the safetensors crate.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// One tensor of a safetensors file.
+#[derive(Debug, Clone)]
+pub(crate) struct HeaderTensor {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<u64>,
+    /// Absolute byte offset in the file.
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// The header of a safetensors file.
+#[derive(Debug, Clone)]
+pub(crate) struct Header {
+    /// In the order of the data.
+    pub tensors: Vec<HeaderTensor>,
+    pub metadata: Option<BTreeMap<String, String>>,
+}
+
+/// Reads and checks the header of a safetensors file.
+///
+/// # Errors
+/// `Source` naming what is wrong with it, `Io`.
+pub(crate) fn read_header(file: &File) -> Result<Header> {
+    let file_len = file.len_bytes()?;
+    let bad = |text: String| Error::source_file(format!("not a safetensors file: {text}")).at(0);
+    if file_len < 8 {
+        return Err(bad(format!("it has {file_len} bytes")));
+    }
+    let mut first = [0; 8];
+    file.read_exact_at(0, &mut first)?;
+    if first.starts_with(b"version ") {
+        return Err(bad("it is a Git LFS pointer, fetch the file itself".into()));
+    }
+    let header_len = u64::from_le_bytes(first);
+    if header_len > MAX_HEADER_BYTES || header_len > file_len - 8 {
+        return Err(bad(format!(
+            "it claims a header of {header_len} bytes, the file has {file_len}"
+        )));
+    }
+    let mut json = vec![0; to_usize(header_len)?];
+    file.read_exact_at(8, &mut json)?;
+    check_keys(&json).map_err(|e| bad(format!("header: {e}")).with_source(e))?;
+    let parsed: Metadata =
+        serde_json::from_slice(&json).map_err(|e| bad(format!("header: {e}")).with_source(e))?;
+
+    let mut names = parsed.offset_keys();
+    // Empty tensors share their offset with a neighbour; the name makes the order total.
+    names.sort_by_key(|n| parsed.info(n).map(|i| (i.data_offsets, n.clone())));
+    let mut tensors = Vec::with_capacity(names.len());
+    let mut end = 0u64;
+    for name in names {
+        let info = parsed.info(&name).expect("listed above");
+        let tensor = check_tensor(&name, info, end, 8 + header_len)
+            .map_err(|e| Error::source_file(e).in_tensor(&name))?;
+        end += tensor.len;
+        tensors.push(tensor);
+    }
+    if 8 + header_len + end != file_len {
+        return Err(Error::source_file(format!(
+            "tensors end at byte {}, the file has {file_len}: {}",
+            8 + header_len + end,
+            if file_len < 8 + header_len + end { "it is cut off" } else { "bytes are left over" }
+        ))
+        .at(8 + header_len + end));
+    }
+    let metadata = parsed.metadata().clone().map(|m| m.into_iter().collect());
+    Ok(Header { tensors, metadata })
+}
+
+fn check_tensor(
+    name: &str,
+    info: &TensorInfo,
+    end: u64,
+    base: u64,
+) -> std::result::Result<HeaderTensor, String> {
+    let dtype = Dtype::from_name(&info.dtype.to_string())
+        .ok_or_else(|| format!("dtype {} is not known", info.dtype))?;
+    let shape: Vec<u64> = info.shape.iter().map(|&d| d as u64).collect();
+    let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+    if from != end || to < from {
+        return Err(format!(
+            "data_offsets [{from}, {to}] leave a hole or overlap: the tensor before ends at {end}"
+        ));
+    }
+    if dtype.tensor_bytes(&shape) != Some(to - from) {
+        return Err(format!("{} bytes for {dtype} {shape:?}", to - from));
+    }
+    Ok(HeaderTensor { name: name.to_owned(), dtype, shape, offset: base + from, len: to - from })
+}
+
+/// JSON maps keep the last of two equal keys; a header that has two is refused instead.
+fn check_keys(json: &[u8]) -> serde_json::Result<()> {
+    struct Keys;
+    impl<'de> Visitor<'de> for Keys {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            let mut seen = HashSet::new();
+            while let Some((key, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
+                if !seen.insert(key.clone()) {
+                    return Err(serde::de::Error::custom(format!("\"{key}\" stands there twice")));
+                }
+            }
+            Ok(())
+        }
+    }
+    serde_json::Deserializer::from_slice(json).deserialize_map(Keys)
+}
+
+/// A header to be written: widest types first, then by name, so that every tensor is aligned to its
+/// element size; padded so that the data starts at a multiple of 64.
+///
+/// Returns the bytes before the data and, for each tensor of `tensors`, its absolute offset.
+///
+/// # Errors
+/// `Source` when safetensors can't express a tensor.
+pub(crate) fn build_header(
+    tensors: &[(&str, Dtype, &[u64])],
+    metadata: Option<&BTreeMap<String, String>>,
+) -> Result<(Vec<u8>, Vec<u64>, u64)> {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(tensors[i].1.bits()), tensors[i].0));
+    let mut at = 0usize;
+    let mut offsets = vec![0u64; tensors.len()];
+    let mut infos = Vec::with_capacity(tensors.len());
+    for i in order {
+        let (name, dtype, shape) = tensors[i];
+        let bytes = to_usize(dtype.tensor_bytes(shape).unwrap_or(0))?;
+        let dtype = serde_json::from_value(dtype.name().into())
+            .map_err(|e| Error::source_file(format!("{dtype}: {e}")).in_tensor(name))?;
+        let shape = shape.iter().map(|&d| to_usize(d)).collect::<Result<_>>()?;
+        infos.push((name.to_owned(), TensorInfo { dtype, shape, data_offsets: (at, at + bytes) }));
+        offsets[i] = at as u64;
+        at += bytes;
+    }
+    let infos = Metadata::new(None, infos)
+        .map_err(|e| Error::source_file(format!("safetensors header: {e}")).with_source(e))?;
+    let mut json = serde_json::to_string(&infos)
+        .map_err(|e| Error::source_file(format!("safetensors header: {e}")).with_source(e))?;
+    if metadata.is_some() {
+        // The crate's own map has no fixed order; the sorted one goes in front of the tensors.
+        let text = serde_json::to_string(&metadata)
+            .map_err(|e| Error::source_file(format!("safetensors header: {e}")).with_source(e))?;
+        let comma = if json == "{}" { "" } else { "," };
+        json = format!("{{\"__metadata__\":{text}{comma}{}", &json[1..]);
+    }
+    let padded = (8 + json.len()).next_multiple_of(64) - 8;
+    json.push_str(&" ".repeat(padded - json.len()));
+    let mut head = (json.len() as u64).to_le_bytes().to_vec();
+    head.extend_from_slice(json.as_bytes());
+    let base = head.len() as u64;
+    offsets.iter_mut().for_each(|o| *o += base);
+    Ok((head, offsets, base + at as u64))
+}

@@ -1,0 +1,346 @@
+//! What is in a source: which files hold weights, which travel along, which stay behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::safetensors_file::{Header, read_header};
+use crate::container::ReadAt;
+use crate::error::{Error, Result};
+use crate::format::{Dtype, check_file_path, to_usize};
+use crate::manifest::FileRole;
+
+/// Endings of files that hold the same weights in another format, or a training state.
+const DUPLICATES: &[&str] = &[
+    "bin",
+    "ckpt",
+    "ggml",
+    "gguf",
+    "h5",
+    "mlmodel",
+    "msgpack",
+    "npz",
+    "onnx",
+    "onnx_data",
+    "ot",
+    "pb",
+    "pdparams",
+    "pt",
+    "pth",
+    "safetensors",
+    "tflite",
+    "uc",
+];
+
+/// Bytes of a tensor that are read at a time.
+const PIECE_BYTES: u64 = 4 << 20;
+
+/// A checkpoint on disk: a Hugging Face folder, one `.safetensors` file, or an index file.
+#[derive(Debug)]
+pub struct Source {
+    pub(crate) files: Vec<FoundFile>,
+    pub(crate) tensors: Vec<SourceTensor>,
+    handles: Vec<(String, File)>,
+    pub(crate) metadata: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// One file of the source.
+#[derive(Debug, Clone)]
+pub(crate) struct FoundFile {
+    pub path: String,
+    pub on_disk: PathBuf,
+    pub bytes: u64,
+    pub role: FileRole,
+}
+
+/// One tensor of the source.
+#[derive(Debug, Clone)]
+pub struct SourceTensor {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<u64>,
+    /// The weights file it is in.
+    pub file: String,
+    pub(crate) handle: usize,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// Looks at a source: a folder, a `.safetensors` file or a `*.safetensors.index.json`.
+    ///
+    /// # Errors
+    /// `Source` when it holds no weights, more than one candidate, damaged headers or missing shards;
+    /// `Io`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let meta =
+            std::fs::metadata(path).map_err(|e| Error::io("can't open", e).in_file(&name))?;
+        let file_name =
+            path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let result = if meta.is_dir() {
+            Self::open_folder(path)
+        } else if file_name.ends_with(".safetensors") {
+            Self::build(
+                vec![FoundFile {
+                    path: file_name,
+                    on_disk: path.to_owned(),
+                    bytes: meta.len(),
+                    role: FileRole::Weights,
+                }],
+                None,
+            )
+        } else if file_name.ends_with(".safetensors.index.json") {
+            Self::open_index(path, &file_name)
+        } else {
+            Err(Error::source_file(
+                "not a folder, a .safetensors file or a .safetensors.index.json",
+            ))
+        };
+        result.map_err(|e| e.in_file(name))
+    }
+
+    fn open_index(path: &Path, file_name: &str) -> Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let shards = read_index(path)?;
+        let mut files = vec![];
+        for shard in shards.values().collect::<BTreeSet<_>>() {
+            let on_disk = folder.join(shard);
+            let bytes = std::fs::metadata(&on_disk)
+                .map_err(|e| {
+                    Error::source_file(format!("shard \"{shard}\" named by the index: {e}"))
+                        .with_source(e)
+                })?
+                .len();
+            files.push(FoundFile { path: shard.clone(), on_disk, bytes, role: FileRole::Weights });
+        }
+        let bytes = std::fs::metadata(path).map_err(|e| Error::io("can't open", e))?.len();
+        files.push(FoundFile {
+            path: file_name.to_owned(),
+            on_disk: path.to_owned(),
+            bytes,
+            role: FileRole::Carried,
+        });
+        Self::build(files, Some(shards))
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self> {
+        let mut files = vec![];
+        walk(folder, "", &mut files)?;
+        let at_top =
+            |f: &&FoundFile, ending: &str| !f.path.contains('/') && f.path.ends_with(ending);
+        let indexes: Vec<_> =
+            files.iter().filter(|f| at_top(f, ".safetensors.index.json")).collect();
+        let index = indexes
+            .iter()
+            .find(|f| f.path == "model.safetensors.index.json")
+            .or(if indexes.len() == 1 { indexes.first() } else { None });
+        let single: Vec<_> = files.iter().filter(|f| at_top(f, ".safetensors")).collect();
+        let (weights, shards): (BTreeSet<String>, _) = if let Some(index) = index {
+            let shards = read_index(&index.on_disk).map_err(|e| e.in_file(&index.path))?;
+            (shards.values().cloned().collect(), Some(shards))
+        } else if let Some(f) = single.iter().find(|f| f.path == "model.safetensors") {
+            ([f.path.clone()].into(), None)
+        } else if let [f] = single[..] {
+            ([f.path.clone()].into(), None)
+        } else if single.is_empty() {
+            return Err(Error::source_file(
+                "no .safetensors file in this folder (PyTorch .bin files must be converted first)",
+            ));
+        } else {
+            let names: Vec<_> = single.iter().map(|f| f.path.as_str()).collect();
+            return Err(Error::source_file(format!(
+                "several weight files and no index: name one of {}",
+                names.join(", ")
+            )));
+        };
+        for name in &weights {
+            let Some(file) = files.iter_mut().find(|f| &f.path == name) else {
+                return Err(Error::source_file(format!(
+                    "shard \"{name}\" named by the index is missing"
+                )));
+            };
+            file.role = FileRole::Weights;
+        }
+        Self::build(files, shards)
+    }
+
+    fn build(mut files: Vec<FoundFile>, shards: Option<BTreeMap<String, String>>) -> Result<Self> {
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut source =
+            Self { files: vec![], tensors: vec![], handles: vec![], metadata: BTreeMap::new() };
+        for file in files.iter().filter(|f| f.role == FileRole::Weights) {
+            let Header { tensors, metadata } =
+                source.open_weights(file).map_err(|e| e.in_file(&file.path))?;
+            if let Some(m) = metadata {
+                source.metadata.insert(file.path.clone(), m);
+            }
+            let handle = source.handles.len() - 1;
+            source.tensors.extend(tensors.into_iter().map(|t| SourceTensor {
+                name: t.name,
+                dtype: t.dtype,
+                shape: t.shape,
+                file: file.path.clone(),
+                handle,
+                offset: t.offset,
+                len: t.len,
+            }));
+        }
+        source.files = files;
+        source.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(pair) = source.tensors.windows(2).find(|w| w[0].name == w[1].name) {
+            return Err(Error::source_file(format!(
+                "tensor stands in \"{}\" and in \"{}\"",
+                pair[0].file, pair[1].file
+            ))
+            .in_tensor(&pair[0].name));
+        }
+        for (name, shard) in shards.iter().flatten() {
+            let found = source.tensor(name).map(|t| t.file.as_str());
+            if found != Some(shard) {
+                return Err(Error::source_file(match found {
+                    None => format!("the index puts it in \"{shard}\", which doesn't hold it"),
+                    Some(other) => {
+                        format!("the index puts it in \"{shard}\", it is in \"{other}\"")
+                    }
+                })
+                .in_tensor(name));
+            }
+        }
+        Ok(source)
+    }
+
+    fn open_weights(&mut self, file: &FoundFile) -> Result<Header> {
+        let handle = File::open(&file.on_disk).map_err(|e| Error::io("can't open", e))?;
+        let header = read_header(&handle)?;
+        self.handles.push((file.path.clone(), handle));
+        Ok(header)
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> &[SourceTensor] {
+        &self.tensors
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<&SourceTensor> {
+        let at = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()?;
+        self.tensors.get(at)
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.len).sum()
+    }
+
+    /// Files that travel byte-exact in a pack.
+    pub fn carried_paths(&self) -> Vec<&str> {
+        self.with_role(FileRole::Carried)
+    }
+
+    /// Files that stay behind: other formats of the weights, hidden files, other things than files.
+    pub fn left_out(&self) -> Vec<&str> {
+        self.with_role(FileRole::LeftOut)
+    }
+
+    fn with_role(&self, role: FileRole) -> Vec<&str> {
+        self.files.iter().filter(|f| f.role == role).map(|f| f.path.as_str()).collect()
+    }
+
+    /// The bytes `offset..offset + len` of a tensor.
+    pub(crate) fn read(&self, t: &SourceTensor, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; to_usize(len)?];
+        let (path, file) = &self.handles[t.handle];
+        file.read_exact_at(t.offset + offset, &mut bytes)
+            .map_err(|e| e.in_tensor(&t.name).in_file(path))?;
+        Ok(bytes)
+    }
+
+    /// Calls `emit` with consecutive pieces of a tensor's bytes.
+    pub(crate) fn tiles(
+        &self,
+        t: &SourceTensor,
+        mut emit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = 0;
+        while at < t.len {
+            let len = PIECE_BYTES.min(t.len - at);
+            emit(&self.read(t, at, len)?)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// The content of the file `path` of the source folder, if it travels along.
+    pub(crate) fn carried(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        match self.files.iter().find(|f| f.path == path && f.role == FileRole::Carried) {
+            Some(f) => std::fs::read(&f.on_disk)
+                .map(Some)
+                .map_err(|e| Error::io("can't read", e).in_file(path)),
+            None => Ok(None),
+        }
+    }
+}
+
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = std::fs::read(path).map_err(|e| Error::io("can't read", e))?;
+    let index: ShardIndex = serde_json::from_slice(&text)
+        .map_err(|e| Error::source_file(format!("not a safetensors index: {e}")).with_source(e))?;
+    for shard in index.weight_map.values() {
+        if check_file_path(shard).is_err() || shard.contains('/') {
+            return Err(Error::source_file(format!(
+                "the index names \"{}\", which is no plain file name",
+                shard.escape_debug()
+            )));
+        }
+    }
+    Ok(index.weight_map)
+}
+
+/// Lists regular files below `folder`, following symlinks to files (as in a Hugging Face cache).
+fn walk(folder: &Path, prefix: &str, files: &mut Vec<FoundFile>) -> Result<()> {
+    let io = |e| Error::io("can't list", e).in_file(folder.display().to_string());
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let on_disk = entry.path();
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+            return Err(
+                Error::source_file("file name is not UTF-8").in_file(on_disk.display().to_string())
+            );
+        };
+        let path = format!("{prefix}{name}");
+        let meta = std::fs::metadata(&on_disk)
+            .map_err(|e| Error::io("can't read", e).in_file(on_disk.display().to_string()))?;
+        if meta.is_dir() {
+            // Folders reached through links could lead in circles; version control isn't content.
+            let link = entry.file_type().map_err(io)?.is_symlink();
+            if link || name.starts_with('.') {
+                files.push(FoundFile { path, on_disk, bytes: 0, role: FileRole::LeftOut });
+            } else {
+                walk(&on_disk, &format!("{path}/"), files)?;
+            }
+            continue;
+        }
+        check_file_path(&path).map_err(|e| {
+            Error::source_file(format!("can't travel in a pack: {}", e.message())).in_file(&path)
+        })?;
+        let ending = name.rsplit_once('.').map_or("", |(_, e)| e).to_ascii_lowercase();
+        let left_out = name.starts_with('.')
+            || DUPLICATES.contains(&ending.as_str())
+            || name.ends_with(".bin.index.json")
+            || !meta.is_file();
+        let role = if left_out { FileRole::LeftOut } else { FileRole::Carried };
+        files.push(FoundFile { path, on_disk, bytes: meta.len(), role });
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! From a pack back to a folder of safetensors and carried files.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use regex::Regex;
+use sha2::{Digest as _, Sha256};
+
+use super::output::NewFolder;
+use super::safetensors_file::build_header;
+use crate::container::{Container, DecodeOptions, ReadAt, TensorView};
+use crate::error::{Error, Result};
+use crate::format::{Digest, Dtype, Rule, TreeHasher, tensor_leaf};
+use crate::manifest::Manifest;
+use crate::par;
+use crate::progress::{NoProgress, Progress, step};
+
+/// The file for tensors that were packed from memory.
+const DEFAULT_FILE: &str = "model.safetensors";
+
+/// How to unpack.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct UnpackOptions {
+    /// Element type of float tensors; the source's by default.
+    pub dtype: Option<Dtype>,
+    /// Read at most this many planes of each row; all by default.
+    pub planes: Option<u8>,
+    /// Only tensors whose name this matches somewhere, and no carried files; everything by default.
+    pub tensors: Option<String>,
+    /// Write into a folder that isn't empty, replacing files of the same name. Default false.
+    pub force: bool,
+}
+
+/// What was unpacked.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct UnpackReport {
+    /// Tensors written.
+    pub tensors: u64,
+    /// Bytes of all files written.
+    pub bytes: u64,
+    /// The root over the tensors as written. Equals the pack's when everything was written at the
+    /// source's types and full planes.
+    pub decoded_root: Digest,
+    /// Tensors compared with their decoded digest: all that were written at source type and full
+    /// planes.
+    pub compared: u64,
+}
+
+impl UnpackOptions {
+    /// Everything as in the source.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`UnpackOptions::dtype`].
+    #[must_use]
+    pub fn with_dtype(mut self, dtype: Option<Dtype>) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Sets [`UnpackOptions::planes`].
+    #[must_use]
+    pub fn with_planes(mut self, planes: Option<u8>) -> Self {
+        self.planes = planes;
+        self
+    }
+
+    /// Sets [`UnpackOptions::tensors`].
+    #[must_use]
+    pub fn with_tensors(mut self, pattern: Option<String>) -> Self {
+        self.tensors = pattern;
+        self
+    }
+
+    /// Sets [`UnpackOptions::force`].
+    #[must_use]
+    pub fn with_force(mut self, force: bool) -> Self {
+        self.force = force;
+        self
+    }
+
+    /// Unpacks into the folder `output`, which appears only when it is complete.
+    ///
+    /// # Errors
+    /// `Integrity` where a checksum or digest disagrees, `Malformed`, `InvalidArgument` for a pattern
+    /// that matches nothing, `Io`.
+    pub fn unpack<R: ReadAt + Sync>(
+        &self,
+        pack: &Container<R>,
+        output: &Path,
+    ) -> Result<UnpackReport> {
+        self.unpack_with(pack, output, &NoProgress)
+    }
+
+    /// As [`UnpackOptions::unpack`], with progress in bytes of output tensors.
+    ///
+    /// # Errors
+    /// As [`UnpackOptions::unpack`]; `Cancelled`.
+    pub fn unpack_with<R: ReadAt + Sync>(
+        &self,
+        pack: &Container<R>,
+        output: &Path,
+        progress: &dyn Progress,
+    ) -> Result<UnpackReport> {
+        let manifest = Manifest::read(pack)?;
+        let pattern = self.pattern()?;
+        let folder = NewFolder::create(output, self.force)?;
+        let mut files: BTreeMap<&str, Vec<TensorView<'_, R>>> = BTreeMap::new();
+        for view in pack.tensors() {
+            if pattern.as_ref().is_none_or(|p| p.is_match(view.name())) {
+                let file = manifest.tensors.get(view.name()).and_then(|t| t.file.as_deref());
+                files.entry(file.unwrap_or(DEFAULT_FILE)).or_default().push(view);
+            }
+        }
+        if let Some(pattern) = pattern.filter(|_| files.is_empty()) {
+            return Err(Error::argument(format!("no tensor matches \"{pattern}\"")));
+        }
+        let mut report =
+            UnpackReport { tensors: 0, bytes: 0, decoded_root: Digest([0; 32]), compared: 0 };
+        let mut leaves = BTreeMap::new();
+        for (file, views) in &files {
+            let own = manifest.files.iter().find(|f| f.path == *file);
+            let metadata = own.and_then(|f| f.metadata.as_ref());
+            let written = self.write_weights(&folder.path().join(file), views, metadata, progress);
+            let (bytes, digests) = written.map_err(|e| e.in_file(*file))?;
+            report.bytes += bytes;
+            report.tensors += views.len() as u64;
+            for (view, (digest, compared)) in views.iter().zip(digests) {
+                let target = self.decode_options().target(view);
+                report.compared += u64::from(compared);
+                leaves.insert(view.name(), tensor_leaf(view.name(), target, view.shape(), digest));
+            }
+        }
+        if self.tensors.is_none() {
+            for file in &pack.index().files {
+                let path = folder.path().join(&file.path);
+                let bytes = pack.read_file(file)?;
+                let write = || {
+                    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+                    let mut out = File::create_new(&path)?;
+                    out.write_all(&bytes)?;
+                    out.sync_all()
+                };
+                write().map_err(|e| Error::io("can't write", e).in_file(&file.path))?;
+                report.bytes += file.len;
+            }
+        }
+        let mut tree = TreeHasher::new();
+        leaves.into_values().for_each(|leaf| tree.push(leaf));
+        report.decoded_root = tree.root();
+        folder.commit()?;
+        Ok(report)
+    }
+
+    /// About how many bytes unpacking writes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a bad pattern.
+    pub fn output_bytes<R: ReadAt>(&self, pack: &Container<R>) -> Result<u64> {
+        let pattern = self.pattern()?;
+        let tensors = pack
+            .tensors()
+            .filter(|v| pattern.as_ref().is_none_or(|p| p.is_match(v.name())))
+            .filter_map(|v| self.decode_options().target(&v).tensor_bytes(v.shape()));
+        let files = pack.index().files.iter().filter(|_| self.tensors.is_none()).map(|f| f.len);
+        Ok(tensors.chain(files).fold(0, u64::saturating_add))
+    }
+
+    fn pattern(&self) -> Result<Option<Regex>> {
+        let compile = |p: &String| {
+            Regex::new(p)
+                .map_err(|e| Error::argument(format!("pattern \"{p}\": {e}")).with_source(e))
+        };
+        self.tensors.as_ref().map(compile).transpose()
+    }
+
+    fn decode_options(&self) -> DecodeOptions {
+        let mut options = DecodeOptions::new();
+        options.dtype = self.dtype;
+        options.planes = self.planes;
+        options
+    }
+
+    /// Writes one safetensors file; returns its length, and for each tensor the digest of what was
+    /// written and whether it was compared with the pack's.
+    fn write_weights<R: ReadAt + Sync>(
+        &self,
+        path: &Path,
+        views: &[TensorView<'_, R>],
+        metadata: Option<&BTreeMap<String, String>>,
+        progress: &dyn Progress,
+    ) -> Result<(u64, Vec<(Digest, bool)>)> {
+        let options = self.decode_options();
+        let tensors: Vec<_> =
+            views.iter().map(|v| (v.name(), options.target(v), v.shape())).collect();
+        let (head, offsets, len) = build_header(&tensors, metadata)?;
+        let io = |e| Error::io("can't write", e);
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
+        let file = File::create_new(path).map_err(io)?;
+        file.set_len(len).map_err(io)?;
+        write_at(&file, 0, &head).map_err(io)?;
+        let digests = par::map(views.len(), |i| {
+            let mut at = offsets[i];
+            let mut sha = Sha256::new();
+            options.decode_tiles(&views[i], |bytes| {
+                write_at(&file, at, bytes).map_err(io)?;
+                at += bytes.len() as u64;
+                sha.update(bytes);
+                step(progress, bytes.len() as u64)
+            })?;
+            let digest = Digest(sha.finalize().into());
+            let as_packed = self.planes.is_none() && options.target(&views[i]) == views[i].dtype();
+            if as_packed && digest != views[i].entry().decoded_sha256 {
+                return Err(Error::integrity(format!(
+                    "decoded SHA-256 is {digest}, the index says {} ({})",
+                    views[i].entry().decoded_sha256,
+                    Rule::TEN_5
+                ))
+                .in_tensor(views[i].name()));
+            }
+            Ok((digest, as_packed))
+        });
+        let digests = digests.into_iter().collect::<Result<_>>()?;
+        file.sync_all().map_err(io)?;
+        Ok((len, digests))
+    }
+}
+
+#[cfg(unix)]
+fn write_at(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> std::io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !bytes.is_empty() {
+        let n = file.seek_write(bytes, offset)?;
+        bytes = &bytes[n..];
+        offset += n as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! Every ceiling a reader applies to untrusted input, with its default and its reason.
+
+use std::fmt;
+
+/// Names the ceiling that an input ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Limit {
+    /// [`Limits::max_index_bytes`].
+    IndexBytes,
+    /// [`Limits::max_manifest_bytes`].
+    ManifestBytes,
+    /// [`Limits::max_attachment_bytes`].
+    AttachmentBytes,
+    /// [`Limits::max_file_bytes`].
+    FileBytes,
+    /// The address space of this machine.
+    AddressSpace,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::IndexBytes => "max_index_bytes",
+            Self::ManifestBytes => "max_manifest_bytes",
+            Self::AttachmentBytes => "max_attachment_bytes",
+            Self::FileBytes => "max_file_bytes",
+            Self::AddressSpace => "address space",
+        })
+    }
+}
+
+/// Ceilings that a reader applies before it reserves memory.
+///
+/// Memory is always reserved for bytes that are present, never for a count that is claimed: a
+/// section that ends beyond the file is refused first. The limits here bound what a large file may
+/// make a reader hold at once.
+///
+/// # Spec
+/// UC-LIM-1 (ceilings every conforming reader must at least accept).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Largest index, in bytes. Default 1 GiB: about three million tensors.
+    pub max_index_bytes: u64,
+    /// Largest manifest, in bytes. Default 512 MiB: it holds about 200 bytes for each tensor.
+    pub max_manifest_bytes: u64,
+    /// Largest attachment section, in bytes. Default 256 MiB.
+    pub max_attachment_bytes: u64,
+    /// Largest carried file after decompression, in bytes. Default 1 GiB: tokenizers are megabytes.
+    pub max_file_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_index_bytes: 1 << 30,
+            max_manifest_bytes: 512 << 20,
+            max_attachment_bytes: 256 << 20,
+            max_file_bytes: 1 << 30,
+        }
+    }
+}
+
+impl Limits {
+    /// Sets [`Limits::max_index_bytes`].
+    #[must_use]
+    pub fn with_max_index_bytes(mut self, bytes: u64) -> Self {
+        self.max_index_bytes = bytes;
+        self
+    }
+
+    /// Sets [`Limits::max_manifest_bytes`].
+    #[must_use]
+    pub fn with_max_manifest_bytes(mut self, bytes: u64) -> Self {
+        self.max_manifest_bytes = bytes;
+        self
+    }
+
+    /// Sets [`Limits::max_attachment_bytes`].
+    #[must_use]
+    pub fn with_max_attachment_bytes(mut self, bytes: u64) -> Self {
+        self.max_attachment_bytes = bytes;
+        self
+    }
+
+    /// Sets [`Limits::max_file_bytes`].
+    #[must_use]
+    pub fn with_max_file_bytes(mut self, bytes: u64) -> Self {
+        self.max_file_bytes = bytes;
+        self
+    }
+}

@@ -1,0 +1,31 @@
+//! How long operations report progress and are asked to stop.
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Watches a long operation. Called from several threads.
+pub trait Progress: Sync {
+    /// `bytes` more were processed.
+    fn advance(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// Whether the operation should stop; it then ends with `Cancelled` and leaves no output.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Reports nothing and never stops.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {}
+
+/// Reports `bytes` and fails when the operation should stop.
+pub(crate) fn step(progress: &dyn Progress, bytes: u64) -> Result<()> {
+    progress.advance(bytes);
+    if progress.cancelled() {
+        return Err(Error::new(ErrorKind::Cancelled, "stopped on request"));
+    }
+    Ok(())
+}
