@@ -58,30 +58,56 @@ impl Nearest {
     }
 
     /// The cell of `y` = weight / (scale x step).
-    fn cell(y: f32) -> usize {
-        // Adding 2^23 rounds to the nearest integer and leaves it in the low bits; the quarter below
+    fn cell(y: f32) -> u32 {
+        // Adding 2^23 rounds to the nearest integer and leaves it in the low bits; the half below
         // makes that a floor for everything but exact cell borders, which are ties either way.
         let t = (y + y).clamp(-256.0, 255.0) - 0.5 + 8_388_864.0;
-        (t.to_bits() & 511) as usize
+        t.to_bits() & 511
+    }
+
+    /// Values and cells of up to 32 weights. Arithmetic and look-ups have loops of their own: this one
+    /// compiles to vector code.
+    fn cells(x: &[f32; 32], inv: f32) -> ([f32; 32], [u32; 32]) {
+        let (mut y, mut cells) = ([0f32; 32], [0u32; 32]);
+        for i in 0..32 {
+            y[i] = x[i] * inv;
+            cells[i] = Self::cell(y[i]);
+        }
+        (y, cells)
     }
 
     /// Sum of squared errors of `x * inv` against the nearest levels, in four fixed lanes.
     fn error(&self, x: &[f32], inv: f32) -> f32 {
         let mut lanes = [0f32; 4];
-        let mut quads = x.chunks_exact(4);
-        for quad in &mut quads {
-            for (lane, x) in lanes.iter_mut().zip(quad) {
-                let y = x * inv;
-                let e = y - self.level[Self::cell(y)];
-                *lane += e * e;
+        let (whole, rest) = x.as_chunks::<32>();
+        for x in whole {
+            let (y, cells) = Self::cells(x, inv);
+            for i in 0..32 {
+                let e = y[i] - self.level[(cells[i] & 511) as usize];
+                lanes[i % 4] += e * e;
             }
         }
-        for (lane, x) in lanes.iter_mut().zip(quads.remainder()) {
+        for (i, x) in rest.iter().enumerate() {
             let y = x * inv;
-            let e = y - self.level[Self::cell(y)];
-            *lane += e * e;
+            let e = y - self.level[(Self::cell(y) & 511) as usize];
+            lanes[i % 4] += e * e;
         }
         (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+    }
+
+    /// The codes of `x * inv`.
+    fn codes(&self, x: &[f32], inv: f32, codes: &mut [u8]) {
+        let (whole, rest) = x.as_chunks::<32>();
+        let (codes, codes_rest) = codes.as_chunks_mut::<32>();
+        for (codes, x) in codes.iter_mut().zip(whole) {
+            let (_, cells) = Self::cells(x, inv);
+            for (code, cell) in codes.iter_mut().zip(cells) {
+                *code = self.code[(cell & 511) as usize];
+            }
+        }
+        for (code, x) in codes_rest.iter_mut().zip(rest) {
+            *code = self.code[(Self::cell(x * inv) & 511) as usize];
+        }
     }
 }
 
@@ -242,9 +268,7 @@ impl RowEncoder {
                 }
             }
             let inv = 1.0 / (scale * f32::from(STEPS[if self.grouped { best.1 } else { 15 }]));
-            for (code, x) in codes.iter_mut().zip(x) {
-                *code = self.nearest.code[Nearest::cell(x * inv)];
-            }
+            self.nearest.codes(x, inv, codes);
             if self.grouped {
                 steps[g / 2] |= u8::try_from(best.1).expect("0 to 15") << (4 * (g % 2));
             }
