@@ -158,10 +158,12 @@ fn coarse(samples: &[Vec<f64>], phases: &[f64], levels: &[f64], drop: u32) -> Ve
         }
     }
     // Symmetric up to sampling noise: both halves are averaged, except where the native table isn't.
-    let mean: Vec<f64> = sums.iter().zip(&weights).map(|(s, w)| s / w.max(f64::MIN_POSITIVE)).collect();
+    let mean: Vec<f64> =
+        sums.iter().zip(&weights).map(|(s, w)| s / w.max(f64::MIN_POSITIVE)).collect();
     let mut out: Vec<f64> = (0..n)
         .map(|i| {
-            let whole = if levels[0] == -128.0 { mean[i] } else { (mean[i] - mean[n - 1 - i]) / 2.0 };
+            let whole =
+                if levels[0] == -128.0 { mean[i] } else { (mean[i] - mean[n - 1 - i]) / 2.0 };
             whole.round().clamp(-128.0, 127.0)
         })
         .collect();
@@ -190,8 +192,11 @@ fn main() {
         };
         out.push_str("    &[\n");
         for read in (3..=planes).rev() {
-            let table =
-                if read == planes { native.clone() } else { coarse(&samples, &phases, &native, planes - read) };
+            let table = if read == planes {
+                native.clone()
+            } else {
+                coarse(&samples, &phases, &native, planes - read)
+            };
             for line in table.chunks(16) {
                 let numbers: Vec<String> = line.iter().map(|v| format!("{v:.0}")).collect();
                 writeln!(out, "        {},", numbers.join(", ")).expect("writing to a string");

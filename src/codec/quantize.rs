@@ -9,7 +9,7 @@ use super::{LevelSet, PlaneLayout};
 use crate::error::Result;
 use crate::format::{Dtype, to_usize};
 
-/// `4^(i/15)`: the ratios of the steps, as binary32 literals so that no library computes them.
+/// `4^(i/15)`, i = 0..15: the ratios of the steps, as binary32 literals so that no library computes them.
 const RATIO: [f32; 15] = [
     1.0, 1.096825, 1.203025, 1.319508, 1.4472692, 1.587401, 1.7411011, 1.9096832, 2.0945883,
     2.2973967, 2.5198421, 2.7638257, 3.031433, 3.3249516, 3.64689,
@@ -18,14 +18,38 @@ const RATIO: [f32; 15] = [
 /// Largest number of grid points that a row's groups are searched over.
 const MAX_ANCHORS: i32 = 12;
 
-/// `4^(t/15)` for any small integer `t`.
-fn ratio(t: i32) -> f32 {
-    let whole = t.div_euclid(15);
-    let part = RATIO[usize::try_from(t.rem_euclid(15)).expect("0 to 14")];
-    // Multiplying by a power of four is exact.
-    let four =
-        f32::from_bits(u32::try_from(127 + 2 * whole.clamp(-60, 60)).expect("positive") << 23);
-    part * four
+/// Lowest and highest grid point that is ever asked for.
+const GRID: std::ops::RangeInclusive<i32> = -64..=16;
+
+/// `4^(t/15)` for every `t` of [`GRID`].
+#[derive(Debug, Clone)]
+struct Grid([f32; 81]);
+
+impl Grid {
+    fn new() -> Self {
+        let mut grid = [0f32; 81];
+        for (t, ratio) in GRID.zip(&mut grid) {
+            let part = RATIO[usize::try_from(t.rem_euclid(15)).expect("0 to 14")];
+            // Multiplying by a power of four is exact.
+            let exponent = 127 + 2 * t.div_euclid(15);
+            *ratio = part * f32::from_bits(u32::try_from(exponent).expect("117 to 129") << 23);
+        }
+        Self(grid)
+    }
+
+    fn ratio(&self, t: i32) -> f32 {
+        self.0[usize::try_from(t - GRID.start()).expect("within the grid")]
+    }
+
+    /// The highest point `t` up to 0 with `amax * 4^(t/15)` at most `peak`; groups that are smaller
+    /// by far share point -45.
+    fn index(&self, peak: f32, amax: f32) -> i32 {
+        let mut t = 0;
+        while t > -45 && amax * self.ratio(t) > peak {
+            t -= 1;
+        }
+        t
+    }
 }
 
 /// Nearest-level search for one table.
@@ -60,8 +84,9 @@ impl Nearest {
     /// The cell of `y` = weight / (scale x step).
     fn cell(y: f32) -> u32 {
         // Adding 2^23 rounds to the nearest integer and leaves it in the low bits; the half below
-        // makes that a floor for everything but exact cell borders, which are ties either way.
-        let t = (y + y).clamp(-256.0, 255.0) - 0.5 + 8_388_864.0;
+        // makes that a floor for everything but exact cell borders, which are ties either way. Both
+        // clamps keep the sum within [2^23, 2^23 + 511], where binary32 has unit steps.
+        let t = (y + y).clamp(-255.0, 255.0) - 0.5 + 8_388_864.0;
         t.to_bits() & 511
     }
 
@@ -82,9 +107,19 @@ impl Nearest {
         let (whole, rest) = x.as_chunks::<32>();
         for x in whole {
             let (y, cells) = Self::cells(x, inv);
+            let mut level = [0f32; 32];
             for i in 0..32 {
-                let e = y[i] - self.level[(cells[i] & 511) as usize];
-                lanes[i % 4] += e * e;
+                level[i] = self.level[(cells[i] & 511) as usize];
+            }
+            let mut squares = [0f32; 32];
+            for i in 0..32 {
+                let e = y[i] - level[i];
+                squares[i] = e * e;
+            }
+            for quad in squares.as_chunks::<4>().0 {
+                for (lane, square) in lanes.iter_mut().zip(quad) {
+                    *lane += square;
+                }
             }
         }
         for (i, x) in rest.iter().enumerate() {
@@ -122,6 +157,7 @@ pub(crate) struct RowEncoder {
     dtype: Dtype,
     top_level: f32,
     nearest: Nearest,
+    grid: Grid,
 }
 
 /// Encoded rows, in the layout of the parts.
@@ -153,6 +189,7 @@ impl RowEncoder {
             dtype,
             top_level: f32::from(widest.min(127)),
             nearest: Nearest::new(table),
+            grid: Grid::new(),
         })
     }
 
@@ -191,20 +228,24 @@ impl RowEncoder {
         // one that puts the row's largest weight on the largest level.
         let unit = amax / self.top_level;
         let groups: Vec<&[f32]> = row.chunks(self.group).collect();
-        let start: Vec<i32> = groups.iter().map(|g| grid_index(peak(g), amax)).collect();
+        let start: Vec<i32> = groups.iter().map(|g| self.grid.index(peak(g), amax)).collect();
         // Errors relative to `unit`, so that no weight range over- or underflows.
         let error_at = |g: &[f32], t: i32| {
-            let effective = ratio(t);
+            let effective = self.grid.ratio(t);
             self.nearest.error(g, 1.0 / (unit * effective)) * effective * effective
         };
         let best: Vec<i32> = groups
             .iter()
             .zip(&start)
             .map(|(g, &t0)| {
-                let mut best = (error_at(g, t0), t0);
-                for t in [t0 - 1, t0 - 2, t0 - 3, t0 + 1] {
-                    let e = error_at(g, t);
-                    if e < best.0 {
+                // Downhill from just below the peak: clipping a little usually pays.
+                let mut best = (error_at(g, t0 - 1), t0 - 1);
+                for walk in [[t0 - 2, t0 - 3], [t0, t0 + 1]] {
+                    for t in walk {
+                        let e = error_at(g, t);
+                        if e >= best.0 {
+                            break;
+                        }
                         best = (e, t);
                     }
                 }
@@ -228,7 +269,7 @@ impl RowEncoder {
                 }
             }
         }
-        let scale = self.scale_bits(unit * ratio(anchor) / 128.0);
+        let scale = self.scale_bits(unit * self.grid.ratio(anchor) / 128.0);
         let wanted: Vec<i32> = best.iter().map(|t| 15 - (anchor - t)).collect();
         self.finish(row, scale, Some(&wanted), codes, steps);
         scale
@@ -276,12 +317,79 @@ impl RowEncoder {
     }
 }
 
-/// The grid point `t` with `amax * 4^(t/15)` nearest below `peak`: at most 0.
-fn grid_index(peak: f32, amax: f32) -> i32 {
-    let mut t = 0;
-    // At most a few steps for ordinary rows; far smaller groups share the lowest point.
-    while t > -45 && amax * ratio(t) > peak {
-        t -= 1;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights with heavy tails, so that groups of a row spread over more than the ratio of the steps.
+    fn heavy_row(cols: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            f32::from(u16::try_from(state >> 48).expect("16 bits")) / 32_768.0 - 1.0
+        };
+        (0..cols)
+            .map(|_| {
+                let (a, b) = (next(), next());
+                a * a * a / (b.abs() + 0.05)
+            })
+            .collect()
     }
-    t
+
+    #[test]
+    fn nearest_level_holds_far_beyond_the_table() {
+        for planes in 3..=8 {
+            let table = LevelSet::default_for(planes).table(planes);
+            let nearest = Nearest::new(table);
+            for i in -32_000i16..=32_000 {
+                let y = f32::from(i) / 128.0;
+                let found = nearest.level[Nearest::cell(y) as usize];
+                let least =
+                    table.iter().map(|&l| (y - f32::from(l)).abs()).fold(f32::INFINITY, f32::min);
+                assert!((y - found).abs() <= least, "{planes} planes: {y} became {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn search_is_close_to_trying_every_scale_and_step() {
+        let layout = PlaneLayout::new(&[1, 1536], 1, 32).expect("valid");
+        let set = LevelSet::default_for(5);
+        let encoder = RowEncoder::new(&layout, 5, set, Dtype::F32).expect("valid");
+        for seed in 0..8 {
+            let row = heavy_row(1536, seed);
+            let mut codes = vec![0; 1536];
+            let mut steps = vec![0; 24];
+            let scale = encoder.row(&row, &mut codes, &mut steps);
+            let error_of = |bits: u16| -> f32 {
+                let scale = scale_f32(bits);
+                row.chunks(32)
+                    .map(|x| {
+                        STEPS
+                            .iter()
+                            .map(|&s| {
+                                let e = scale * f32::from(s);
+                                encoder.nearest.error(x, 1.0 / e) * e * e
+                            })
+                            .fold(f32::INFINITY, f32::min)
+                    })
+                    .sum()
+            };
+            let found: f32 = row
+                .chunks(32)
+                .enumerate()
+                .map(|(g, x)| {
+                    let k = usize::from((steps[g / 2] >> (4 * (g % 2))) & 15);
+                    let e = scale_f32(scale) * f32::from(STEPS[k]);
+                    encoder.nearest.error(x, 1.0 / e) * e * e
+                })
+                .sum();
+            let best = (scale.saturating_sub(256)..scale + 256)
+                .map(error_of)
+                .fold(f32::INFINITY, f32::min);
+            assert!(found <= 1.1 * best, "seed {seed}: {found} against {best}");
+        }
+    }
 }

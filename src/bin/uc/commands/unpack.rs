@@ -20,8 +20,7 @@ pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
     let bytes = options.output_bytes(&pack)?;
     check_free_disk(&args.output, bytes)?;
     console.start("unpacking", bytes);
-    let report =
-        options.unpack_with(&pack, &args.output, console).map_err(|e| e.in_file(&file))?;
+    let report = options.unpack_with(&pack, &args.output, console).map_err(|e| e.in_file(&file))?;
     console.finish();
     if console.json {
         console.print_json(&json!({
