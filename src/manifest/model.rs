@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::container::{Container, ReadAt};
+use crate::container::{Container, ReadAt, StoredFile};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Encoding, Index, Rule};
 
@@ -87,6 +87,30 @@ impl Manifest {
             files: vec![],
             tensors: BTreeMap::new(),
         }
+    }
+
+    /// Lists a tensor that is packed from memory: the SHA-256 of its source `bytes`, and why it is
+    /// encoded as it is.
+    pub fn add_tensor(&mut self, name: &str, bytes: &[u8], reason: &str) {
+        let source = TensorSource {
+            sha256: Digest::of(bytes).to_string(),
+            file: None,
+            reason: reason.to_owned(),
+        };
+        self.tensors.insert(name.to_owned(), source);
+    }
+
+    /// Lists a file that travels in the pack.
+    pub fn add_file(&mut self, file: &StoredFile) {
+        let entry = file.entry();
+        self.files.push(SourceFile {
+            path: entry.path.clone(),
+            bytes: entry.len,
+            role: FileRole::Carried,
+            sha256: Some(entry.sha256.to_string()),
+            metadata: None,
+        });
+        self.files.sort_by(|a, b| a.path.cmp(&b.path));
     }
 
     /// The canonical bytes (RFC 8785).
