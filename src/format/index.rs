@@ -423,8 +423,9 @@ impl<'a> Record<'a> {
         }
         let body = take(bytes, &mut at, h.body_len as usize).map_err(|e| e.in_tensor(name))?;
         let mut parts = Vec::new();
+        let known = matches!(h.kind, KIND_LEVELS | KIND_TENSOR | KIND_FILE);
         for _ in 0..h.n_parts {
-            parts.push(parse_part(bytes, &mut at).map_err(|e| e.in_tensor(name))?);
+            parts.push(parse_part(bytes, &mut at, known).map_err(|e| e.in_tensor(name))?);
         }
         if at != len {
             return Err(Error::malformed(
@@ -443,7 +444,8 @@ impl<'a> Record<'a> {
     }
 }
 
-fn parse_part(bytes: &[u8], at: &mut usize) -> Result<Part> {
+/// `known_record`: parts of skipped records may be of any kind.
+fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> {
     let header = take(bytes, at, PART_HEADER_BYTES)?;
     let h = PartHeader::read(&mut Cursor::new(header))
         .expect("32 bytes hold the fixed-size part header");
@@ -454,6 +456,7 @@ fn parse_part(bytes: &[u8], at: &mut usize) -> Result<Part> {
         return fail(Rule::PRT_1, format!("unknown part flags {:#04x}", h.flags));
     }
     match (kind, optional) {
+        _ if !known_record => {}
         (PartKind::Unknown(..), false) => {
             return Err(Error::new(
                 ErrorKind::UnsupportedFeature,

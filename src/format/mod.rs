@@ -13,10 +13,10 @@ mod rule;
 pub use attachments::{Attachment, AttachmentKind};
 pub(crate) use attachments::{parse_attachments, write_attachments};
 pub use dtype::{Dtype, elements};
+pub(crate) use index::write_index;
 pub use index::{
     Chunk, Encoding, FileEntry, Index, LevelsEntry, Part, PartKind, Role, Storage, TensorEntry,
 };
-pub(crate) use index::{OtherEntry, write_index};
 pub(crate) use names::{check_file_path, check_name};
 pub use preamble::{FORMAT_MAJOR, FORMAT_MINOR, Preamble};
 pub(crate) use root::decoded_root;

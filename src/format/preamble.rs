@@ -116,7 +116,10 @@ impl Preamble {
             bytes.get(..PREAMBLE_BYTES).and_then(|b| b.try_into().ok()).ok_or_else(|| {
                 Error::new(
                     ErrorKind::Truncated { needed: 0..PREAMBLE_BYTES as u64 },
-                    format!("file has {actual_len} bytes, the preamble alone has {PREAMBLE_BYTES}"),
+                    format!(
+                        "file has {actual_len} bytes, the preamble alone has {PREAMBLE_BYTES} ({})",
+                        Rule::HDR_6
+                    ),
                 )
             })?;
         let major = u16::from_le_bytes([bytes[8], bytes[9]]);

@@ -266,18 +266,18 @@ fn check_structure<R: ReadAt + Sync>(
 fn check_padding<R: ReadAt>(pack: &Container<R>) -> Result<()> {
     let p = pack.preamble();
     let sections = [
-        (p.index_offset + p.index_len, p.manifest_offset),
-        (p.manifest_offset + p.manifest_len, p.core_len),
+        (p.index_offset + p.index_len, p.manifest_offset, Rule::HDR_7),
+        (p.manifest_offset + p.manifest_len, p.core_len, Rule::HDR_7),
     ];
     let parts = pack.index().parts().map(|(_, part)| {
         let end = part.offset + part.stored_len;
-        (end, end.next_multiple_of(ALIGN_BYTES))
+        (end, end.next_multiple_of(ALIGN_BYTES), Rule::PRT_3)
     });
-    for (from, to) in parts.chain(sections) {
+    for (from, to, rule) in parts.chain(sections) {
         let mut gap = vec![0u8; to_usize(to - from)?];
         pack.reader().read_exact_at(from, &mut gap)?;
         if let Some(i) = gap.iter().position(|&b| b != 0) {
-            return Err(Error::malformed(Rule::PRT_3, "padding is not zero")
+            return Err(Error::malformed(rule, "padding is not zero")
                 .in_part("padding")
                 .at(from + i as u64));
         }

@@ -1,0 +1,1614 @@
+//! Regenerates the test vectors under `spec/vectors`, byte for byte.
+//!
+//! ```text
+//! cargo run --example make_vectors            # writes spec/vectors
+//! cargo run --example make_vectors -- DIR     # writes DIR
+//! ```
+//!
+//! Files are put together field by field here, not by the crate's writer, so that each invalid one
+//! can break one rule and keep all others, checksums and roots included. Decoded values come from the
+//! literal reference decoder.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use ultracompress::codec::reference::{StoredPlanes, decode_weight};
+use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout};
+use ultracompress::format::{TreeHasher, tensor_leaf};
+use ultracompress::{Digest, Dtype};
+
+const CHUNK: usize = 1 << 20;
+
+/// Every vector: path below `spec/vectors`, and the text of the file.
+pub fn vectors() -> BTreeMap<PathBuf, String> {
+    let mut set = VectorSet::default();
+    container_valid(&mut set);
+    container_invalid(&mut set);
+    manifests(&mut set);
+    codec(&mut set);
+    set.0
+}
+
+#[allow(dead_code, reason = "the test that compares the vectors includes this file as a module")]
+fn main() -> std::io::Result<()> {
+    let root = std::env::args().nth(1).map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("spec").join("vectors"),
+        PathBuf::from,
+    );
+    if root.exists() {
+        std::fs::remove_dir_all(&root)?;
+    }
+    for (path, text) in vectors() {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().expect("vectors lie in folders"))?;
+        std::fs::write(path, text)?;
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[derive(Default)]
+struct VectorSet(BTreeMap<PathBuf, String>);
+
+impl VectorSet {
+    #[allow(clippy::too_many_arguments, reason = "the members of a vector")]
+    fn add(
+        &mut self,
+        folder: &str,
+        id: &str,
+        rules: &[&str],
+        comment: &str,
+        flags: &[&str],
+        input: Value,
+        expect: &str,
+        output: Option<Value>,
+    ) {
+        let rules = rules.iter().flat_map(|r| r.split(' '));
+        let rules: Vec<String> = rules.map(|r| format!("UC-{r}")).collect();
+        let mut vector = json!({
+            "id": id, "rule": rules, "comment": comment, "flags": flags, "input": input,
+            "expect": expect,
+        });
+        if let Some(output) = output {
+            vector["output"] = output;
+        }
+        let text = format!("{vector:#}\n");
+        let old = self.0.insert(Path::new(folder).join(format!("{id}.json")), text);
+        assert!(old.is_none(), "two vectors are called {id}");
+    }
+
+    fn valid(&mut self, id: &str, rules: &[&str], comment: &str, file: &File) {
+        let bytes = file.bytes();
+        let tensors: serde_json::Map<String, Value> = file
+            .records
+            .iter()
+            .filter_map(|r| {
+                let t = r.tensor.as_ref()?;
+                let mut entry = json!({
+                    "dtype": t.dtype.name(), "shape": t.shape, "sha256": Digest::of(&t.decoded).to_string(),
+                });
+                if t.decoded.len() <= 4096 {
+                    entry["bytes"] = hex(&t.decoded).into();
+                }
+                Some((String::from_utf8(r.name.clone()).expect("valid name"), entry))
+            })
+            .collect();
+        let output = json!({
+            "stored_root": hex(&bytes[128..160]),
+            "decoded_root": hex(&bytes[96..128]),
+            "tensors": tensors,
+        });
+        let zstd = file.records.iter().flat_map(|r| &r.parts).any(|p| p.storage == 1);
+        let flags: &[&str] = if zstd { &["zstd"] } else { &[] };
+        self.add(
+            "container/valid",
+            id,
+            rules,
+            comment,
+            flags,
+            hex(&bytes).into(),
+            "ok",
+            Some(output),
+        );
+    }
+
+    fn invalid(&mut self, id: &str, rules: &[&str], comment: &str, expect: &str, bytes: &[u8]) {
+        self.add("container/invalid", id, rules, comment, &[], hex(bytes).into(), expect, None);
+    }
+}
+
+/// What a tensor decodes to.
+#[derive(Clone)]
+struct Tensor {
+    dtype: Dtype,
+    shape: Vec<u64>,
+    decoded: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+struct Part {
+    kind: u8,
+    plane: u8,
+    storage: u8,
+    flags: u8,
+    /// Stored chunks.
+    chunks: Vec<Vec<u8>>,
+    len: u64,
+    /// Zero bytes in front of it, beyond alignment.
+    gap: usize,
+    n_chunks: Option<u32>,
+    crc: Option<u32>,
+    offset: Option<u64>,
+    stored_len: Option<u64>,
+    chunk_lens: Option<Vec<u32>>,
+    /// What the padding behind it is made of.
+    padding: u8,
+}
+
+#[derive(Clone, Default)]
+struct Record {
+    kind: u16,
+    flags: u16,
+    name: Vec<u8>,
+    body: Vec<u8>,
+    parts: Vec<Part>,
+    tensor: Option<Tensor>,
+    /// Added to `record_len`.
+    extra_len: i32,
+    /// What the padding inside is made of.
+    padding: u8,
+    /// Bytes behind the last field.
+    tail: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+struct File {
+    records: Vec<Record>,
+    manifest: Option<Vec<u8>>,
+    attachments: Vec<u8>,
+    n_records: Option<u32>,
+    /// Written in the place of the next part: zeros that belong to nothing.
+    stray: usize,
+}
+
+fn plain(kind: u8, plane: u8, content: &[u8]) -> Part {
+    Part {
+        kind,
+        plane,
+        chunks: content.chunks(CHUNK).map(<[u8]>::to_vec).collect(),
+        len: content.len() as u64,
+        ..Part::default()
+    }
+}
+
+fn raw(name: &str, dtype: Dtype, shape: &[u64], bytes: &[u8]) -> Record {
+    let parts = if bytes.is_empty() { vec![] } else { vec![plain(1, 0, bytes)] };
+    tensor(name, dtype, shape, bytes, [1, 0, 0, 0, 0], &[], parts)
+}
+
+/// `fields`: encoding, role, row_dims, group_log2, planes.
+fn tensor(
+    name: &str,
+    dtype: Dtype,
+    shape: &[u64],
+    decoded: &[u8],
+    fields: [u8; 5],
+    tail: &[u8],
+    parts: Vec<Part>,
+) -> Record {
+    let [encoding, role, row_dims, group_log2, planes] = fields;
+    let rank = u8::try_from(shape.len()).expect("few dimensions");
+    let mut body = vec![dtype.code(), encoding, role, rank, row_dims, group_log2, planes, 0];
+    body.extend(shape.iter().flat_map(|d| d.to_le_bytes()));
+    body.extend_from_slice(&Digest::of(decoded).0);
+    body.extend_from_slice(tail);
+    let tensor = Tensor { dtype, shape: shape.to_vec(), decoded: decoded.to_vec() };
+    Record { kind: 2, name: name.into(), body, parts, tensor: Some(tensor), ..Record::default() }
+}
+
+fn alias(name: &str, target: &str, of: &Record) -> Record {
+    let t = of.tensor.as_ref().expect("a tensor");
+    tensor(name, t.dtype, &t.shape, &t.decoded, [3, 0, 0, 0, 0], target.as_bytes(), vec![])
+}
+
+fn carried(path: &str, content: &[u8]) -> Record {
+    let mut body = (content.len() as u64).to_le_bytes().to_vec();
+    body.extend_from_slice(&Digest::of(content).0);
+    let parts = if content.is_empty() { vec![] } else { vec![plain(1, 0, content)] };
+    Record { kind: 3, name: path.into(), body, parts, ..Record::default() }
+}
+
+fn level_record(name: &str, native: u8, levels: &[i8]) -> Record {
+    let mut body = vec![native, 0, 0, 0, 0, 0, 0, 0];
+    body.extend(levels.iter().map(|l| l.cast_unsigned()));
+    Record { kind: 1, name: name.into(), body, ..Record::default() }
+}
+
+/// A `planes` tensor to be stored: deterministic codes, scales and steps.
+#[derive(Clone)]
+struct Planes {
+    name: &'static str,
+    dtype: Dtype,
+    shape: Vec<u64>,
+    row_dims: u8,
+    group: u32,
+    counts: Vec<u8>,
+    level_ids: [u16; 6],
+    custom: Option<(u8, Vec<i8>)>,
+    /// bfloat16 bits of every row scale.
+    scale: u16,
+}
+
+struct Stored {
+    layout: PlaneLayout,
+    counts: PlaneCounts,
+    scales: Vec<u8>,
+    steps: Vec<u8>,
+    planes: Vec<Vec<u8>>,
+}
+
+impl Planes {
+    fn new(name: &'static str, dtype: Dtype, shape: &[u64], group: u32, counts: &[u8]) -> Self {
+        Self {
+            name,
+            dtype,
+            shape: shape.to_vec(),
+            row_dims: 1,
+            group,
+            counts: counts.to_vec(),
+            level_ids: [0; 6],
+            custom: None,
+            scale: 0x3a12,
+        }
+    }
+
+    /// Code of a weight: every code occurs when the row is long enough.
+    fn code(count: u8, row: usize, col: usize) -> u8 {
+        let all = 1usize << count;
+        u8::try_from((col * 37 + row * 11 + col / all) % all).expect("below 2^8")
+    }
+
+    fn stored(&self) -> Stored {
+        let layout = PlaneLayout::new(&self.shape, self.row_dims, self.group).expect("valid");
+        let cols = usize::try_from(layout.cols).expect("small");
+        let uniform = self.counts.windows(2).all(|w| w[0] == w[1]);
+        let counts = if uniform {
+            PlaneCounts::Uniform(self.counts[0])
+        } else {
+            PlaneCounts::PerRow(self.counts.clone())
+        };
+        let mut order: Vec<usize> = (0..self.counts.len()).collect();
+        order.sort_by_key(|&r| std::cmp::Reverse(self.counts[r]));
+        let n_groups = if self.group == 0 { 0 } else { cols.div_ceil(self.group as usize) };
+        let highest = *self.counts.iter().max().expect("a row");
+        let mut stored = Stored {
+            layout,
+            counts,
+            scales: vec![],
+            steps: vec![],
+            planes: vec![vec![]; usize::from(highest)],
+        };
+        for &row in &order {
+            let scale = self.scale + u16::try_from(row % 64).expect("small");
+            stored.scales.extend(scale.to_le_bytes());
+            let mut steps = vec![0u8; n_groups.div_ceil(2)];
+            for g in 0..n_groups {
+                steps[g / 2] |=
+                    u8::try_from((g * 7 + row * 3) % 16).expect("a nibble") << (4 * (g % 2));
+            }
+            stored.steps.extend(steps);
+            let count = self.counts[row];
+            for (p, plane) in (0u8..count).zip(&mut stored.planes) {
+                let mut bits = vec![0u8; cols.div_ceil(8)];
+                for col in 0..cols {
+                    bits[col / 8] |=
+                        ((Self::code(count, row, col) >> (count - 1 - p)) & 1) << (col % 8);
+                }
+                plane.extend(bits);
+            }
+        }
+        stored
+    }
+
+    fn decode(&self, stored: &Stored, rung: u8, target: Dtype) -> Vec<u8> {
+        let records: Vec<_> = self
+            .custom
+            .iter()
+            .map(|(native, levels)| ultracompress::format::LevelsEntry {
+                name: "custom".into(),
+                native: *native,
+                levels: levels.clone(),
+            })
+            .collect();
+        let whole = StoredPlanes {
+            layout: stored.layout,
+            counts: &stored.counts,
+            levels: Levels::resolve(&self.level_ids, &records).expect("valid"),
+            scales: &stored.scales,
+            steps: &stored.steps,
+            planes: &stored.planes,
+        };
+        let (rows, cols) = (self.counts.len(), usize::try_from(stored.layout.cols).expect("small"));
+        let bytes = usize::try_from(target.bits() / 8).expect("small");
+        let mut out = vec![];
+        for row in 0..rows {
+            for col in 0..cols {
+                let bits = decode_weight(&whole, row, col, rung, target);
+                out.extend_from_slice(&bits.to_le_bytes()[..bytes]);
+            }
+        }
+        out
+    }
+
+    fn record(&self) -> Record {
+        let stored = self.stored();
+        let decoded = self.decode(&stored, 8, self.dtype);
+        let mut parts = vec![];
+        if let Some(counts) = stored.counts.to_part() {
+            parts.push(plain(2, 0, &counts));
+        }
+        parts.push(plain(3, 0, &stored.scales));
+        if !stored.steps.is_empty() {
+            parts.push(plain(4, 0, &stored.steps));
+        }
+        parts.extend((0u8..).zip(&stored.planes).map(|(p, plane)| plain(5, p, plane)));
+        let mut tail: Vec<u8> = self.level_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        tail.extend([0; 4]);
+        let group_log2 =
+            if self.group == 0 { 0 } else { u8::try_from(self.group.ilog2()).expect("small") };
+        let planes = match stored.counts {
+            PlaneCounts::Uniform(n) => n,
+            PlaneCounts::PerRow(_) => 0,
+        };
+        tensor(
+            self.name,
+            self.dtype,
+            &self.shape,
+            &decoded,
+            [2, 1, self.row_dims, group_log2, planes],
+            &tail,
+            parts,
+        )
+    }
+}
+
+fn pad(bytes: &mut Vec<u8>, to: usize, with: u8) {
+    bytes.resize(bytes.len().next_multiple_of(to), with);
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+impl File {
+    fn of(records: Vec<Record>) -> Self {
+        Self { records, ..Self::default() }
+    }
+
+    /// A manifest that agrees with the records.
+    fn default_manifest(&self) -> Value {
+        let mut tensors = serde_json::Map::new();
+        let mut files = vec![];
+        for r in &self.records {
+            let name = String::from_utf8_lossy(&r.name).into_owned();
+            if let Some(t) = &r.tensor {
+                let sha256 = Digest::of(&t.decoded).to_string();
+                tensors.insert(name, json!({ "sha256": sha256, "reason": "vector" }));
+            } else if r.kind == 3 && r.body.len() == 40 {
+                files.push(json!({
+                    "path": name, "role": "carried", "sha256": hex(&r.body[8..]),
+                    "bytes": u64::from_le_bytes(r.body[..8].try_into().expect("8 bytes")),
+                }));
+            }
+        }
+        json!({
+            "format": "ultracompress-manifest-1", "encoder": "vector", "recipe": {},
+            "files": files, "tensors": tensors,
+        })
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut out = vec![0u8; 256];
+        let mut index = vec![];
+        for r in &self.records {
+            Self::put_record(r, &mut out, &mut index);
+        }
+        out.extend(vec![0; self.stray]);
+        pad(&mut out, 64, 0);
+        let manifest = self.manifest.clone().unwrap_or_else(|| {
+            serde_json_canonicalizer::to_vec(&self.default_manifest()).expect("plain JSON")
+        });
+        let index_offset = out.len();
+        out.extend_from_slice(&index);
+        pad(&mut out, 64, 0);
+        let manifest_offset = out.len();
+        out.extend_from_slice(&manifest);
+        pad(&mut out, 64, 0);
+        let core_len = out.len();
+        let attachments_crc =
+            if self.attachments.is_empty() { 0 } else { crc32fast::hash(&self.attachments) };
+        let n = u32::try_from(self.records.len()).expect("few");
+        put(&mut out, 0, b"\x89UCP\r\n\x1a\n");
+        put(&mut out, 8, &[1, 0, 0, 0, 0, 1, 0, 0]);
+        for (at, value) in [
+            (32, core_len),
+            (40, index_offset),
+            (48, index.len()),
+            (56, manifest_offset),
+            (64, manifest.len()),
+        ] {
+            put(&mut out, at, &(value as u64).to_le_bytes());
+        }
+        put(&mut out, 72, &self.n_records.unwrap_or(n).to_le_bytes());
+        put(&mut out, 76, &crc32fast::hash(&index).to_le_bytes());
+        put(&mut out, 80, &crc32fast::hash(&manifest).to_le_bytes());
+        put(&mut out, 84, &[1, 0, 0, 0, 1, 0, 0, 0]);
+        put(&mut out, 160, &((core_len + self.attachments.len()) as u64).to_le_bytes());
+        put(&mut out, 168, &attachments_crc.to_le_bytes());
+        let mut tree = TreeHasher::new();
+        for r in &self.records {
+            if let Some(t) = &r.tensor {
+                let name = String::from_utf8_lossy(&r.name);
+                tree.push(tensor_leaf(&name, t.dtype, &t.shape, Digest::of(&t.decoded)));
+            }
+        }
+        put(&mut out, 96, &tree.root().0);
+        out.extend_from_slice(&self.attachments);
+        seal(out)
+    }
+
+    fn put_record(r: &Record, out: &mut Vec<u8>, index: &mut Vec<u8>) {
+        let mut fields = r.name.clone();
+        pad(&mut fields, 8, r.padding);
+        fields.extend_from_slice(&r.body);
+        pad(&mut fields, 8, r.padding);
+        for p in &r.parts {
+            pad(out, 64, 0);
+            out.extend(vec![0; p.gap]);
+            let offset = out.len() as u64;
+            let stored: Vec<u8> = p.chunks.concat();
+            out.extend_from_slice(&stored);
+            if p.padding != 0 {
+                pad(out, 64, p.padding);
+            }
+            let n_chunks = u32::try_from(p.chunks.len()).expect("few");
+            fields.extend([p.kind, p.plane, p.storage, p.flags]);
+            fields.extend(p.n_chunks.unwrap_or(n_chunks).to_le_bytes());
+            fields.extend(p.offset.unwrap_or(offset).to_le_bytes());
+            fields.extend(p.stored_len.unwrap_or(stored.len() as u64).to_le_bytes());
+            fields.extend(p.len.to_le_bytes());
+            for c in &p.chunks {
+                fields.extend(p.crc.unwrap_or(crc32fast::hash(c)).to_le_bytes());
+            }
+            if p.storage == 1 {
+                let lens = p.chunks.iter().map(|c| u32::try_from(c.len()).expect("small"));
+                for len in p.chunk_lens.clone().unwrap_or_else(|| lens.collect()) {
+                    fields.extend(len.to_le_bytes());
+                }
+            }
+            pad(&mut fields, 8, 0);
+        }
+        fields.extend_from_slice(&r.tail);
+        let len = i32::try_from(16 + fields.len()).expect("small") + r.extra_len;
+        index.extend(len.to_le_bytes());
+        index.extend(r.kind.to_le_bytes());
+        index.extend(r.flags.to_le_bytes());
+        index.extend(u16::try_from(r.name.len()).expect("vectors have short names").to_le_bytes());
+        index.extend(u16::try_from(r.parts.len()).expect("few").to_le_bytes());
+        index.extend(u32::try_from(r.body.len()).expect("small").to_le_bytes());
+        index.extend(fields);
+    }
+}
+
+/// Computes the stored root and the preamble's checksum again.
+fn seal(mut file: Vec<u8>) -> Vec<u8> {
+    let core_len = u64::from_le_bytes(file[32..40].try_into().expect("8 bytes"));
+    let core_len = usize::try_from(core_len).unwrap_or(usize::MAX).min(file.len());
+    let mut core = file[..core_len].to_vec();
+    core[128..256].fill(0);
+    let mut tree = TreeHasher::new();
+    core.chunks(CHUNK).for_each(|c| tree.push(TreeHasher::leaf(c)));
+    put(&mut file, 128, &tree.root().0);
+    let crc = crc32fast::hash(&file[..252]);
+    put(&mut file, 252, &crc.to_le_bytes());
+    file
+}
+
+fn attachment(kind: u16, name: &[u8], data: &[u8]) -> Vec<u8> {
+    let mut out = kind.to_le_bytes().to_vec();
+    out.extend(u16::try_from(name.len()).expect("short").to_le_bytes());
+    out.extend([0; 4]);
+    out.extend((data.len() as u64).to_le_bytes());
+    out.extend_from_slice(name);
+    out.extend_from_slice(data);
+    pad(&mut out, 64, 0);
+    out
+}
+
+/// A zstd frame of run-length blocks (RFC 8878, sections 3.1.1): no compressor is needed, so the
+/// vector doesn't depend on one.
+fn zstd_rle(byte: u8, len: usize) -> Vec<u8> {
+    // Frame header: single segment, 4-byte content size; then RLE blocks of up to 128 KiB.
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+    frame.extend(u32::try_from(len).expect("small").to_le_bytes());
+    let mut left = len;
+    while left > 0 {
+        let now = left.min(128 << 10);
+        left -= now;
+        let header = (u32::try_from(now).expect("small") << 3) | 2 | u32::from(left == 0);
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.push(byte);
+    }
+    frame
+}
+
+/// The tables for 3 planes that the vectors of custom levels use.
+fn custom3() -> Vec<i8> {
+    vec![-128, -90, -40, -1, 0, 1, 60, 127]
+}
+
+fn weights() -> Planes {
+    Planes::new("w", Dtype::Bf16, &[2, 40], 16, &[5, 5])
+}
+
+fn mixed() -> Planes {
+    Planes::new("w", Dtype::F32, &[7, 33], 32, &[4, 8, 3, 5, 7, 6, 3])
+}
+
+fn container_valid(set: &mut VectorSet) {
+    set.valid(
+        "empty",
+        &["HDR-1", "HDR-3", "HDR-4", "HDR-6", "HDR-7", "HDR-8", "IDX-3", "ROOT-1", "MAN-1"],
+        "a pack without tensors and files",
+        &File::of(vec![]),
+    );
+    let basics = vec![
+        raw("bias", Dtype::F32, &[2], &[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0]),
+        raw("empty", Dtype::F16, &[0, 3], &[]),
+        raw("mask", Dtype::Bool, &[3], &[1, 0, 1]),
+        raw("steps", Dtype::I64, &[], &7i64.to_le_bytes()),
+    ];
+    set.valid(
+        "raw-basic",
+        &[
+            "TEN-1", "TEN-2", "TEN-5", "IDX-1", "IDX-2", "IDX-4", "PRT-1", "PRT-3", "PRT-4",
+            "PRT-5", "PRT-6", "ROOT-2", "ROOT-3",
+        ],
+        "raw tensors: a vector, an empty tensor, three bytes, a scalar",
+        &File::of(basics),
+    );
+    let dtypes: Vec<Record> = Dtype::ALL
+        .iter()
+        .map(|d| {
+            let bytes = usize::try_from(d.bits()).expect("small");
+            raw(&format!("t{:02}", d.code()), *d, &[2, 4], &vec![1; bytes])
+        })
+        .collect();
+    set.valid("all-dtypes", &["DTY-1"], "one raw tensor of each type", &File::of(dtypes));
+    let longer = vec![0u8; CHUNK + 500];
+    let mut big = raw("zeros", Dtype::U8, &[CHUNK as u64 + 500], &longer);
+    big.parts[0].storage = 1;
+    big.parts[0].chunks = vec![zstd_rle(0, CHUNK), zstd_rle(0, 500)];
+    set.valid(
+        "raw-zstd",
+        &["PRT-2", "PRT-7"],
+        "a part of two chunks, each a zstd frame",
+        &File::of(vec![big]),
+    );
+
+    set.valid(
+        "planes-uniform",
+        &["PLN-1", "PLN-2", "PLN-4", "PLN-6", "PLN-7", "VAL-1", "VAL-2", "VAL-3", "VAL-4", "LVL-4"],
+        "five planes, groups of 16, the last one short",
+        &File::of(vec![weights().record()]),
+    );
+    set.valid(
+        "planes-per-row",
+        &["PLN-3", "PLN-5", "PRT-5"],
+        "3 to 8 planes by row, odd columns: rows are stored by falling count",
+        &File::of(vec![mixed().record()]),
+    );
+    let mut folded = Planes::new("experts", Dtype::F16, &[2, 2, 24], 32, &[6; 4]);
+    folded.row_dims = 2;
+    set.valid(
+        "planes-row-dims",
+        &["PLN-2"],
+        "two of three dimensions are rows",
+        &File::of(vec![folded.record()]),
+    );
+    let whole = Planes::new("w", Dtype::F64, &[3, 9], 0, &[4, 4, 4]);
+    set.valid(
+        "planes-no-groups",
+        &["PLN-4"],
+        "no steps part: every step is 128",
+        &File::of(vec![whole.record()]),
+    );
+    let mut custom = Planes::new("w", Dtype::Bf16, &[4, 16], 16, &[3, 5, 3, 5]);
+    custom.level_ids = [1, 0, 0, 0, 0, 0];
+    custom.custom = Some((3, custom3()));
+    set.valid(
+        "planes-custom-levels",
+        &["LVL-1", "LVL-2", "LVL-3"],
+        "a table of the file's own for rows of 3 planes",
+        &File::of(vec![level_record("custom", 3, &custom3()), custom.record()]),
+    );
+
+    let head = weights().record();
+    let tied = File::of(vec![alias("embed", "w", &head), head]);
+    set.valid("alias", &["TEN-4"], "two names, one tensor", &tied);
+    let files = File::of(vec![
+        carried("1_Pooling/config.json", b"{}"),
+        carried("config.json", b"{\"a\":1}"),
+        carried("empty.txt", b""),
+    ]);
+    set.valid(
+        "files",
+        &["FIL-1", "NAM-1", "NAM-2", "NAM-3", "MAN-3"],
+        "carried files, one in a folder, one empty",
+        &files,
+    );
+    let mut attached = File::of(vec![]);
+    attached.attachments = [
+        attachment(1, b"eval", b"{}"),
+        attachment(2, b"key", &[7; 70]),
+        attachment(900, b"new", b""),
+    ]
+    .concat();
+    set.valid("attachments", &["ATT-1"], "a receipt, a signature and an unknown kind", &attached);
+
+    let mut unknown = File::of(vec![raw("a", Dtype::U8, &[1], &[1])]);
+    unknown.records.push(Record {
+        kind: 77,
+        flags: 1,
+        name: b"future".to_vec(),
+        body: vec![1, 2, 3],
+        parts: vec![plain(9, 1, b"payload")],
+        ..Record::default()
+    });
+    set.valid(
+        "unknown-optional-record",
+        &["IDX-5"],
+        "an optional record of an unknown kind with a part",
+        &unknown,
+    );
+    let mut residual = weights().record();
+    residual.parts.push(Part { flags: 1, ..plain(16, 0, b"residual of a later version") });
+    set.valid(
+        "unknown-optional-part",
+        &["PRT-1", "PRT-4"],
+        "an optional part of an unknown kind behind the planes",
+        &File::of(vec![residual]),
+    );
+    for (id, rule, at, value, comment) in [
+        ("minor-version", "HDR-2", 10usize, 7u8, "a later minor version"),
+        ("optional-feature", "HDR-5", 24, 0x80, "an unknown optional feature bit"),
+    ] {
+        let mut bytes = File::of(vec![]).bytes();
+        bytes[at] = value;
+        let bytes = seal(bytes);
+        let output = json!({ "stored_root": hex(&bytes[128..160]), "decoded_root": hex(&bytes[96..128]), "tensors": {} });
+        set.add(
+            "container/valid",
+            id,
+            &[rule],
+            comment,
+            &[],
+            hex(&bytes).into(),
+            "ok",
+            Some(output),
+        );
+    }
+}
+
+#[allow(clippy::too_many_lines, reason = "a list of cases")]
+fn container_invalid(set: &mut VectorSet) {
+    let base = File::of(vec![
+        raw("a", Dtype::U8, &[3], &[1, 2, 3]),
+        raw("b", Dtype::U8, &[4], &[4, 5, 6, 7]),
+    ]);
+    let good = base.bytes();
+    // A change of the preamble that keeps its checksum and the stored root right.
+    let mut patch = |id: &str, rule: &str, comment: &str, expect: &str, at: usize, value: &[u8]| {
+        let mut bytes = good.clone();
+        put(&mut bytes, at, value);
+        set.invalid(id, &[rule], comment, expect, &seal(bytes));
+    };
+    patch("magic-text-mode", "HDR-1", "line ends were translated", "malformed", 4, b"\n\x1a\n\0");
+    patch(
+        "magic-safetensors",
+        "HDR-1",
+        "no magic at all",
+        "malformed",
+        0,
+        &[0x40, 0, 0, 0, 0, 0, 0, 0, b'{'],
+    );
+    patch("major-version", "HDR-2", "major version 2", "unsupported_version", 8, &[2]);
+    patch("preamble-len", "HDR-4", "preamble of 512 bytes", "malformed", 12, &[0, 2]);
+    patch("preamble-reserved", "HDR-4", "a reserved byte is set", "malformed", 172, &[1]);
+    patch("preamble-reserved-word", "HDR-4", "the reserved word is set", "malformed", 92, &[1]);
+    patch(
+        "required-feature-coded-raw",
+        "HDR-5",
+        "reserved required bit 0",
+        "unsupported_feature",
+        16,
+        &[1],
+    );
+    patch(
+        "required-feature-unknown",
+        "HDR-5",
+        "unknown required bit 63",
+        "unsupported_feature",
+        23,
+        &[0x80],
+    );
+    patch("shard-two", "HDR-8", "shard 1 of 2 without the feature bit", "malformed", 88, &[2]);
+    patch("shard-number", "HDR-8", "shard 2 of 1", "malformed", 84, &[2]);
+    patch(
+        "index-offset-huge",
+        "HDR-7",
+        "index at 2^62",
+        "malformed",
+        40,
+        &(1u64 << 62).to_le_bytes(),
+    );
+    patch(
+        "index-len-huge",
+        "HDR-7",
+        "index of 2^63 bytes",
+        "malformed",
+        48,
+        &(1u64 << 63).to_le_bytes(),
+    );
+    patch("index-len-all-ones", "HDR-7", "index length wraps around", "malformed", 48, &[0xff; 8]);
+    patch(
+        "manifest-offset",
+        "HDR-7",
+        "manifest not right behind the index",
+        "malformed",
+        56,
+        &(good.len() as u64).to_le_bytes(),
+    );
+    patch(
+        "core-len",
+        "HDR-7",
+        "core ends inside the manifest",
+        "malformed",
+        32,
+        &320u64.to_le_bytes(),
+    );
+    patch(
+        "attachments-crc-without",
+        "ATT-1",
+        "a checksum of no attachments",
+        "malformed",
+        168,
+        &[1],
+    );
+    patch("record-count", "IDX-3", "one record less than the index has", "malformed", 72, &[1]);
+    patch("index-crc", "IDX-1", "the index's checksum is wrong", "integrity", 76, &[0, 0, 0, 0]);
+    patch(
+        "manifest-crc",
+        "MAN-4",
+        "the manifest's checksum is wrong",
+        "integrity",
+        80,
+        &[0, 0, 0, 0],
+    );
+    patch("decoded-root", "ROOT-2", "the decoded root is wrong", "integrity", 96, &[0; 32]);
+
+    let with_crc = |mut bytes: Vec<u8>| {
+        let crc = crc32fast::hash(&bytes[..252]);
+        put(&mut bytes, 252, &crc.to_le_bytes());
+        bytes
+    };
+    let mut bytes = good.clone();
+    bytes[130] ^= 1;
+    set.invalid(
+        "stored-root",
+        &["ROOT-3"],
+        "the stored root is wrong",
+        "integrity",
+        &with_crc(bytes),
+    );
+    let mut bytes = good.clone();
+    bytes[40] ^= 64;
+    set.invalid(
+        "preamble-crc",
+        &["HDR-3"],
+        "the preamble's checksum is wrong",
+        "integrity",
+        &bytes,
+    );
+    set.invalid(
+        "file-cut",
+        &["HDR-6"],
+        "the last 64 bytes are missing",
+        "truncated",
+        &good[..good.len() - 64],
+    );
+    set.invalid("file-cut-in-preamble", &["HDR-6"], "100 bytes", "truncated", &good[..100]);
+    set.invalid("file-empty", &["HDR-1"], "no bytes", "malformed", &[]);
+    let mut bytes = good.clone();
+    bytes.push(0);
+    set.invalid(
+        "file-longer",
+        &["HDR-6"],
+        "one byte more than the preamble says",
+        "malformed",
+        &bytes,
+    );
+    let mut bytes = good.clone();
+    let manifest_end = usize::try_from(
+        u64::from_le_bytes(good[56..64].try_into().expect("8"))
+            + u64::from_le_bytes(good[64..72].try_into().expect("8")),
+    )
+    .expect("small");
+    assert!(manifest_end % 64 != 0, "the base file has padding behind its manifest");
+    bytes[manifest_end] = 1;
+    set.invalid(
+        "padding-behind-manifest",
+        &["HDR-7"],
+        "padding is not zero",
+        "malformed",
+        &seal(bytes),
+    );
+
+    // Changes of records.
+    let mut file =
+        |id: &str, rule: &str, comment: &str, expect: &str, change: &dyn Fn(&mut File)| {
+            let mut file = base.clone();
+            change(&mut file);
+            set.invalid(id, &[rule], comment, expect, &file.bytes());
+        };
+    file("record-len-short", "IDX-2", "a record that ends inside its fields", "malformed", &|f| {
+        f.records[1].extra_len = -8
+    });
+    file("record-len-long", "IDX-2", "a record that reaches beyond the index", "malformed", &|f| {
+        f.records[1].extra_len = 8
+    });
+    file(
+        "record-len-odd",
+        "IDX-2",
+        "a record length that is no multiple of 8",
+        "malformed",
+        &|f| f.records[1].extra_len = -4,
+    );
+    file("record-tail", "IDX-2", "bytes behind the last field of a record", "malformed", &|f| {
+        f.records[1].tail = vec![0; 8]
+    });
+    file("record-padding", "IDX-2", "padding behind the name is not zero", "malformed", &|f| {
+        f.records[1].padding = 1
+    });
+    file("record-unsorted", "IDX-4", "names in falling order", "malformed", &|f| {
+        f.records.swap(0, 1)
+    });
+    file("record-twice", "IDX-4", "one name twice", "malformed", &|f| {
+        f.records[1].name = b"a".to_vec()
+    });
+    file("record-kinds-unsorted", "IDX-4", "a file record before a tensor", "malformed", &|f| {
+        f.records[0] = carried("a", b"x")
+    });
+    file(
+        "record-kind-unknown",
+        "IDX-5",
+        "an unknown kind that is not optional",
+        "unsupported_feature",
+        &|f| f.records[1].kind = 9,
+    );
+    file(
+        "record-kind-overlay",
+        "IDX-5",
+        "the reserved overlay kind, not optional",
+        "unsupported_feature",
+        &|f| f.records[1].kind = 4,
+    );
+    file("record-optional-tensor", "IDX-5", "a tensor marked optional", "malformed", &|f| {
+        f.records[1].flags = 1
+    });
+    file("record-flags", "IDX-5", "unknown record flags", "malformed", &|f| f.records[1].flags = 2);
+    file("name-empty", "NAM-1", "an empty name", "malformed", &|f| f.records[0].name = vec![]);
+    file("name-control", "NAM-1", "a line feed in a name", "malformed", &|f| {
+        f.records[1].name = b"b\n".to_vec()
+    });
+    file("name-nul", "NAM-1", "a NUL in a name", "malformed", &|f| {
+        f.records[1].name = b"b\0".to_vec()
+    });
+    file("name-utf8", "NAM-1", "a name that is not UTF-8", "malformed", &|f| {
+        f.records[1].name = b"b\xff".to_vec()
+    });
+    file("name-long", "NAM-1", "a name of 1025 bytes", "malformed", &|f| {
+        f.records[1].name = vec![b'b'; 1025]
+    });
+    file("dtype-unknown", "DTY-1", "dtype 99", "unsupported_feature", &|f| {
+        f.records[1].body[0] = 99
+    });
+    file("encoding-unknown", "TEN-1", "encoding 9", "unsupported_feature", &|f| {
+        f.records[1].body[1] = 9
+    });
+    file("encoding-coded-raw", "TEN-1", "reserved encoding 4", "unsupported_feature", &|f| {
+        f.records[1].body[1] = 4
+    });
+    file("role-unknown", "TEN-1", "role 4", "malformed", &|f| f.records[1].body[2] = 4);
+    file("tensor-reserved", "TEN-1", "a reserved byte is set", "malformed", &|f| {
+        f.records[1].body[7] = 1
+    });
+    file("tensor-body-short", "TEN-1", "the digest is cut off", "malformed", &|f| {
+        f.records[1].body.pop();
+    });
+    file(
+        "tensor-body-long",
+        "TEN-1",
+        "a byte behind the body of a raw tensor",
+        "malformed",
+        &|f| f.records[1].body.push(0),
+    );
+    file("rank-17", "TEN-1", "17 dimensions", "malformed", &|f| {
+        f.records[1] = raw("b", Dtype::U8, &[1; 17], &[1]);
+    });
+    file("shape-overflow", "TEN-2", "2^63 times 2 elements", "malformed", &|f| {
+        put(&mut f.records[1].body, 8, &[0, 0, 0, 0, 0, 0, 0, 0x80]);
+    });
+    file("shape-half-byte", "TEN-2", "three elements of four bits", "malformed", &|f| {
+        f.records[1].body[0] = Dtype::F4.code();
+        f.records[1].body[8] = 3;
+    });
+    file(
+        "raw-with-planes-field",
+        "TEN-3",
+        "a raw tensor that claims five planes",
+        "malformed",
+        &|f| f.records[1].body[6] = 5,
+    );
+    file("part-flags", "PRT-1", "unknown part flags", "malformed", &|f| {
+        f.records[1].parts[0].flags = 2
+    });
+    file("part-optional-data", "PRT-1", "a data part marked optional", "malformed", &|f| {
+        f.records[1].parts[0].flags = 1
+    });
+    file("part-storage", "PRT-1", "unknown storage", "unsupported_feature", &|f| {
+        f.records[1].parts[0].storage = 2
+    });
+    file(
+        "part-kind-unknown",
+        "PRT-1",
+        "an unknown kind that is not optional",
+        "unsupported_feature",
+        &|f| {
+            f.records[1].parts.push(plain(16, 0, b"x"));
+        },
+    );
+    file("part-empty", "PRT-2", "a part without content", "malformed", &|f| {
+        f.records[1].parts[0].len = 0
+    });
+    file("part-chunk-count", "PRT-2", "two chunks for four bytes", "malformed", &|f| {
+        f.records[1].parts[0].chunks = vec![vec![4, 5], vec![6, 7]];
+    });
+    file(
+        "part-chunks-claimed",
+        "LIM-1 IDX-2",
+        "2^32 - 1 chunks and a length to match, in a file of a few hundred bytes",
+        "malformed",
+        &|f| {
+            f.records[1].parts[0].n_chunks = Some(u32::MAX);
+            f.records[1].parts[0].len = u64::from(u32::MAX) << 20;
+        },
+    );
+    file("part-stored-len", "PRT-2", "stored length and chunks disagree", "malformed", &|f| {
+        f.records[1].parts[0].stored_len = Some(5)
+    });
+    file("zstd-chunk-longer", "PRT-2", "a zstd chunk longer than its content", "malformed", &|f| {
+        f.records[1].parts[0].storage = 1;
+        f.records[1].parts[0].chunks = vec![zstd_rle(4, 4)];
+    });
+    file("part-overlap", "PRT-3", "two parts at one place", "malformed", &|f| {
+        f.records[1].parts[0].offset = Some(256)
+    });
+    file("part-misaligned", "PRT-3", "a part that is not aligned", "malformed", &|f| {
+        f.records[1].parts[0].offset = Some(321)
+    });
+    file("part-beyond-file", "PRT-3", "a part at 2^63", "malformed", &|f| {
+        f.records[1].parts[0].offset = Some(1 << 63)
+    });
+    file(
+        "part-hole",
+        "PRT-3",
+        "64 bytes that belong to nothing between parts",
+        "malformed",
+        &|f| f.records[1].parts[0].gap = 64,
+    );
+    file(
+        "part-stray-end",
+        "PRT-3",
+        "64 bytes that belong to nothing behind the parts",
+        "malformed",
+        &|f| f.stray = 128,
+    );
+    file("part-padding", "PRT-3", "padding between parts is not zero", "malformed", &|f| {
+        f.records[0].parts[0].padding = 1
+    });
+    file("raw-without-part", "PRT-4", "a raw tensor without its data", "malformed", &|f| {
+        f.records[1].parts.clear()
+    });
+    file("raw-length", "PRT-5", "three bytes for four elements", "malformed", &|f| {
+        f.records[1].parts = vec![plain(1, 0, &[4, 5, 6])]
+    });
+    file("chunk-crc", "PRT-6", "a chunk's checksum is wrong", "integrity", &|f| {
+        f.records[1].parts[0].crc = Some(1)
+    });
+    file("raw-digest", "TEN-5", "the digest of a raw tensor is wrong", "integrity", &|f| {
+        let wrong = Digest::of(b"other");
+        let t = f.records[1].tensor.as_mut().expect("a tensor");
+        t.decoded = b"other".to_vec();
+        put(&mut f.records[1].body, 16, &wrong.0);
+    });
+    file("level-body", "LVL-1", "a level table for 9 planes", "malformed", &|f| {
+        f.records.insert(0, level_record("t", 9, &[0; 8]));
+    });
+    file("level-reserved", "LVL-1", "a reserved byte is set", "malformed", &|f| {
+        let mut r = level_record("t", 3, &custom3());
+        r.body[7] = 1;
+        f.records.insert(0, r);
+    });
+    file("level-order", "LVL-2", "two equal levels", "malformed", &|f| {
+        f.records.insert(0, level_record("t", 3, &[-4, -3, -2, -1, 0, 1, 1, 2]));
+    });
+    file("file-dotdot", "NAM-2", "a path that leaves the folder", "malformed", &|f| {
+        f.records.push(carried("../x", b"x"))
+    });
+    file("file-absolute", "NAM-2", "an absolute path", "malformed", &|f| {
+        f.records.push(carried("/etc/x", b"x"))
+    });
+    file("file-drive", "NAM-2", "a drive letter", "malformed", &|f| {
+        f.records.push(carried("C:x", b"x"))
+    });
+    file("file-backslash", "NAM-2", "a backslash", "malformed", &|f| {
+        f.records.push(carried("a\\x", b"x"))
+    });
+    file("file-is-folder", "NAM-3", "a path that is file and folder", "malformed", &|f| {
+        f.records.extend([carried("x", b"1"), carried("x/y", b"2")])
+    });
+    file("file-length", "FIL-1", "a length that the part doesn't have", "malformed", &|f| {
+        let mut r = carried("x", b"12");
+        r.body[0] = 3;
+        f.records.push(r);
+    });
+    file("file-digest", "FIL-1", "the digest of a file is wrong", "integrity", &|f| {
+        let mut r = carried("x", b"12");
+        r.body[8] ^= 1;
+        f.records.push(r);
+    });
+    file("alias-missing", "TEN-4", "an alias of nothing", "malformed", &|f| {
+        let other = alias("c", "z", &f.records[1]);
+        f.records.push(other);
+    });
+    file("alias-of-alias", "TEN-4", "an alias of an alias", "malformed", &|f| {
+        let (c, d) = (alias("c", "b", &f.records[1]), alias("d", "c", &f.records[1]));
+        f.records.extend([c, d]);
+    });
+    file("alias-shape", "TEN-4", "an alias with another shape", "malformed", &|f| {
+        let mut c = alias("c", "b", &f.records[1]);
+        c.body[3] = 2;
+        let mut shape = 2u64.to_le_bytes().to_vec();
+        shape.extend(2u64.to_le_bytes());
+        c.body.splice(8..16, shape);
+        c.tensor.as_mut().expect("a tensor").shape = vec![2, 2];
+        f.records.push(c);
+    });
+    file("alias-with-part", "TEN-4", "an alias with bytes of its own", "malformed", &|f| {
+        let mut c = alias("c", "b", &f.records[1]);
+        c.parts.push(plain(1, 0, &[4, 5, 6, 7]));
+        f.records.push(c);
+    });
+    file(
+        "manifest-tensor-missing",
+        "MAN-3",
+        "a tensor that the manifest doesn't name",
+        "malformed",
+        &|f| {
+            let mut m = f.default_manifest();
+            m["tensors"].as_object_mut().expect("an object").remove("b");
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file(
+        "manifest-raw-digest",
+        "MAN-3",
+        "a raw tensor with another source digest",
+        "malformed",
+        &|f| {
+            let mut m = f.default_manifest();
+            m["tensors"]["b"]["sha256"] = Digest::of(b"").to_string().into();
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file(
+        "manifest-carried",
+        "MAN-3",
+        "a carried file that the manifest doesn't list",
+        "malformed",
+        &|f| {
+            f.manifest =
+                Some(serde_json_canonicalizer::to_vec(&f.default_manifest()).expect("plain JSON"));
+            f.records.push(carried("x", b"12"));
+        },
+    );
+    file(
+        "attachment-cut",
+        "ATT-1",
+        "an attachment that reaches beyond the section",
+        "malformed",
+        &|f| {
+            f.attachments = attachment(1, b"a", b"x");
+            f.attachments[8] = 200;
+        },
+    );
+    file("attachment-padding", "ATT-1", "padding is not zero", "malformed", &|f| {
+        f.attachments = attachment(1, b"a", b"x");
+        f.attachments[63] = 1;
+    });
+    file("attachment-twice", "ATT-1", "one kind and name twice", "malformed", &|f| {
+        f.attachments = [attachment(1, b"a", b"x"), attachment(1, b"a", b"y")].concat();
+    });
+
+    // Planes.
+    let mut planes = |id: &str,
+                      rule: &str,
+                      comment: &str,
+                      expect: &str,
+                      p: &Planes,
+                      change: &dyn Fn(&mut Record)| {
+        let mut r = p.record();
+        change(&mut r);
+        let mut file = File::of(vec![r]);
+        if let Some((native, levels)) = &p.custom {
+            file.records.insert(0, level_record("custom", *native, levels));
+        }
+        set.invalid(id, &[rule], comment, expect, &file.bytes());
+    };
+    // Changes stored bytes of part `i`, which keeps all checksums right.
+    let at = |i: usize, byte: usize, change: fn(u8) -> u8| {
+        move |r: &mut Record| {
+            let b = &mut r.parts[i].chunks[0][byte];
+            *b = change(*b);
+        }
+    };
+    let w = weights();
+    let m = mixed();
+    planes("planes-of-integers", "PLN-1", "an I16 tensor as planes", "malformed", &w, &|r| {
+        r.body[0] = Dtype::I16.code()
+    });
+    planes("planes-row-dims-zero", "PLN-2", "no row dimension", "malformed", &w, &|r| {
+        r.body[4] = 0
+    });
+    planes(
+        "planes-row-dims-three",
+        "PLN-2",
+        "more row dimensions than dimensions",
+        "malformed",
+        &w,
+        &|r| r.body[4] = 3,
+    );
+    planes("planes-group-8", "PLN-4", "groups of 8", "malformed", &w, &|r| r.body[5] = 3);
+    planes("planes-two", "PLN-3", "two planes", "malformed", &w, &|r| r.body[6] = 2);
+    planes("planes-nine", "PLN-3", "nine planes", "malformed", &w, &|r| r.body[6] = 9);
+    planes("planes-part-missing", "PRT-4", "the last plane is missing", "malformed", &w, &|r| {
+        r.parts.pop();
+    });
+    planes("planes-part-extra", "PRT-4", "a sixth plane for five", "malformed", &w, &|r| {
+        let extra = Part { plane: 5, ..r.parts[6].clone() };
+        r.parts.push(extra);
+    });
+    planes("planes-part-order", "PRT-4", "planes in falling order", "malformed", &w, &|r| {
+        r.parts.swap(5, 6)
+    });
+    planes("planes-part-length", "PRT-5", "a plane that is too short", "malformed", &w, &|r| {
+        r.parts[4].chunks[0].pop();
+        r.parts[4].len -= 1;
+    });
+    planes(
+        "planes-counts-length",
+        "PRT-5",
+        "a fourth plane longer than the counts allow",
+        "malformed",
+        &m,
+        &|r| {
+            let plane3 = r.parts[6].chunks[0].clone();
+            r.parts[6] = plain(5, 3, &[plane3, vec![0; 5]].concat());
+        },
+    );
+    planes(
+        "planes-zstd",
+        "PRT-7",
+        "a plane stored as zstd",
+        "malformed",
+        &Planes::new("w", Dtype::Bf16, &[16, 40], 16, &[5; 16]),
+        &|r| {
+            r.parts[2].storage = 1;
+            r.parts[2].chunks = vec![zstd_rle(0, 80)];
+        },
+    );
+    planes(
+        "planes-tail-bits",
+        "PLN-6",
+        "a bit behind the last column",
+        "malformed",
+        &m,
+        &at(3, 4, |b| b | 0x80),
+    );
+    planes(
+        "planes-steps-padding",
+        "PLN-7",
+        "half a byte behind the last group",
+        "malformed",
+        &w,
+        &at(1, 1, |b| b | 0x10),
+    );
+    planes(
+        "planes-count-value",
+        "PLN-3",
+        "a row of 9 planes",
+        "malformed",
+        &m,
+        &at(0, 0, |b| (b & 0xf0) | 6),
+    );
+    planes(
+        "planes-count-padding",
+        "PLN-3",
+        "half a byte behind the last row",
+        "malformed",
+        &m,
+        &at(0, 3, |b| b | 0x10),
+    );
+    planes(
+        "planes-counts-uniform",
+        "PLN-3",
+        "a counts part of equal counts",
+        "malformed",
+        &Planes::new("w", Dtype::F32, &[2, 16], 16, &[4, 5]),
+        &|r| {
+            r.parts[0].chunks[0][0] = 0x22;
+        },
+    );
+    planes(
+        "planes-counts-swapped",
+        "PLN-5 TEN-5",
+        "the counts of two rows are exchanged: the digest is of other rows",
+        "integrity",
+        &m,
+        &at(0, 0, |b| b.rotate_left(4)),
+    );
+    planes("scale-zero", "VAL-1", "a row scale of zero", "malformed", &w, &|r| {
+        put(&mut r.parts[0].chunks[0], 0, &[0, 0])
+    });
+    planes("scale-subnormal", "VAL-1", "a subnormal row scale", "malformed", &w, &|r| {
+        put(&mut r.parts[0].chunks[0], 0, &[0x7f, 0])
+    });
+    planes(
+        "scale-negative",
+        "VAL-1",
+        "a negative row scale",
+        "malformed",
+        &w,
+        &at(0, 1, |b| b | 0x80),
+    );
+    planes("scale-infinite", "VAL-1", "an infinite row scale", "malformed", &w, &|r| {
+        put(&mut r.parts[0].chunks[0], 0, &[0x80, 0x7f])
+    });
+    planes("scale-nan", "VAL-1", "a row scale that is not a number", "malformed", &w, &|r| {
+        put(&mut r.parts[0].chunks[0], 0, &[0xc0, 0x7f])
+    });
+    planes(
+        "scale-too-large",
+        "VAL-1",
+        "exponent 241: products could overflow",
+        "malformed",
+        &w,
+        &|r| put(&mut r.parts[0].chunks[0], 0, &(241u16 << 7).to_le_bytes()),
+    );
+    planes(
+        "scale-too-large-f16",
+        "VAL-1",
+        "exponent 129 in an F16 tensor",
+        "malformed",
+        &Planes::new("w", Dtype::F16, &[1, 16], 16, &[5]),
+        &|r| {
+            put(&mut r.parts[0].chunks[0], 0, &(129u16 << 7).to_le_bytes());
+        },
+    );
+    planes(
+        "code-changed",
+        "TEN-5",
+        "one bit of one code differs from what the digest covers",
+        "integrity",
+        &w,
+        &at(6, 0, |b| b ^ 1),
+    );
+    planes("level-missing", "LVL-3", "a level table that doesn't exist", "malformed", &w, &|r| {
+        r.body[8 + 16 + 32 + 4] = 1
+    });
+    planes(
+        "planes-body-reserved",
+        "TEN-1",
+        "reserved bytes behind the level ids are set",
+        "malformed",
+        &w,
+        &|r| {
+            let last = r.body.len() - 1;
+            r.body[last] = 1;
+        },
+    );
+    let mut custom = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[3, 3]);
+    custom.level_ids = [1, 0, 0, 0, 0, 0];
+    custom.custom = Some((3, custom3()));
+    planes(
+        "level-other-count",
+        "LVL-3",
+        "a table for 3 planes used for 4",
+        "malformed",
+        &custom,
+        &|r| {
+            let ids = 8 + 16 + 32;
+            r.body[ids] = 0;
+            r.body[ids + 2] = 1;
+        },
+    );
+    let mut unused = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[5, 5]);
+    unused.custom = Some((3, custom3()));
+    planes(
+        "level-unused",
+        "LVL-3",
+        "a table for a count that no row has",
+        "malformed",
+        &unused,
+        &|r| r.body[8 + 16 + 32] = 1,
+    );
+
+    let mut zstd = raw("zeros", Dtype::U8, &[500], &[0; 500]);
+    zstd.parts[0].storage = 1;
+    for (id, chunk, comment) in [
+        ("zstd-garbage", b"no zstd frame".to_vec(), "a chunk that is no frame"),
+        ("zstd-short", zstd_rle(0, 499), "a frame of 499 bytes for 500"),
+        ("zstd-bomb", zstd_rle(0, 1 << 23), "a frame of 8 MiB for 500 bytes"),
+    ] {
+        let mut r = zstd.clone();
+        r.parts[0].chunks = vec![chunk];
+        let bytes = File::of(vec![r]).bytes();
+        set.add(
+            "container/invalid",
+            id,
+            &["PRT-7"],
+            comment,
+            &["zstd"],
+            hex(&bytes).into(),
+            "malformed",
+            None,
+        );
+    }
+    // The parts of one record must follow one another: here those of two records alternate.
+    let first = Planes::new("v", Dtype::Bf16, &[2, 512], 0, &[3, 3]).record();
+    let mut second = Planes::new("w", Dtype::Bf16, &[2, 512], 0, &[3, 3]).record();
+    let mut first_swapped = first.clone();
+    // Both records have parts of equal lengths in equal order; exchange the offsets of the last ones.
+    let image = File::of(vec![first.clone(), second.clone()]);
+    let (a, b) = (256 + 64 + 2 * 128, 256 + 64 + 3 * 128 + 64 + 2 * 128);
+    first_swapped.parts[3].offset = Some(b);
+    second.parts[3].offset = Some(a);
+    let mut swapped = image;
+    swapped.records = vec![first_swapped, second];
+    set.invalid(
+        "part-interleaved",
+        &["PRT-3"],
+        "the parts of one record don't follow one another",
+        "malformed",
+        &swapped.bytes(),
+    );
+}
+
+fn manifests(set: &mut VectorSet) {
+    let base =
+        File::of(vec![raw("a", Dtype::U8, &[1], &[1]), carried("x", b"1")]).default_manifest();
+    let canonical = |v: &Value| serde_json_canonicalizer::to_string(v).expect("plain JSON");
+    let mut add = |id: &str, rule: &str, comment: &str, expect: &str, text: &str| {
+        let output = (expect == "ok").then(|| json!({}));
+        set.add("manifest", id, &[rule], comment, &[], hex(text.as_bytes()).into(), expect, output);
+    };
+    add("valid", "MAN-2", "a tensor and a carried file", "ok", &canonical(&base));
+    let mut more = base.clone();
+    more["later"] = json!({ "a": [1, true, null, "\u{20ac}"] });
+    more["licence"] = "MIT".into();
+    add("unknown-member", "MAN-2", "members that a reader doesn't know", "ok", &canonical(&more));
+    let text = canonical(&base);
+    add("not-json", "MAN-1", "cut off", "malformed", &text[..text.len() - 1]);
+    add(
+        "space",
+        "MAN-1",
+        "a space that canonical JSON doesn't have",
+        "malformed",
+        &text.replacen(':', ": ", 1),
+    );
+    add(
+        "unsorted",
+        "MAN-1",
+        "members out of order",
+        "malformed",
+        &format!("{{\"zzz\":1,{}", &text[1..]),
+    );
+    add(
+        "duplicate",
+        "MAN-1",
+        "a member that stands there twice",
+        "malformed",
+        &text.replacen(
+            "{\"encoder\":\"vector\"",
+            "{\"encoder\":\"vector\",\"encoder\":\"vector\"",
+            1,
+        ),
+    );
+    add("trailing", "MAN-1", "a line feed behind the object", "malformed", &format!("{text}\n"));
+    add(
+        "deep",
+        "MAN-1",
+        "200 arrays in one another",
+        "malformed",
+        &format!("{}{}", "[".repeat(200), "]".repeat(200)),
+    );
+    let with = |key: &str, value: Value| {
+        let mut m = base.clone();
+        m[key] = value;
+        canonical(&m)
+    };
+    add(
+        "float",
+        "MAN-1",
+        "a number that is not an integer",
+        "malformed",
+        &with("later", json!(1.5)),
+    );
+    add(
+        "huge-integer",
+        "MAN-1",
+        "2^53",
+        "malformed",
+        &text.replacen("{\"encoder\"", "{\"aaa\":9007199254740992,\"encoder\"", 1),
+    );
+    add("format", "MAN-2", "another format", "malformed", &with("format", "other".into()));
+    add(
+        "recipe-array",
+        "MAN-2",
+        "a recipe that is no object",
+        "malformed",
+        &with("recipe", json!([])),
+    );
+    add(
+        "no-encoder",
+        "MAN-2",
+        "a member is missing",
+        "malformed",
+        &text.replacen("\"encoder\":\"vector\",", "", 1),
+    );
+    add("array", "MAN-2", "not an object", "malformed", "[]");
+    let mut m = base.clone();
+    m["files"][0]["path"] = "../x".into();
+    add("path", "NAM-2", "a path that leaves the folder", "malformed", &canonical(&m));
+    let mut m = base.clone();
+    m["files"][0].as_object_mut().expect("an object").remove("sha256");
+    add(
+        "carried-without-digest",
+        "MAN-2",
+        "a carried file without a digest",
+        "malformed",
+        &canonical(&m),
+    );
+    let mut m = base.clone();
+    m["tensors"]["a"]["sha256"] = "ABC".into();
+    add("digest", "MAN-2", "a digest that is none", "malformed", &canonical(&m));
+    let mut m = base.clone();
+    m["tensors"]["a"]["file"] = "y".into();
+    add(
+        "file-not-listed",
+        "MAN-2",
+        "a tensor from a file that isn't listed",
+        "malformed",
+        &canonical(&m),
+    );
+    let mut m = base.clone();
+    let twice = [m["files"][0].clone(), m["files"][0].clone()];
+    m["files"] = json!(twice);
+    add("files-twice", "MAN-2", "one path twice", "malformed", &canonical(&m));
+}
+
+fn codec(set: &mut VectorSet) {
+    let mut add = |id: &str, rules: &[&str], comment: &str, p: &Planes, rung: u8, target: Dtype| {
+        let stored = p.stored();
+        let decoded = p.decode(&stored, rung, target);
+        let input = json!({
+            "dtype": p.dtype.name(), "rows": p.counts.len(), "cols": stored.layout.cols, "group": p.group,
+            "counts": p.counts, "scales": hex(&stored.scales), "steps": hex(&stored.steps),
+            "planes": stored.planes.iter().map(|b| hex(b)).collect::<Vec<_>>(),
+            "rung": rung, "target": target.name(),
+        });
+        set.add(
+            "codec",
+            id,
+            rules,
+            comment,
+            &[],
+            input,
+            "ok",
+            Some(json!({ "bytes": hex(&decoded) })),
+        );
+    };
+    for rung in 3..=8u8 {
+        // Scale 1 and a step of 32 show the tables themselves: value = 32 * level.
+        let mut all = Planes::new("w", Dtype::F32, &[6, 256], 0, &[3, 4, 5, 6, 7, 8]);
+        all.scale = 0x3f80;
+        add(
+            &format!("default-levels-rung-{rung}"),
+            &["LVL-4", "VAL-5", "VAL-3"],
+            "every code of 3 to 8 planes, scales from 1 up, step 128",
+            &all,
+            rung,
+            Dtype::F32,
+        );
+    }
+    for target in [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64] {
+        let steps = Planes::new("w", Dtype::Bf16, &[3, 528], 16, &[5, 5, 5]);
+        add(
+            &format!("steps-to-{}", target.name().to_lowercase()),
+            &["VAL-2", "VAL-4"],
+            "every step and code, rounded to each type",
+            &steps,
+            8,
+            target,
+        );
+        let mut tiny = Planes::new("w", Dtype::F32, &[2, 64], 16, &[8, 8]);
+        tiny.scale = 0x0080;
+        add(
+            &format!("smallest-scale-to-{}", target.name().to_lowercase()),
+            &["VAL-1", "VAL-4"],
+            "the smallest scales: level 0, signed zeros in F16",
+            &tiny,
+            8,
+            target,
+        );
+    }
+    let mut large = Planes::new("w", Dtype::F32, &[1, 256], 16, &[8]);
+    large.scale = (240 << 7) | 0x7f;
+    add(
+        "largest-scale",
+        &["VAL-1"],
+        "the largest scale: every product is finite",
+        &large,
+        8,
+        Dtype::Bf16,
+    );
+    let mut large = Planes::new("w", Dtype::F16, &[1, 256], 16, &[8]);
+    large.scale = (128 << 7) | 0x7f;
+    add(
+        "largest-scale-f16",
+        &["VAL-1"],
+        "the largest scale of an F16 tensor",
+        &large,
+        8,
+        Dtype::F16,
+    );
+    let mut subnormal = Planes::new("w", Dtype::F16, &[2, 64], 32, &[6, 6]);
+    subnormal.scale = 88 << 7;
+    add("subnormal-f16", &["VAL-4"], "subnormals of F16", &subnormal, 8, Dtype::F16);
+    for cols in [1u64, 7, 8, 9, 31, 33, 255, 257] {
+        let tail = Planes::new("w", Dtype::Bf16, &[2, cols], 32, &[5, 7]);
+        add(
+            &format!("columns-{cols}"),
+            &["PLN-6", "PLN-7", "PLN-5"],
+            "rows that end inside a byte or a group",
+            &tail,
+            8,
+            Dtype::Bf16,
+        );
+    }
+}

@@ -1,0 +1,345 @@
+//! Runs every file under `spec/vectors`, and checks that the program that makes them still does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, decode_run, reference};
+use ultracompress::{
+    Container, DecodeOptions, Dtype, Error, ErrorKind, Failure, Manifest, VerifyOptions,
+};
+
+#[path = "../examples/make_vectors.rs"]
+mod make_vectors;
+
+struct Vector {
+    path: String,
+    json: Value,
+}
+
+impl Vector {
+    fn text(&self, member: &str) -> &str {
+        self.json[member].as_str().unwrap_or_else(|| panic!("{}: no {member}", self.path))
+    }
+
+    fn rules(&self) -> Vec<&str> {
+        self.json["rule"].as_array().expect("rule").iter().filter_map(Value::as_str).collect()
+    }
+
+    fn needs_zstd(&self) -> bool {
+        self.json["flags"].as_array().is_some_and(|f| f.contains(&"zstd".into()))
+    }
+
+    fn name(&self) -> String {
+        format!("{} ({}): {}", self.path, self.rules().join(", "), self.text("comment"))
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/vectors")
+}
+
+fn files(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
+    for entry in std::fs::read_dir(folder).expect("spec/vectors is there") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            files(&path, found);
+        } else {
+            let text = std::fs::read_to_string(&path).expect("readable");
+            found.insert(path.strip_prefix(root()).expect("below the root").to_owned(), text);
+        }
+    }
+}
+
+fn vectors(folder: &str) -> Vec<Vector> {
+    let mut found = BTreeMap::new();
+    files(&root().join(folder), &mut found);
+    let parse = |(path, text): (PathBuf, String)| Vector {
+        path: path.display().to_string(),
+        json: serde_json::from_str(&text).expect("vectors are JSON"),
+    };
+    let all: Vec<_> = found.into_iter().map(parse).collect();
+    assert!(!all.is_empty(), "{folder} has vectors");
+    all.into_iter().filter(|v| cfg!(feature = "zstd") || !v.needs_zstd()).collect()
+}
+
+fn unhex(hex: &str) -> Vec<u8> {
+    let digit = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).expect("hexadecimal");
+    (0..hex.len()).step_by(2).map(digit).collect()
+}
+
+fn kind_name(kind: &ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Malformed(_) => "malformed",
+        ErrorKind::Integrity => "integrity",
+        ErrorKind::Truncated { .. } => "truncated",
+        ErrorKind::UnsupportedVersion => "unsupported_version",
+        ErrorKind::UnsupportedFeature => "unsupported_feature",
+        _ => "other",
+    }
+}
+
+/// What a complete check finds first.
+fn verdict(bytes: &[u8]) -> Result<(), Failure> {
+    let pack = Container::open(bytes).map_err(|e| Failure::from(&e))?;
+    let report = VerifyOptions::new().verify(&pack).map_err(|e| Failure::from(&e))?;
+    report.failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+#[test]
+fn checked_in_vectors_are_up_to_date() {
+    let mut found = BTreeMap::new();
+    files(&root(), &mut found);
+    let made = make_vectors::vectors();
+    assert_eq!(found.keys().collect::<Vec<_>>(), made.keys().collect::<Vec<_>>());
+    for (path, text) in &made {
+        assert!(
+            found[path] == *text,
+            "{} differs: run `cargo run --example make_vectors`",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn valid_containers_verify_and_decode() {
+    for v in vectors("container/valid") {
+        let bytes = unhex(v.text("input"));
+        if let Err(f) = verdict(&bytes) {
+            panic!("{}: {f:?}", v.name());
+        }
+        let pack = Container::open(bytes.as_slice()).expect("it just verified");
+        let output = &v.json["output"];
+        assert_eq!(pack.preamble().stored_root.to_string(), output["stored_root"], "{}", v.name());
+        assert_eq!(
+            pack.preamble().decoded_root.to_string(),
+            output["decoded_root"],
+            "{}",
+            v.name()
+        );
+        let tensors = output["tensors"].as_object().expect("tensors");
+        assert_eq!(pack.tensors().len(), tensors.len(), "{}", v.name());
+        for t in pack.tensors() {
+            let expected = &tensors[t.name()];
+            assert_eq!(t.dtype().name(), expected["dtype"], "{}", v.name());
+            assert_eq!(serde_json::json!(t.shape()), expected["shape"], "{}", v.name());
+            assert_eq!(t.entry().decoded_sha256.to_string(), expected["sha256"], "{}", v.name());
+            let decoded = t.decode().expect("it just verified");
+            if let Some(hex) = expected["bytes"].as_str() {
+                assert_eq!(decoded, unhex(hex), "{} {}", v.name(), t.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn invalid_containers_are_refused_for_the_stated_rule() {
+    let mut wrong = vec![];
+    for v in vectors("container/invalid") {
+        match verdict(&unhex(v.text("input"))) {
+            Ok(()) => wrong.push(format!("{}: accepted", v.name())),
+            Err(f) => {
+                // The rule stands in the text, whatever the kind.
+                let named = v.rules().iter().any(|r| f.reason.contains(r));
+                if !named || kind_name(&f.kind) != v.text("expect") {
+                    wrong.push(format!("{}: {f:?}", v.name()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn manifests_parse_or_are_refused() {
+    for v in vectors("manifest") {
+        let result = Manifest::parse(&unhex(v.text("input")));
+        match (v.text("expect"), result) {
+            ("ok", Ok(_)) => {}
+            (expect, Err(e)) => {
+                assert_eq!(kind_name(e.kind()), expect, "{}: {e}", v.name());
+                assert!(v.rules().iter().any(|r| e.to_string().contains(r)), "{}: {e}", v.name());
+            }
+            (_, Ok(_)) => panic!("{}: accepted", v.name()),
+        }
+    }
+}
+
+/// The stored parts of a codec vector.
+struct Parts {
+    layout: PlaneLayout,
+    counts: PlaneCounts,
+    scales: Vec<u8>,
+    steps: Vec<u8>,
+    planes: Vec<Vec<u8>>,
+    source: Dtype,
+    target: Dtype,
+    rung: u8,
+}
+
+impl Parts {
+    fn of(v: &Vector) -> Self {
+        let input = &v.json["input"];
+        let number = |key: &str| input[key].as_u64().expect("a number");
+        let small = |value: &Value| u8::try_from(value.as_u64().expect("a number")).expect("small");
+        let counts: Vec<u8> =
+            input["counts"].as_array().expect("counts").iter().map(small).collect();
+        let uniform = counts.windows(2).all(|w| w[0] == w[1]);
+        let dtype =
+            |key: &str| Dtype::from_name(input[key].as_str().expect("a dtype")).expect("known");
+        let group = u32::try_from(number("group")).expect("small");
+        Self {
+            layout: PlaneLayout::new(&[number("rows"), number("cols")], 1, group).expect("valid"),
+            counts: if uniform {
+                PlaneCounts::Uniform(counts[0])
+            } else {
+                PlaneCounts::PerRow(counts)
+            },
+            scales: unhex(input["scales"].as_str().expect("scales")),
+            steps: unhex(input["steps"].as_str().expect("steps")),
+            planes: input["planes"]
+                .as_array()
+                .expect("planes")
+                .iter()
+                .map(|p| unhex(p.as_str().expect("hex")))
+                .collect(),
+            source: dtype("dtype"),
+            target: dtype("target"),
+            rung: small(&input["rung"]),
+        }
+    }
+
+    fn by_reference(&self) -> Vec<u8> {
+        let stored = reference::StoredPlanes {
+            layout: self.layout,
+            counts: &self.counts,
+            levels: Levels::default(),
+            scales: &self.scales,
+            steps: &self.steps,
+            planes: &self.planes,
+        };
+        let size = usize::try_from(self.target.bits() / 8).expect("small");
+        let (rows, cols) = (self.layout.rows, self.layout.cols);
+        let at = |n: u64| usize::try_from(n).expect("small");
+        (0..at(rows))
+            .flat_map(|r| (0..at(cols)).map(move |c| (r, c)))
+            .flat_map(|(r, c)| {
+                let bits = reference::decode_weight(&stored, r, c, self.rung, self.target);
+                bits.to_le_bytes()[..size].to_vec()
+            })
+            .collect()
+    }
+
+    fn by_kernel(&self) -> Result<Vec<u8>, Error> {
+        let at = |n: u64| usize::try_from(n).expect("small");
+        let row_out = at(self.layout.cols * self.target.bits() / 8);
+        let mut out = vec![0xa5; row_out * at(self.layout.rows)];
+        for run in self.counts.runs(0..self.layout.rows) {
+            let slice = |bytes: &'_ [u8], per_row: u64| {
+                bytes[at(run.stored.start * per_row)..at(run.stored.end * per_row)].to_vec()
+            };
+            let read = usize::from(run.native.min(self.rung));
+            let planes: Vec<_> =
+                self.planes[..read].iter().map(|p| slice(p, self.layout.row_bytes())).collect();
+            let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+            let bytes = RunBytes {
+                native: run.native,
+                scales: &slice(&self.scales, 2),
+                steps: &slice(&self.steps, self.layout.steps_row_bytes()),
+                planes: &planes,
+            };
+            let rows: Vec<usize> =
+                (0..at(self.layout.rows)).filter(|&r| self.counts.of(r) == run.native).collect();
+            decode_run(
+                &self.layout,
+                &Levels::default(),
+                &bytes,
+                self.source,
+                self.target,
+                |i, row| {
+                    out[rows[i] * row_out..][..row_out].copy_from_slice(row);
+                },
+            )?;
+        }
+        Ok(out)
+    }
+}
+
+#[test]
+fn codec_vectors_decode_to_the_stated_bits() {
+    for v in vectors("codec") {
+        let parts = Parts::of(&v);
+        let expected = unhex(v.json["output"]["bytes"].as_str().expect("bytes"));
+        assert_eq!(parts.by_reference(), expected, "reference, {}", v.name());
+        let found = parts.by_kernel().unwrap_or_else(|e| panic!("{}: {e}", v.name()));
+        assert_eq!(found, expected, "kernel, {}", v.name());
+    }
+}
+
+#[test]
+fn rungs_of_containers_equal_the_reference() {
+    // The codec vectors cover values; this covers the way from a file to them.
+    let path = root().join("container/valid/planes-per-row.json");
+    let json: Value =
+        serde_json::from_str(&std::fs::read_to_string(path).expect("there")).expect("JSON");
+    let pack = Container::open(unhex(json["input"].as_str().expect("hex"))).expect("valid");
+    let view = pack.tensor("w").expect("it has w");
+    let full = view.decode().expect("valid");
+    for rung in 3..=8u8 {
+        let coarse = DecodeOptions::new().with_planes(rung).decode(&view).expect("valid");
+        assert_eq!(coarse == full, rung == 8, "rung {rung}");
+    }
+    let rows = DecodeOptions::new().with_rows(2..5).decode(&view).expect("valid");
+    assert_eq!(rows, full[2 * 33 * 4..5 * 33 * 4]);
+}
+
+#[test]
+fn vectors_follow_their_schema_and_cover_every_rule() {
+    let schema = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/schema").join(name);
+        let text = std::fs::read_to_string(path).expect("the schema is there");
+        let json: Value = serde_json::from_str(&text).expect("schemas are JSON");
+        jsonschema::validator_for(&json).expect("a valid schema")
+    };
+    let (vector, manifest) = (schema("vector.json"), schema("manifest.json"));
+    let mut covered = BTreeSet::new();
+    let mut found = BTreeMap::new();
+    files(&root(), &mut found);
+    for (path, text) in &found {
+        let json: Value = serde_json::from_str(text).expect("vectors are JSON");
+        let errors: Vec<_> = vector.iter_errors(&json).map(|e| e.to_string()).collect();
+        assert!(errors.is_empty(), "{}: {errors:?}", path.display());
+        assert_eq!(path.file_stem().and_then(|s| s.to_str()), json["id"].as_str());
+        covered.extend(
+            json["rule"]
+                .as_array()
+                .expect("rule")
+                .iter()
+                .map(|r| r.as_str().expect("text").to_owned()),
+        );
+        if path.starts_with("manifest") && json["expect"] == "ok" {
+            let text = unhex(json["input"].as_str().expect("hex"));
+            let value = serde_json::from_slice(&text).expect("JSON");
+            assert!(manifest.is_valid(&value), "{}", path.display());
+        }
+    }
+    let spec = spec_rules();
+    let known: BTreeSet<String> =
+        ultracompress::Rule::ALL.iter().map(|r| r.id().to_owned()).collect();
+    assert_eq!(spec, known, "rules of the spec and of the code");
+    assert_eq!(spec, covered, "rules of the spec and of the vectors");
+}
+
+/// Rule numbers where the spec states them: in bold brackets.
+fn spec_rules() -> BTreeSet<String> {
+    let mut rules = BTreeSet::new();
+    for page in ["container.md", "codec.md", "manifest.md"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec").join(page);
+        let text = std::fs::read_to_string(path).expect("the page is there");
+        for piece in text.split("**[").skip(1) {
+            let id = piece.split(']').next().expect("split gives one");
+            assert!(rules.insert(id.to_owned()), "{id} is stated twice");
+        }
+    }
+    rules
+}
