@@ -2,6 +2,7 @@
 //!
 //! The safe API here checks lengths once; the kernels below it then index without surprises.
 
+mod convert;
 mod kernels;
 mod layout;
 mod levels;
@@ -9,6 +10,8 @@ mod quantize;
 pub mod reference;
 mod value;
 
+pub use convert::convert_raw;
+pub(crate) use convert::read_f32;
 pub use layout::{PlaneCounts, PlaneLayout, RowRun};
 pub use levels::{LevelSet, Levels};
 pub(crate) use quantize::RowEncoder;
@@ -109,65 +112,4 @@ fn decode_run_as<T: Target>(
         emit(row, &out);
     }
     Ok(())
-}
-
-/// Appends little-endian elements of a float type as binary32 (F64: the nearest, ties to even).
-pub(crate) fn read_f32(bytes: &[u8], dtype: Dtype, out: &mut Vec<f32>) {
-    use half::{bf16, f16};
-    match dtype {
-        Dtype::Bf16 => {
-            out.extend(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()));
-        }
-        Dtype::F16 => {
-            out.extend(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()));
-        }
-        Dtype::F32 => out.extend(
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("chunks of 4"))),
-        ),
-        Dtype::F64 => out.extend(bytes.chunks_exact(8).map(|b| {
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "`as` rounds to nearest, ties to even"
-            )]
-            let single = f64::from_le_bytes(b.try_into().expect("chunks of 8")) as f32;
-            single
-        })),
-        other => unreachable!("{other} is not read as floats"),
-    }
-}
-
-/// Converts raw float bytes from one dtype to another: the nearest value, ties to even (UC-VAL-4).
-/// Types other than F16, BF16, F32 and F64 pass through.
-///
-/// Returns the bytes and their dtype.
-pub fn convert_raw(bytes: Vec<u8>, from: Dtype, to: Dtype) -> (Vec<u8>, Dtype) {
-    use half::{bf16, f16};
-    if from == to || !from.has_planes() || !to.has_planes() {
-        return (bytes, from);
-    }
-    // Through binary64, which holds every value of the four types: one rounding, at the end.
-    let wide =
-        bytes.chunks_exact(usize::try_from(from.bits() / 8).expect("at most 8")).map(
-            |b| match *b {
-                [a, b] if from == Dtype::Bf16 => bf16::from_le_bytes([a, b]).to_f64(),
-                [a, b] => f16::from_le_bytes([a, b]).to_f64(),
-                [a, b, c, d] => f64::from(f32::from_le_bytes([a, b, c, d])),
-                [a, b, c, d, e, f, g, h] => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
-                _ => unreachable!("float types have 2, 4 or 8 bytes"),
-            },
-        );
-    let mut out = Vec::with_capacity(bytes.len() * 4);
-    for v in wide {
-        match to {
-            Dtype::Bf16 => out.extend(bf16::from_f64(v).to_le_bytes()),
-            Dtype::F16 => out.extend(f16::from_f64(v).to_le_bytes()),
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "`as` rounds to nearest, ties to even"
-            )]
-            Dtype::F32 => out.extend((v as f32).to_le_bytes()),
-            _ => out.extend(v.to_le_bytes()),
-        }
-    }
-    (out, to)
 }

@@ -89,6 +89,18 @@ impl<W: Write + Seek> PackWriter<W> {
         Ok(())
     }
 
+    /// Gives the tensor `target`, which was added before, a second name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no such tensor; `Malformed` for a bad name.
+    pub fn add_alias(&mut self, name: &str, target: &str) -> Result<()> {
+        let entry = self.index.tensors.iter().find(|t| t.name == target);
+        let entry =
+            entry.ok_or_else(|| Error::argument("no such tensor to alias").in_tensor(target))?;
+        let target = EncodedTensor { entry: entry.clone(), payload: vec![] };
+        self.add_tensor(EncodedTensor::alias(name, &target)?)
+    }
+
     /// Appends a carried file.
     ///
     /// # Errors

@@ -199,10 +199,10 @@ impl Preamble {
             align_up(offset.checked_add(len)?, ALIGN_BYTES).filter(|&e| e <= actual_len)
         };
         let placed = self.index_offset >= PREAMBLE_BYTES as u64
-            && self.index_offset % ALIGN_BYTES == 0
+            && self.index_offset.is_multiple_of(ALIGN_BYTES)
             && end(self.index_offset, self.index_len) == Some(self.manifest_offset)
             && end(self.manifest_offset, self.manifest_len) == Some(self.core_len)
-            && (self.file_len - self.core_len) % ALIGN_BYTES == 0;
+            && (self.file_len - self.core_len).is_multiple_of(ALIGN_BYTES);
         if !placed {
             return Err(Error::malformed(
                 Rule::HDR_7,

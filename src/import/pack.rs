@@ -220,10 +220,7 @@ impl PackOptions {
         }
         for t in &plan.tensors {
             if let Decision::Alias(target) = &t.decision {
-                let entry = writer.tensors().iter().find(|e| &e.name == target);
-                let target = entry.cloned().expect("aliases point to tensors that are not aliases");
-                let target = EncodedTensor { entry: target, payload: vec![] };
-                writer.add_tensor(EncodedTensor::alias(&t.name, &target)?)?;
+                writer.add_alias(&t.name, target).map_err(in_output)?;
             }
         }
         let mut manifest = Manifest::new(ENCODER_ID);

@@ -251,14 +251,14 @@ impl Plan {
             }
         }
         let mut first = std::collections::HashMap::new();
-        for i in 0..self.tensors.len() {
+        for (i, scan) in scans.iter().enumerate() {
             let t = &self.tensors[i];
             if elements(&t.shape) == Some(0) {
                 continue;
             }
-            let key = (t.dtype, t.shape.clone(), scans[i].sha256);
+            let key = (t.dtype, t.shape.clone(), scan.sha256);
             let &mut target = first.entry(key).or_insert(i);
-            if target != i && !self.tensors[i].forced {
+            if target != i && !t.forced {
                 let name = self.tensors[target].name.clone();
                 self.tensors[i].reason = format!("same bytes as {name}");
                 self.tensors[i].decision = Decision::Alias(name);
