@@ -1,0 +1,24 @@
+"""Writes seeds for the fuzz targets from the test vectors: python3 fuzz/seeds.py"""
+
+import json
+import pathlib
+
+HERE = pathlib.Path(__file__).parent
+VECTORS = HERE.parent / "spec" / "vectors"
+
+HEADER = b'{"w":{"dtype":"BF16","shape":[2,64],"data_offsets":[0,256]},"b":{"dtype":"F32","shape":[1],"data_offsets":[256,260]}}'
+
+
+def write(target: str, name: str, data: bytes) -> None:
+    folder = HERE / "corpus" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+for path in sorted(VECTORS.glob("*/**/*.json")):
+    vector = json.loads(path.read_text())
+    if not isinstance(vector["input"], str):
+        continue
+    target = "manifest" if path.parent.name == "manifest" else "open"
+    write(target, path.stem, bytes.fromhex(vector["input"]))
+write("safetensors", "two-tensors", HEADER + bytes(range(256)) + b"\0\0\x80\x3f")
