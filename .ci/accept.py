@@ -1,0 +1,126 @@
+"""Runs the tool as a user would: pack, info, verify, unpack, same, diff on real models, then damages a pack.
+
+python3 .ci/accept.py UC FOLDER [--record FILE]
+
+Uses examples/data/tiny-llama and, where they are present, the models of ../shared/models.
+"""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run(*args, expect=(0,)):
+    done = subprocess.run([str(a) for a in args], capture_output=True, text=True)
+    if done.returncode not in expect:
+        sys.exit(f"{args} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def json_of(*args, expect=(0,)):
+    return json.loads(run(*args, "--json", "-q", expect=expect).stdout)
+
+
+def round_trip(uc, model, folder):
+    name = model.name
+    pack, out = folder / f"{name}.uc", folder / f"{name}.out"
+    packed = json_of(uc, "pack", model, "-o", pack, "--force")
+    info = json_of(uc, "info", pack)
+    verified = json_of(uc, "verify", pack)
+    run(uc, "verify", pack, "--against", model, "--root", packed["stored_root"])
+    shutil.rmtree(out, ignore_errors=True)
+    unpacked = json_of(uc, "unpack", pack, "-o", out)
+    same = json_of(uc, "same", pack, out)
+    diff = json_of(uc, "diff", model, pack)
+    assert same["same"] and unpacked["decoded_root"] == packed["decoded_root"] == verified["decoded_root"]
+    assert (verified["structure"], verified["stored"], verified["decoded"]) == ("ok", "ok", "ok")
+    assert verified["tensors_checked"] == len(info["tensors"]) == packed["tensors"]
+    # Same bytes from a copied folder with other times, with one thread and with two.
+    copy = folder / f"{name}.copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(model, copy, copy_function=shutil.copyfile)
+    for threads in (1, 2):
+        again = folder / f"{name}.again.uc"
+        run(uc, "pack", copy, "-o", again, "--force", "-j", threads)
+        assert again.read_bytes() == pack.read_bytes(), f"{name}: other bytes with {threads} threads"
+    for path in copy.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            assert (out / path.relative_to(copy)).read_bytes() == path.read_bytes(), path
+    return {
+        "model": name,
+        "body_bpw": packed["body_bpw"],
+        "file_bpw": packed["file_bpw"],
+        "total_sqnr_db": diff["total_sqnr_db"],
+        "worst": diff["worst"],
+        "stored_root": packed["stored_root"],
+        "decoded_root": packed["decoded_root"],
+    }
+
+
+def places(pack):
+    """One offset in each part of the file: (what, offset)."""
+    data = pack.read_bytes()
+    word = lambda at: int.from_bytes(data[at : at + 8], "little")
+    found = [("start", 0), ("version", 8), ("preamble", 63), ("roots", 140), ("index", word(40) + word(48) // 2)]
+    found += [("manifest", word(56) + word(64) // 2), ("last", len(data) - 1)]
+    at, kinds = word(40), {1: "data", 2: "counts", 3: "scales", 4: "steps", 5: "plane"}
+    # Walks the index: record header, name, body, part headers with their chunk tables.
+    pad = lambda n: (n + 7) // 8 * 8
+    while at < word(40) + word(48):
+        length, name_len = int.from_bytes(data[at : at + 4], "little"), int.from_bytes(data[at + 8 : at + 10], "little")
+        n_parts, body_len = int.from_bytes(data[at + 10 : at + 12], "little"), int.from_bytes(data[at + 12 : at + 16], "little")
+        name = data[at + 16 : at + 16 + name_len].decode()
+        part = at + 16 + pad(name_len) + pad(body_len)
+        for _ in range(n_parts):
+            kind, plane, storage = data[part], data[part + 1], data[part + 2]
+            found.append((f"{name} {kinds[kind]} {plane}", word(part + 8) + word(part + 16) // 2))
+            n_chunks = int.from_bytes(data[part + 4 : part + 8], "little")
+            part += 32 + pad(n_chunks * (8 if storage else 4))
+        at += length
+    return found
+
+
+def flips(uc, pack, folder):
+    results = []
+    damaged = folder / "damaged.uc"
+    for what, offset in places(pack):
+        data = bytearray(pack.read_bytes())
+        data[offset] ^= 0x10
+        damaged.write_bytes(data)
+        done = run(uc, "verify", damaged, "--json", expect=(1, 3))
+        answer = json.loads(done.stdout)
+        assert answer["failures"], what
+        first = answer["failures"][0]
+        assert first["offset"] is not None or first["tensor"] is not None, (what, first)
+        results.append({"flipped": what, "offset": offset, "exit": done.returncode, "failure": first})
+    return results
+
+
+def main():
+    uc, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+    models = [ROOT / "examples" / "data" / "tiny-llama"]
+    shared = ROOT.parent / "shared" / "models"
+    if shared.is_dir():
+        models += sorted(p for p in shared.iterdir() if p.is_dir())
+    rows = [round_trip(uc, model, folder) for model in models]
+    pack = folder / ("dense-4m.uc" if shared.is_dir() else "tiny-llama.uc")
+    damage = flips(uc, pack, folder)
+    for row in rows:
+        print(f"{row['model']}: body {row['body_bpw']:.4f} bpw, {row['total_sqnr_db']:.3f} dB, {row['decoded_root']}")
+    print(f"{pack.name}: {len(damage)} flipped bytes, all noticed and placed")
+    if "--record" in sys.argv:
+        record = {
+            "what": "round trips of real models, then one byte flipped in each part of one pack",
+            "command": "python3 .ci/accept.py UC FOLDER --record FILE",
+            "models": rows,
+            "damaged": pack.name,
+            "flips": damage,
+        }
+        pathlib.Path(sys.argv[sys.argv.index("--record") + 1]).write_text(json.dumps(record, indent=1) + "\n")
+
+
+main()
