@@ -15,7 +15,10 @@ const RATIO: [f32; 15] = [
     2.2973967, 2.5198421, 2.7638257, 3.031433, 3.3249516, 3.64689,
 ];
 
-/// Largest number of grid points that a row's groups are searched over.
+/// Grid point of the largest step in ordinary rows: room for a largest group that wants a scale above
+/// the one that puts its peak on the largest level.
+const ANCHOR: i32 = 2;
+/// Highest points that a row gives up for the sake of its smallest groups.
 const MAX_ANCHORS: i32 = 12;
 
 /// Lowest and highest grid point that is ever asked for.
@@ -217,8 +220,8 @@ impl RowEncoder {
 
     /// Encodes one row; returns the bits of its scale.
     fn row(&self, row: &[f32], codes: &mut [u8], steps: &mut [u8]) -> u16 {
-        let peak = |x: &[f32]| x.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let amax = peak(row);
+        let peaks: Vec<f32> = row.chunks(self.group).map(peak).collect();
+        let amax = peak(&peaks);
         // Below this the grid arithmetic would meet subnormals; the smallest scale is as good.
         if amax < f32::from_bits(40 << 23) {
             self.finish(row, 1 << 7, None, codes, steps);
@@ -227,8 +230,27 @@ impl RowEncoder {
         // Grid of effective scales (row scale x step), finest ratio of the steps, anchored at the
         // one that puts the row's largest weight on the largest level.
         let unit = amax / self.top_level;
+        let start: Vec<i32> = peaks.iter().map(|&p| self.grid.index(p, amax)).collect();
+        // The row scale fixes which 16 neighbouring grid points the groups can use. Ordinary rows
+        // find what they look for among the 16 from `ANCHOR` down.
+        let low = start.iter().copied().min().unwrap_or(0);
+        let (anchor, from) = if self.grouped && low - 1 >= ANCHOR - 15 {
+            (ANCHOR, start)
+        } else {
+            self.anchor(row, unit, &start)
+        };
+        let scale = self.scale_bits(unit * self.grid.ratio(anchor) / 128.0);
+        // From just below the peak (a little clipping) upwards.
+        let wanted: Vec<i32> = from.iter().map(|t| 15 - (anchor - t) - 1).collect();
+        self.finish(row, scale, Some(&wanted), codes, steps);
+        scale
+    }
+
+    /// For rows with groups of very different size: the best grid point of each group, and the highest
+    /// point that the row scale should reach. Where they don't all fit below it, it may pay that the
+    /// largest groups clip for the sake of the smallest.
+    fn anchor(&self, row: &[f32], unit: f32, start: &[i32]) -> (i32, Vec<i32>) {
         let groups: Vec<&[f32]> = row.chunks(self.group).collect();
-        let start: Vec<i32> = groups.iter().map(|g| self.grid.index(peak(g), amax)).collect();
         // Errors relative to `unit`, so that no weight range over- or underflows.
         let error_at = |g: &[f32], t: i32| {
             let effective = self.grid.ratio(t);
@@ -236,26 +258,11 @@ impl RowEncoder {
         };
         let best: Vec<i32> = groups
             .iter()
-            .zip(&start)
-            .map(|(g, &t0)| {
-                // Downhill from just below the peak: clipping a little usually pays.
-                let mut best = (error_at(g, t0 - 1), t0 - 1);
-                for walk in [[t0 - 2, t0 - 3], [t0, t0 + 1]] {
-                    for t in walk {
-                        let e = error_at(g, t);
-                        if e >= best.0 {
-                            break;
-                        }
-                        best = (e, t);
-                    }
-                }
-                best.1
-            })
+            .zip(start)
+            .map(|(g, &t)| least(t - 1, &GRID, |t| error_at(g, t)))
             .collect();
         let high = best.iter().copied().max().unwrap_or(0);
         let low = best.iter().copied().min().unwrap_or(0);
-        // The row scale fixes which 16 neighbouring grid points the groups can use. Where they don't
-        // all fit, try giving up the largest groups (they clip) for the sake of the smallest.
         let mut anchor = high;
         if self.grouped && high - low > 15 {
             let mut least = f32::INFINITY;
@@ -269,10 +276,7 @@ impl RowEncoder {
                 }
             }
         }
-        let scale = self.scale_bits(unit * self.grid.ratio(anchor) / 128.0);
-        let wanted: Vec<i32> = best.iter().map(|t| 15 - (anchor - t)).collect();
-        self.finish(row, scale, Some(&wanted), codes, steps);
-        scale
+        (anchor, best)
     }
 
     /// The nearest allowed row scale.
@@ -281,7 +285,7 @@ impl RowEncoder {
         bits.clamp(1 << 7, (max_scale_exponent(self.dtype) << 7) | 0x7f)
     }
 
-    /// With the row scale settled, picks each group's step (near `wanted`, or any) and codes.
+    /// With the row scale settled, picks each group's step (around `wanted`, or any) and codes.
     fn finish(
         &self,
         row: &[f32],
@@ -293,28 +297,58 @@ impl RowEncoder {
         let scale = scale_f32(scale);
         for (g, (x, codes)) in row.chunks(self.group).zip(codes.chunks_mut(self.group)).enumerate()
         {
-            let candidates = match wanted {
-                _ if !self.grouped => 15..=15,
-                Some(w) => (w[g] - 1).clamp(0, 15)..=(w[g] + 1).clamp(0, 15),
-                None => 0..=15,
+            // Relative to the row scale: only the comparison matters.
+            let error = |k: i32| {
+                let step = f32::from(STEPS[usize::try_from(k).expect("0 to 15")]);
+                self.nearest.error(x, 1.0 / (scale * step)) * step * step
             };
-            let mut best = (f32::INFINITY, 0usize);
-            for k in candidates {
-                let k = usize::try_from(k).expect("0 to 15");
-                let step = f32::from(STEPS[k]);
-                // Relative to the row scale: only the comparison matters.
-                let e = self.nearest.error(x, 1.0 / (scale * step)) * step * step;
-                if e < best.0 {
-                    best = (e, k);
+            let k = match wanted {
+                _ if !self.grouped => 15,
+                Some(wanted) => least(wanted[g], &(0..=15), error),
+                None => {
+                    (0..=15)
+                        .map(|k| (error(k), k))
+                        .fold((f32::INFINITY, 0), |a, b| if b.0 < a.0 { b } else { a })
+                        .1
                 }
-            }
-            let inv = 1.0 / (scale * f32::from(STEPS[if self.grouped { best.1 } else { 15 }]));
+            };
+            let k = usize::try_from(k).expect("0 to 15");
+            let inv = 1.0 / (scale * f32::from(STEPS[k]));
             self.nearest.codes(x, inv, codes);
             if self.grouped {
-                steps[g / 2] |= u8::try_from(best.1).expect("0 to 15") << (4 * (g % 2));
+                steps[g / 2] |= u8::try_from(k).expect("0 to 15") << (4 * (g % 2));
             }
         }
     }
+}
+
+/// The largest magnitude.
+fn peak(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; 8];
+    let (whole, rest) = x.as_chunks::<8>();
+    for x in whole {
+        for (lane, v) in lanes.iter_mut().zip(x) {
+            *lane = if v.abs() > *lane { v.abs() } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(0f32, |m, v| m.max(v.abs()))
+}
+
+/// The point of least error among `from` and the three above it that lie in `range`.
+fn least(
+    from: i32,
+    range: &std::ops::RangeInclusive<i32>,
+    mut error: impl FnMut(i32) -> f32,
+) -> i32 {
+    let from = from.clamp(*range.start(), *range.end());
+    let mut best = (f32::INFINITY, from);
+    for t in from..=(from + 3).min(*range.end()) {
+        let e = error(t);
+        if e < best.0 {
+            best = (e, t);
+        }
+    }
+    best.1
 }
 
 #[cfg(test)]

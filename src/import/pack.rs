@@ -335,10 +335,19 @@ fn scan(source: &Source, t: &SourceTensor, progress: &dyn Progress) -> Result<Sc
     Ok(Scan { sha256: Digest(sha.finalize().into()), odd })
 }
 
+/// Index of the first element that isn't a finite binary32 number.
 fn first_odd(bytes: &[u8], dtype: Dtype) -> Option<u64> {
-    let mut values = Vec::with_capacity(bytes.len() / 2);
-    read_f32(bytes, dtype, &mut values);
-    values.iter().position(|v| !v.is_finite()).map(|i| i as u64)
+    let found = match dtype {
+        Dtype::F16 => bytes.chunks_exact(2).position(|b| b[1] & 0x7c == 0x7c),
+        Dtype::Bf16 => bytes.chunks_exact(2).position(|b| b[1] & 0x7f == 0x7f && b[0] & 0x80 != 0),
+        Dtype::F32 => bytes.chunks_exact(4).position(|b| b[3] & 0x7f == 0x7f && b[2] & 0x80 != 0),
+        _ => {
+            let mut values = Vec::with_capacity(bytes.len() / 8);
+            read_f32(bytes, dtype, &mut values);
+            values.iter().position(|v| !v.is_finite())
+        }
+    };
+    found.map(|i| i as u64)
 }
 
 /// SHA-256 of every file that is in the pack, as weights or carried.
