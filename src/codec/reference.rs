@@ -112,7 +112,10 @@ pub(crate) fn round_to(integer: i64, exponent: i32, dtype: Dtype) -> u64 {
     // biased exponent on top of it carries over when rounding reached the next power of two.
     let biased = u128::from((top - min_exponent).unsigned_abs());
     units += biased << fraction_bits;
-    sign | u64::try_from(units).expect("finite by UC-VAL-1")
+    // UC-VAL-1 keeps values finite at the source's type; a narrower target overflows to infinity,
+    // the next bit pattern after the largest finite value.
+    let infinity = ((1u128 << (total_bits - 1 - fraction_bits)) - 1) << fraction_bits;
+    sign | u64::try_from(units.min(infinity)).expect("at most 63 bits")
 }
 
 #[cfg(test)]
