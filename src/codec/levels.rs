@@ -57,7 +57,9 @@ impl<'a> Levels<'a> {
             if *id == 0 {
                 continue;
             }
-            let record = records.get(usize::from(*id) - 1).filter(|r| r.native == native);
+            let record = records
+                .get(usize::from(*id) - 1)
+                .filter(|r| r.native == native && r.levels.len() == (2 << native) - 8);
             let Some(record) = record else {
                 return Err(Error::malformed(
                     Rule::LVL_3,
