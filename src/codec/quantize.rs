@@ -222,8 +222,9 @@ impl RowEncoder {
     fn row(&self, row: &[f32], codes: &mut [u8], steps: &mut [u8]) -> u16 {
         let peaks: Vec<f32> = row.chunks(self.group).map(peak).collect();
         let amax = peak(&peaks);
-        // Below this the grid arithmetic would meet subnormals; the smallest scale is as good.
-        if amax < f32::from_bits(40 << 23) {
+        // 2^-112: all that the smallest scale, the largest step and the largest level reach, so that
+        // scale is as good as any. Above it the grid arithmetic stays clear of subnormals.
+        if amax < f32::from_bits(15 << 23) {
             self.finish(row, 1 << 7, None, codes, steps);
             return 1 << 7;
         }
