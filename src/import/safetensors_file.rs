@@ -72,13 +72,14 @@ pub(crate) fn read_header(file: &File) -> Result<Header> {
         end += tensor.len;
         tensors.push(tensor);
     }
-    if 8 + header_len + end != file_len {
+    // No file is 2^64 bytes long, so a sum that saturates is still a mismatch.
+    let data_end = (8 + header_len).saturating_add(end);
+    if data_end != file_len {
         return Err(Error::source_file(format!(
-            "tensors end at byte {}, the file has {file_len}: {}",
-            8 + header_len + end,
-            if file_len < 8 + header_len + end { "it is cut off" } else { "bytes are left over" }
+            "tensors end at byte {data_end}, the file has {file_len}: {}",
+            if file_len < data_end { "it is cut off" } else { "bytes are left over" }
         ))
-        .at(8 + header_len + end));
+        .at(data_end));
     }
     let metadata = parsed.metadata().clone().map(|m| m.into_iter().collect());
     Ok(Header { tensors, metadata })
@@ -102,7 +103,8 @@ fn check_tensor(
     if dtype.tensor_bytes(&shape) != Some(to - from) {
         return Err(format!("{} bytes for {dtype} {shape:?}", to - from));
     }
-    Ok(HeaderTensor { name: name.to_owned(), dtype, shape, offset: base + from, len: to - from })
+    let offset = base.saturating_add(from);
+    Ok(HeaderTensor { name: name.to_owned(), dtype, shape, offset, len: to - from })
 }
 
 /// JSON maps keep the last of two equal keys; a header that has two is refused instead.
