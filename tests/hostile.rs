@@ -1,0 +1,765 @@
+//! Damaged and hostile input: every cut and every flipped bit of a pack is noticed, claims cost no
+//! memory, and broken checkpoints are refused with a reason.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use ultracompress::codec::PlaneCounts;
+use ultracompress::format::{Attachment, AttachmentKind};
+use ultracompress::{
+    Container, DecodeOptions, Dtype, EncodeOptions, EncodedTensor, Error, ErrorKind, Manifest,
+    PackWriter, PlaneParts, Role, Rule, StoredFile, VerifyOptions,
+};
+
+// ---- Memory -----------------------------------------------------------------------------------
+
+/// The system's allocator, counting.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator with its arguments unchanged.
+#[allow(unsafe_code, reason = "an allocator can't be written without")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promises are those of `System`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promises are those of `System`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Ordering::SeqCst);
+        // SAFETY: the caller's promises are those of `System`.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+fn count(bytes: usize) {
+    let now = NOW.fetch_add(bytes, Ordering::SeqCst) + bytes;
+    PEAK.fetch_max(now, Ordering::SeqCst);
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tests run one at a time, so that each sees its own memory only.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Runs `work` and returns how far it raised the memory in use.
+fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = NOW.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let result = work();
+    (result, PEAK.load(Ordering::SeqCst).saturating_sub(before))
+}
+
+// ---- A small pack with everything in it -------------------------------------------------------
+
+fn numbers(n: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()[3]
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn attachment(name: &str, data: &[u8]) -> Attachment {
+    Attachment { kind: AttachmentKind::Receipt, name: name.into(), data: data.to_vec() }
+}
+
+/// Planes (uniform, per row, own levels), raw (plain and zstd), an alias, files and attachments.
+fn small_pack() -> Vec<u8> {
+    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+    let mut manifest = Manifest::new("test");
+    let levels = (-4..4).map(|l: i8| 30 * l).collect();
+    let id = writer.add_levels(3, levels).expect("one table");
+
+    let weights: Vec<u8> = (0..3 * 20u16).flat_map(|i| (0x3c00 + 7 * i).to_le_bytes()).collect();
+    let options = EncodeOptions::new().with_group(16).with_role(Role::Body);
+    let uniform = EncodedTensor::planes("uniform", Dtype::Bf16, &[3, 20], &weights, &options);
+    let uniform = uniform.expect("valid");
+    manifest.add_tensor("uniform", &weights, "test");
+
+    let parts = PlaneParts {
+        row_dims: 1,
+        group: 16,
+        counts: PlaneCounts::PerRow(vec![3, 5, 4]),
+        level_ids: [id, 0, 0, 0, 0, 0],
+        scales: [0x3f80u16, 0x3f81, 0x3f82].iter().flat_map(|s| s.to_le_bytes()).collect(),
+        steps: vec![0x51, 0x62, 0x73],
+        planes: [3, 3, 3, 2, 1]
+            .map(|rows| numbers(3 * rows).chunks(3).flat_map(|b| [b[0], b[1], b[2] & 15]).collect())
+            .into(),
+    };
+    let per_row = EncodedTensor::from_planes(
+        "per row",
+        Dtype::F32,
+        &[3, 20],
+        Role::Other,
+        parts,
+        writer.levels(),
+    );
+    manifest.add_tensor("per row", b"", "test");
+
+    let plain = EncodedTensor::raw("plain", Dtype::I16, &[9], &numbers(18), &EncodeOptions::new());
+    manifest.add_tensor("plain", &numbers(18), "test");
+    let alias = EncodedTensor::alias("alias", &uniform).expect("valid");
+    manifest.add_tensor("alias", &weights, "test");
+
+    let zstd = cfg!(feature = "zstd").then_some(3);
+    let options = EncodeOptions::new().with_zstd_level(zstd);
+    let packed = EncodedTensor::raw("zstd", Dtype::U8, &[100], &[7; 100], &options);
+    manifest.add_tensor("zstd", &[7; 100], "test");
+    let tensors =
+        [uniform, per_row.expect("valid"), plain.expect("valid"), alias, packed.expect("valid")];
+    for tensor in tensors {
+        writer.add_tensor(tensor).expect("memory");
+    }
+    for (path, bytes) in [("a/config.json", &b"{}"[..]), ("empty", b""), ("text", &[b'x'; 90])] {
+        let file = StoredFile::new(path, bytes, zstd).expect("valid");
+        manifest.add_file(&file);
+        writer.add_file(file).expect("memory");
+    }
+    writer.add_attachment(attachment("receipt", b"{\"kld\":1}"));
+    writer.add_attachment(attachment("empty", b""));
+    let manifest = manifest.to_bytes().expect("canonical");
+    writer.finish(&manifest).expect("valid").1.into_inner()
+}
+
+/// What a careful reader does: opens, verifies everything, reads everything.
+fn read_all(file: &[u8]) -> Result<(), Vec<String>> {
+    let message = |e: &Error| vec![e.to_string()];
+    let pack = Container::open(file).map_err(|e| message(&e))?;
+    for decode in [false, true] {
+        let report = VerifyOptions::new().with_decode(decode).verify(&pack);
+        let report = report.map_err(|e| message(&e))?;
+        if !report.is_ok() {
+            return Err(report.failures.into_iter().map(|f| f.reason).collect());
+        }
+    }
+    Ok(())
+}
+
+/// As [`read_all`]; a panic is told apart from an error.
+fn noticed(file: &[u8]) -> Result<bool, String> {
+    match catch_unwind(AssertUnwindSafe(|| read_all(file))) {
+        Ok(Ok(())) => Ok(false),
+        Ok(Err(reasons)) if reasons.iter().any(String::is_empty) => {
+            Err("an error without a message".into())
+        }
+        Ok(Err(_)) => Ok(true),
+        Err(_) => Err("a panic".into()),
+    }
+}
+
+#[test]
+fn the_small_pack_is_valid_and_small() {
+    let _one = alone();
+    let file = small_pack();
+    assert_eq!(read_all(&file), Ok(()));
+    assert!(file.len() < 8192, "{} bytes: the exhaustive tests take too long", file.len());
+}
+
+#[test]
+fn every_cut_is_an_error() {
+    let _one = alone();
+    let file = small_pack();
+    for len in 0..file.len() {
+        let cut = &file[..len];
+        let e = catch_unwind(|| Container::open(cut).expect_err("cut"));
+        let e = e.unwrap_or_else(|_| panic!("a panic or no error when cut at {len}"));
+        assert!(!e.to_string().is_empty() && !e.message().is_empty(), "cut at {len}");
+        if len >= 8 {
+            assert!(matches!(e.kind(), ErrorKind::Truncated { .. }), "cut at {len}: {e}");
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_the_end_are_an_error() {
+    let _one = alone();
+    for more in [1, 63, 64, 4096] {
+        let mut file = small_pack();
+        file.resize(file.len() + more, 0);
+        let e = Container::open(file).expect_err("longer than it says");
+        assert_eq!(e.kind(), &ErrorKind::Malformed(Rule::HDR_6));
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let _one = alone();
+    let file = small_pack();
+    let bits = file.len() * 8;
+    let threads = 2;
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let file = &file;
+        let work = |first: usize| {
+            let mut damaged = file.clone();
+            let mut failed = Vec::new();
+            for bit in (first..bits).step_by(threads) {
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                match noticed(&damaged) {
+                    Ok(true) => {}
+                    Ok(false) => failed.push(format!("byte {} bit {}: missed", bit / 8, bit % 8)),
+                    Err(what) => failed.push(format!("byte {} bit {}: {what}", bit / 8, bit % 8)),
+                }
+                damaged[bit / 8] ^= 1 << (bit % 8);
+            }
+            failed
+        };
+        let handles: Vec<_> = (0..threads).map(|t| scope.spawn(move || work(t))).collect();
+        handles.into_iter().flat_map(|h| h.join().expect("panics are caught")).collect()
+    });
+    assert!(failed.is_empty(), "{} of {bits}: {:?}", failed.len(), &failed[..failed.len().min(9)]);
+}
+
+/// Sets bytes of the preamble and makes its checksum right again.
+fn patched(file: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut file = file.to_vec();
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+    let crc = crc32fast::hash(&file[..252]);
+    file[252..256].copy_from_slice(&crc.to_le_bytes());
+    file
+}
+
+/// Sets bytes of the index and makes both checksums right again.
+fn patched_index(file: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let word = |at: usize| {
+        let bytes = file[at..at + 8].try_into().expect("8 bytes");
+        usize::try_from(u64::from_le_bytes(bytes)).expect("a small file")
+    };
+    let (start, len) = (word(40), word(48));
+    let mut file = file.to_vec();
+    file[start + at..start + at + bytes.len()].copy_from_slice(bytes);
+    let crc = crc32fast::hash(&file[start..start + len]);
+    patched(&file, 76, &crc.to_le_bytes())
+}
+
+#[test]
+fn preamble_fields_lie_where_these_tests_patch_them() {
+    let _one = alone();
+    let file = small_pack();
+    let pack = Container::open(&file[..]).expect("valid");
+    let p = pack.preamble();
+    let word = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().expect("8 bytes"));
+    let fields =
+        [p.core_len, p.index_offset, p.index_len, p.manifest_offset, p.manifest_len, p.file_len];
+    assert_eq!([32, 40, 48, 56, 64, 160].map(word), fields);
+    assert_eq!(file[72..76], p.n_records.to_le_bytes());
+    assert_eq!(file[76..80], p.index_crc32.to_le_bytes());
+    assert_eq!(patched(&file, 0, &file[..8]), file);
+    assert_eq!(
+        patched_index(&file, 0, &file[usize::try_from(p.index_offset).unwrap()..][..8]),
+        file
+    );
+}
+
+#[test]
+fn huge_claims_in_the_preamble_are_errors_and_cost_no_memory() {
+    let _one = alone();
+    let file = small_pack();
+    let ceiling = 16 * file.len() + (1 << 20);
+    for at in [32, 40, 48, 56, 64, 160] {
+        let old = u64::from_le_bytes(file[at..at + 8].try_into().expect("8 bytes"));
+        for value in [
+            0,
+            1,
+            63,
+            old - 1,
+            old + 1,
+            old + 64,
+            1 << 31,
+            1 << 32,
+            1 << 40,
+            1 << 62,
+            i64::MAX.unsigned_abs(),
+            u64::MAX - 255,
+            u64::MAX - 63,
+            u64::MAX,
+        ] {
+            let hostile = patched(&file, at, &value.to_le_bytes());
+            let (found, peak) = peak_of(|| noticed(&hostile));
+            assert_eq!(found, Ok(true), "{value} at {at}");
+            assert!(peak <= ceiling, "{value} at {at}: {peak} bytes in use");
+        }
+    }
+    for at in [8, 10, 12, 72, 80, 84, 88, 92, 168, 176] {
+        for value in [u32::MAX, 1 << 31, 0x0001_0001] {
+            let hostile = patched(&file, at, &value.to_le_bytes());
+            let (found, peak) = peak_of(|| noticed(&hostile));
+            assert_eq!(found, Ok(true), "{value} at {at}");
+            assert!(peak <= ceiling, "{value} at {at}: {peak} bytes in use");
+        }
+    }
+}
+
+#[test]
+fn every_byte_of_the_index_can_lie_without_panic_or_memory() {
+    let _one = alone();
+    let file = small_pack();
+    let len = usize::try_from(Container::open(&file[..]).expect("valid").preamble().index_len)
+        .expect("a small file");
+    // A zstd chunk may hold 1 MiB whatever its stored size: two threads decode two of them.
+    let ceiling = 16 * file.len() + (4 << 20);
+    for at in 0..len {
+        for value in [0x00, 0x01, 0x7f, 0x80, 0xff] {
+            let hostile = patched_index(&file, at, &[value]);
+            if hostile == file {
+                continue;
+            }
+            let (found, peak) = peak_of(|| noticed(&hostile));
+            assert_eq!(found, Ok(true), "{value:#x} at byte {at} of the index");
+            assert!(peak <= ceiling, "{value:#x} at byte {at} of the index: {peak} bytes in use");
+        }
+    }
+    for at in (0..len - 8).step_by(8) {
+        let hostile = patched_index(&file, at, &[0xff; 8]);
+        let (found, peak) = peak_of(|| noticed(&hostile));
+        assert_eq!(found, Ok(true), "all ones at byte {at} of the index");
+        assert!(peak <= ceiling, "all ones at byte {at} of the index: {peak} bytes in use");
+    }
+}
+
+#[test]
+fn foreign_files_are_told_apart() {
+    let _one = alone();
+    for (bytes, hint) in [
+        (&b""[..], "empty"),
+        (b"\x89UCP\n\x1a\n\0", "binary mode"),
+        (b"\x09UCP\r\n\x1a\n", "7-bit"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"PK\x03\x04....", "zip"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
+        (b"\x10\0\0\0\0\0\0\0{\"a\":1}         ", "safetensors"),
+        (b"something else entirely", "expected"),
+    ] {
+        let e = Container::open(bytes).expect_err("not a pack");
+        assert_eq!(e.kind(), &ErrorKind::Malformed(Rule::HDR_1));
+        assert!(e.to_string().contains(hint), "{e}");
+    }
+}
+
+#[test]
+fn other_versions_and_unknown_features_are_refused_by_kind() {
+    let _one = alone();
+    let file = small_pack();
+    let kind = |at, bytes: &[u8]| {
+        let e = Container::open(patched(&file, at, bytes)).expect_err("refused");
+        e.kind().clone()
+    };
+    assert_eq!(kind(8, &2u16.to_le_bytes()), ErrorKind::UnsupportedVersion);
+    for bit in 0..64 {
+        assert_eq!(kind(16, &(1u64 << bit).to_le_bytes()), ErrorKind::UnsupportedFeature);
+    }
+    // Later minor versions and optional features are read; only the stored root speaks of them.
+    for (at, bytes) in [(10, &9u16.to_le_bytes()[..]), (24, &1u64.to_le_bytes()[..])] {
+        Container::open(patched(&file, at, bytes)).expect("a reader ignores it");
+    }
+}
+
+#[test]
+fn an_empty_tensor_of_endless_rows_is_read_at_once() {
+    let _one = alone();
+    let rows = i64::MAX.unsigned_abs();
+    let tensor = EncodedTensor::raw("w", Dtype::U8, &[rows, 0], b"", &EncodeOptions::new());
+    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+    writer.add_tensor(tensor.expect("holds nothing")).expect("memory");
+    let mut manifest = Manifest::new("test");
+    manifest.add_tensor("w", b"", "test");
+    let (_, file) = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid");
+    let pack = Container::open(file.into_inner()).expect("valid");
+    let view = pack.tensor("w").expect("written");
+    assert_eq!(view.decode().expect("nothing"), b"");
+    let mut calls = 0;
+    let result = DecodeOptions::new().decode_tiles(&view, |bytes| {
+        calls += 1;
+        assert!(bytes.is_empty());
+        // Ends the test instead of letting it run for weeks.
+        if calls > 16 { Err(Error::new(ErrorKind::Cancelled, "too many tiles")) } else { Ok(()) }
+    });
+    result.expect("no more tiles than bytes");
+}
+
+#[test]
+fn the_writer_refuses_what_a_reader_refuses() {
+    let _one = alone();
+    let raw = |name: &str| EncodedTensor::raw(name, Dtype::U8, &[1], &[1], &EncodeOptions::new());
+    for name in ["", "a\0b", "a\nb", &"x".repeat(1025)] {
+        let e = raw(name).expect_err("a bad name");
+        assert_eq!(e.kind(), &ErrorKind::Malformed(Rule::NAM_1), "{name:?}");
+    }
+    for path in ["/a", "../a", "a/../b", "a//b", ".", "c:a", "a\\b", "a/"] {
+        let e = StoredFile::new(path, b"", None).expect_err("a bad path");
+        assert_eq!(e.kind(), &ErrorKind::Malformed(Rule::NAM_2), "{path:?}");
+    }
+    let finish = |add: &dyn Fn(&mut PackWriter<Cursor<Vec<u8>>>)| {
+        let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+        add(&mut writer);
+        writer.finish(b"{}").expect_err("refused").kind().clone()
+    };
+    let twice = finish(&|w| {
+        w.add_tensor(raw("a").expect("valid")).expect("memory");
+        w.add_tensor(raw("a").expect("valid")).expect("memory");
+    });
+    assert_eq!(twice, ErrorKind::Malformed(Rule::IDX_4));
+    let folder = finish(&|w| {
+        w.add_file(StoredFile::new("a", b"", None).expect("valid")).expect("memory");
+        w.add_file(StoredFile::new("a/b", b"", None).expect("valid")).expect("memory");
+    });
+    assert_eq!(folder, ErrorKind::Malformed(Rule::NAM_3));
+    let dangling = finish(&|w| {
+        let alias = EncodedTensor::alias("b", &raw("a").expect("valid")).expect("valid");
+        w.add_tensor(alias).expect("memory");
+    });
+    assert_eq!(dangling, ErrorKind::Malformed(Rule::TEN_4));
+    let chain = finish(&|w| {
+        let a = raw("a").expect("valid");
+        let b = EncodedTensor::alias("b", &a).expect("valid");
+        w.add_tensor(EncodedTensor::alias("c", &b).expect("valid")).expect("memory");
+        w.add_tensor(b).expect("memory");
+        w.add_tensor(a).expect("memory");
+    });
+    assert_eq!(chain, ErrorKind::Malformed(Rule::TEN_4));
+    let levels = finish(&|w| {
+        w.add_levels(3, vec![0; 8]).expect("checked at the end");
+    });
+    assert_eq!(levels, ErrorKind::Malformed(Rule::LVL_2));
+    let attachments = finish(&|w| {
+        w.add_attachment(attachment("a", b"1"));
+        w.add_attachment(attachment("a", b"2"));
+    });
+    assert_eq!(attachments, ErrorKind::Malformed(Rule::ATT_1));
+}
+
+#[test]
+fn a_manifest_that_disagrees_with_the_index_is_noticed() {
+    let _one = alone();
+    let pack_with = |manifest: &[u8]| {
+        let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+        let tensor = EncodedTensor::raw("w", Dtype::U8, &[1], &[1], &EncodeOptions::new());
+        writer.add_tensor(tensor.expect("valid")).expect("memory");
+        let file = writer.finish(manifest).expect("the manifest is the caller's").1;
+        let pack = Container::open(file.into_inner()).expect("valid");
+        let report = VerifyOptions::new().verify(&pack).expect("readable");
+        let kinds: Vec<_> = report.failures.into_iter().map(|f| f.kind).collect();
+        kinds
+    };
+    let mut right = Manifest::new("test");
+    right.add_tensor("w", &[1], "test");
+    let bytes = right.to_bytes().expect("canonical");
+    assert_eq!(pack_with(&bytes), []);
+
+    let mut other = right.clone();
+    other.add_tensor("w", &[2], "another digest");
+    let mut more = right.clone();
+    more.add_tensor("x", &[1], "not in the index");
+    let fewer = Manifest::new("test");
+    let mut carried = right.clone();
+    carried.add_file(&StoredFile::new("a", b"", None).expect("valid"));
+    for wrong in [other, more, fewer, carried] {
+        let kinds = pack_with(&wrong.to_bytes().expect("canonical"));
+        assert_eq!(kinds, [ErrorKind::Malformed(Rule::MAN_3)]);
+    }
+    let mut spaced = bytes.clone();
+    spaced.push(b' ');
+    let text = String::from_utf8(bytes.clone()).expect("JSON");
+    let twice = text.replacen('{', "{\"encoder\":\"test\",", 1);
+    let fraction = text.replacen("\"recipe\":{}", "\"recipe\":{\"a\":0.5}", 1);
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    assert_ne!(fraction, text);
+    for wrong in [
+        &b""[..],
+        b"{}",
+        b"[]",
+        b"null",
+        &spaced,
+        twice.as_bytes(),
+        fraction.as_bytes(),
+        deep.as_bytes(),
+    ] {
+        let kinds = pack_with(wrong);
+        let rules = [Rule::MAN_1, Rule::MAN_2].map(ErrorKind::Malformed);
+        assert!(kinds.len() == 1 && rules.contains(&kinds[0]), "{kinds:?}");
+    }
+}
+
+// ---- Hostile checkpoints ----------------------------------------------------------------------
+
+#[cfg(feature = "safetensors")]
+mod checkpoints {
+    use std::fs;
+    use std::path::Path;
+
+    use ultracompress::import::{PackOptions, Recipe, Source};
+
+    use super::*;
+
+    /// A safetensors file with this header and `data` zero bytes.
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    }
+
+    fn open(bytes: &[u8]) -> (Result<Source, Error>, usize) {
+        let dir = tempfile::tempdir().expect("can write");
+        let path = dir.path().join("model.safetensors");
+        fs::write(&path, bytes).expect("can write");
+        let opened = peak_of(|| catch_unwind(|| Source::open(&path)));
+        (opened.0.expect("no panic"), opened.1)
+    }
+
+    /// The file is refused as a damaged source, and costs no more than a few times its size.
+    fn refused(bytes: &[u8], hint: &str) {
+        let (result, peak) = open(bytes);
+        let e = result.expect_err(hint);
+        assert_eq!(e.kind(), &ErrorKind::Source, "{hint}: {e}");
+        assert!(e.to_string().contains(hint), "{hint:?} is not in: {e}");
+        assert!(e.file().is_some_and(|f| !f.is_empty()), "{e}");
+        assert!(peak <= 64 * bytes.len() + (1 << 20), "{hint}: {peak} bytes in use");
+    }
+
+    const A: &str = r#""a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
+
+    #[test]
+    fn a_sound_file_is_accepted() {
+        let _one = alone();
+        let (source, _) = open(&file(&format!("{{{A}}}"), 4));
+        let source = source.expect("valid");
+        assert_eq!((source.tensors().len(), source.bytes()), (1, 4));
+        let (source, _) = open(&file("{}", 0));
+        assert_eq!(source.expect("no tensors are tensors too").tensors().len(), 0);
+    }
+
+    #[test]
+    fn every_cut_of_a_safetensors_file_is_refused() {
+        let _one = alone();
+        let bytes = file(&format!("{{{A}}}"), 4);
+        for len in 0..bytes.len() {
+            let (result, _) = open(&bytes[..len]);
+            let e = result.expect_err("cut");
+            assert_eq!(e.kind(), &ErrorKind::Source, "cut at {len}: {e}");
+        }
+        let mut longer = bytes;
+        longer.push(0);
+        refused(&longer, "left over");
+    }
+
+    #[test]
+    fn huge_headers_are_refused_without_memory() {
+        let _one = alone();
+        for claim in [100, 100_000_000, 100_000_001, 1 << 40, u64::MAX - 7, u64::MAX] {
+            let mut bytes = file(&format!("{{{A}}}"), 4);
+            bytes[..8].copy_from_slice(&claim.to_le_bytes());
+            refused(&bytes, "header");
+        }
+    }
+
+    #[test]
+    fn headers_that_are_no_json_objects_are_refused() {
+        let _one = alone();
+        for header in ["", "{", "[]", "null", "{\"a\":1}", "\u{0}", "{}}", "not JSON at all"] {
+            refused(&file(header, 0), "header");
+        }
+        let mut bytes = file("{\"??\":{}}", 0);
+        bytes[10..12].copy_from_slice(&[0xff, 0xfe]);
+        refused(&bytes, "header");
+        refused(&file(&format!("{{\"a\":{}", "[".repeat(100_000)), 0), "header");
+    }
+
+    #[test]
+    fn duplicate_names_are_refused() {
+        let _one = alone();
+        refused(&file(&format!("{{{A},{A}}}"), 4), "twice");
+        let other = r#""\u0061":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}"#;
+        refused(&file(&format!("{{{A},{other}}}"), 8), "twice");
+        let field = A.replace("\"shape\"", "\"dtype\":\"U8\",\"shape\"");
+        refused(&file(&format!("{{{field}}}"), 4), "header");
+    }
+
+    #[test]
+    fn holes_overlaps_and_wrong_lengths_are_refused() {
+        let _one = alone();
+        let b = |from: u64, to: u64| {
+            format!(r#"{{{A},"b":{{"dtype":"U8","shape":[4],"data_offsets":[{from},{to}]}}}}"#)
+        };
+        open(&file(&b(4, 8), 8)).0.expect("the sound neighbour of what follows");
+        for (header, data) in [
+            (b(5, 9), 9),
+            (b(3, 7), 7),
+            (b(0, 4), 4),
+            (b(8, 4), 8),
+            (b(4, 9), 9),
+            (b(4, 7), 7),
+            (b(u64::MAX - 3, u64::MAX), 8),
+            (b(4, u64::MAX), 8),
+        ] {
+            let (result, _) = open(&file(&header, data));
+            let e = result.expect_err(&header);
+            assert_eq!(e.kind(), &ErrorKind::Source, "{header}: {e}");
+        }
+    }
+
+    #[test]
+    fn offsets_that_overflow_in_sum_are_refused() {
+        let _one = alone();
+        // Eight tensors of nearly 2^61 bytes: each size is fine, their sum is not.
+        let n = (1u64 << 61) - 1;
+        let tensors: Vec<String> = (0..8)
+            .map(|i| {
+                let (from, to) = (i * n, (i + 1) * n);
+                format!(r#""t{i}":{{"dtype":"U8","shape":[{n}],"data_offsets":[{from},{to}]}}"#)
+            })
+            .collect();
+        refused(&file(&format!("{{{}}}", tensors.join(",")), 0), "cut off");
+        for shape in ["[18446744073709551615]", "[4294967296,4294967296]", "[1,-1]", "[0.5]"] {
+            let header = A.replace("[4]", shape);
+            refused(&file(&format!("{{{header}}}"), 4), "header");
+        }
+    }
+
+    #[test]
+    fn unknown_types_are_refused() {
+        let _one = alone();
+        for dtype in ["F128", "u8", "", "INT4"] {
+            let header = A.replace("U8", dtype);
+            refused(&file(&format!("{{{header}}}"), 4), "header");
+        }
+        // Three elements of four bits are no whole bytes.
+        let header = r#"{"a":{"dtype":"F4","shape":[3],"data_offsets":[0,1]}}"#;
+        refused(&file(header, 1), "");
+    }
+
+    #[test]
+    fn pointers_to_large_files_are_named_as_such() {
+        let _one = alone();
+        refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "LFS");
+    }
+
+    /// A folder with one sound shard and this index.
+    fn folder_with_index(folder: &Path, index: &str) {
+        let shard = folder.join("model-00001-of-00001.safetensors");
+        fs::write(shard, file(&format!("{{{A}}}"), 4)).expect("can write");
+        fs::write(folder.join("model.safetensors.index.json"), index).expect("can write");
+    }
+
+    #[test]
+    fn indexes_that_leave_the_folder_or_name_missing_shards_are_refused() {
+        let _one = alone();
+        let dir = tempfile::tempdir().expect("can write");
+        let folder = dir.path().join("model");
+        fs::create_dir(&folder).expect("can write");
+        fs::write(dir.path().join("secret.safetensors"), file(&format!("{{{A}}}"), 4))
+            .expect("can write");
+        let good = r#"{"weight_map":{"a":"model-00001-of-00001.safetensors"}}"#;
+        folder_with_index(&folder, good);
+        Source::open(&folder).expect("the sound neighbour of what follows");
+        let absolute = dir.path().join("secret.safetensors");
+        let absolute = format!(r#"{{"weight_map":{{"a":{absolute:?}}}}}"#);
+        for (index, hint) in [
+            (r#"{"weight_map":{"a":"../secret.safetensors"}}"#, "plain file name"),
+            (r#"{"weight_map":{"a":"./model-00001-of-00001.safetensors"}}"#, "plain file name"),
+            (r#"{"weight_map":{"a":"sub/x.safetensors"}}"#, "plain file name"),
+            (r#"{"weight_map":{"a":"..\\secret.safetensors"}}"#, "plain file name"),
+            (r#"{"weight_map":{"a":""}}"#, "plain file name"),
+            (absolute.as_str(), "plain file name"),
+            (r#"{"weight_map":{"a":"model-00002-of-00002.safetensors"}}"#, "model-00002-of-00002"),
+            (
+                r#"{"weight_map":{"a":"model-00001-of-00001.safetensors","b":"model-00001-of-00001.safetensors"}}"#,
+                "doesn't hold it",
+            ),
+            (r#"{"weight_map":[]}"#, "index"),
+            (r#"{}"#, "index"),
+            ("not JSON", "index"),
+            ("", "index"),
+        ] {
+            folder_with_index(&folder, index);
+            for path in [folder.clone(), folder.join("model.safetensors.index.json")] {
+                let e = Source::open(&path).expect_err(index);
+                assert_eq!(e.kind(), &ErrorKind::Source, "{index}: {e}");
+                assert!(e.to_string().contains(hint), "{index}: {e}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tensor_in_two_shards_is_refused() {
+        let _one = alone();
+        let dir = tempfile::tempdir().expect("can write");
+        let index =
+            r#"{"weight_map":{"a":"model-00001-of-00001.safetensors","b":"x.safetensors"}}"#;
+        folder_with_index(dir.path(), index);
+        let b = A.replace("\"a\"", "\"b\"").replace("[0,4]", "[4,8]");
+        fs::write(dir.path().join("x.safetensors"), file(&format!("{{{A},{b}}}"), 8))
+            .expect("can write");
+        let e = Source::open(dir.path()).expect_err("twice");
+        assert_eq!((e.kind(), e.tensor()), (&ErrorKind::Source, Some("a")), "{e}");
+    }
+
+    #[test]
+    fn folders_without_weights_or_with_several_are_refused() {
+        let _one = alone();
+        let dir = tempfile::tempdir().expect("can write");
+        let kind = |hint: &str| {
+            let e = Source::open(dir.path()).expect_err(hint);
+            assert!(e.to_string().contains(hint), "{e}");
+            e.kind().clone()
+        };
+        assert_eq!(kind("no .safetensors"), ErrorKind::Source);
+        fs::write(dir.path().join("pytorch_model.bin"), b"x").expect("can write");
+        assert_eq!(kind(".bin"), ErrorKind::Source);
+        for name in ["a.safetensors", "b.safetensors"] {
+            fs::write(dir.path().join(name), file("{}", 0)).expect("can write");
+        }
+        assert_eq!(kind("a.safetensors, b.safetensors"), ErrorKind::Source);
+        let e = Source::open(&dir.path().join("nothing")).expect_err("not there");
+        assert_eq!(e.kind(), &ErrorKind::Io);
+        let e = Source::open(&dir.path().join("pytorch_model.bin")).expect_err("no checkpoint");
+        assert_eq!(e.kind(), &ErrorKind::Source);
+    }
+
+    #[test]
+    fn checkpoints_that_are_already_quantized_are_refused_unless_kept_raw() {
+        let _one = alone();
+        let gptq = r#"{"quantization_config":{"quant_method":"gptq","bits":4}}"#;
+        let qweight = A.replace("\"a\"", "\"model.q_proj.qweight\"");
+        for (config, header, hint) in
+            [(gptq, A, "gptq"), ("{}", qweight.as_str(), "q_proj.qweight")]
+        {
+            let dir = tempfile::tempdir().expect("can write");
+            let folder = dir.path().join("model");
+            fs::create_dir(&folder).expect("can write");
+            fs::write(folder.join("config.json"), config).expect("can write");
+            let weights = file(&format!("{{{header}}}"), 4);
+            fs::write(folder.join("model.safetensors"), weights).expect("can write");
+            let source = Source::open(&folder).expect("sound");
+            let out = dir.path().join("out.uc");
+            let e = PackOptions::new().pack(&source, &out).expect_err("quantized");
+            assert_eq!(e.kind(), &ErrorKind::Source);
+            assert!(e.to_string().contains("already quantized"), "{e}");
+            assert!(e.to_string().contains(hint), "{e}");
+            assert!(!out.exists());
+            assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 1, "nothing is left");
+
+            let mut recipe = Recipe::default();
+            recipe.raw_all = true;
+            PackOptions::new().with_recipe(recipe).pack(&source, &out).expect("kept as it is");
+        }
+    }
+}
