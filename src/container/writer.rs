@@ -7,7 +7,7 @@ use super::encode::{EncodedTensor, StoredFile};
 use crate::error::{Error, Result};
 use crate::format::{
     ALIGN_BYTES, Attachment, CHUNK_BYTES, Digest, Index, LevelsEntry, PREAMBLE_BYTES, Part,
-    Preamble, TreeHasher, align_up, decoded_root, to_usize, write_attachments, write_index,
+    Preamble, Role, TreeHasher, align_up, decoded_root, to_usize, write_attachments, write_index,
 };
 
 /// What was written.
@@ -94,11 +94,23 @@ impl<W: Write + Seek> PackWriter<W> {
     /// # Errors
     /// `InvalidArgument` when there is no such tensor; `Malformed` for a bad name.
     pub fn add_alias(&mut self, name: &str, target: &str) -> Result<()> {
+        self.add_alias_as(name, target, None)
+    }
+
+    /// As [`PackWriter::add_alias`], for another purpose than the target's.
+    pub(crate) fn add_alias_as(
+        &mut self,
+        name: &str,
+        target: &str,
+        role: Option<Role>,
+    ) -> Result<()> {
         let entry = self.index.tensors.iter().find(|t| t.name == target);
         let entry =
             entry.ok_or_else(|| Error::argument("no such tensor to alias").in_tensor(target))?;
         let target = EncodedTensor { entry: entry.clone(), payload: vec![] };
-        self.add_tensor(EncodedTensor::alias(name, &target)?)
+        let mut alias = EncodedTensor::alias(name, &target)?;
+        alias.entry.role = role.unwrap_or(alias.entry.role);
+        self.add_tensor(alias)
     }
 
     /// Appends a carried file.

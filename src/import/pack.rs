@@ -220,7 +220,7 @@ impl PackOptions {
         }
         for t in &plan.tensors {
             if let Decision::Alias(target) = &t.decision {
-                writer.add_alias(&t.name, target).map_err(in_output)?;
+                writer.add_alias_as(&t.name, target, Some(t.role)).map_err(in_output)?;
             }
         }
         let mut manifest = Manifest::new(ENCODER_ID);
