@@ -126,8 +126,8 @@ impl UnpackOptions {
         for (file, views) in &files {
             let own = manifest.files.iter().find(|f| f.path == *file);
             let metadata = own.and_then(|f| f.metadata.as_ref());
-            let written = self.write_weights(&folder.path().join(file), views, metadata, progress);
-            let (bytes, digests) = written.map_err(|e| e.in_file(*file))?;
+            let (bytes, digests) =
+                self.write_weights(folder.path(), file, views, metadata, progress)?;
             report.bytes += bytes;
             report.tensors += views.len() as u64;
             for (view, (digest, compared)) in views.iter().zip(digests) {
@@ -190,7 +190,8 @@ impl UnpackOptions {
     /// written and whether it was compared with the pack's.
     fn write_weights<R: ReadAt + Sync>(
         &self,
-        path: &Path,
+        folder: &Path,
+        file_name: &str,
         views: &[TensorView<'_, R>],
         metadata: Option<&BTreeMap<String, String>>,
         progress: &dyn Progress,
@@ -198,10 +199,13 @@ impl UnpackOptions {
         let options = self.decode_options();
         let tensors: Vec<_> =
             views.iter().map(|v| (v.name(), options.target(v), v.shape())).collect();
-        let (head, offsets, len) = build_header(&tensors, metadata)?;
-        let io = |e| Error::io("can't write", e);
+        let (head, offsets, len) =
+            build_header(&tensors, metadata).map_err(|e| e.in_file(file_name))?;
+        // Only what goes wrong with the output names it: damage is in the pack.
+        let io = |e| Error::io("can't write", e).in_file(file_name);
+        let path = folder.join(file_name);
         path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
-        let file = File::create_new(path).map_err(io)?;
+        let file = File::create_new(&path).map_err(io)?;
         file.set_len(len).map_err(io)?;
         write_at(&file, 0, &head).map_err(io)?;
         let digests = par::map(views.len(), |i| {
