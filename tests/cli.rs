@@ -1,0 +1,648 @@
+//! The command line as scripts see it: exit codes, JSON keys, messages, and what is left on disk.
+//! Help and usage errors are snapshots under `tests/cli/`; everything with digests is asserted here.
+#![cfg(feature = "cli")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+#[test]
+fn help_usage_errors_and_messages_are_as_recorded() {
+    trycmd::TestCases::new().env("COLUMNS", "100").env("NO_COLOR", "1").case("tests/cli/*.toml");
+}
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/tiny-llama")
+}
+
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    #[track_caller]
+    fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The one JSON object on stdout.
+    #[track_caller]
+    fn json(&self) -> Value {
+        let value: Value = serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("{e} in stdout: {}", self.stdout));
+        assert!(value.is_object(), "{value}");
+        value
+    }
+
+    #[track_caller]
+    fn says(self, text: &str) -> Self {
+        assert!(self.stderr.contains(text), "{text:?} is not in stderr: {}", self.stderr);
+        self
+    }
+
+    #[track_caller]
+    fn prints(self, text: &str) -> Self {
+        assert!(self.stdout.contains(text), "{text:?} is not in stdout: {}", self.stdout);
+        self
+    }
+}
+
+/// A folder of the test's own, with the fixture's pack in it as `model.uc`.
+struct Desk(tempfile::TempDir);
+
+impl Desk {
+    fn empty() -> Self {
+        Self(tempfile::tempdir().expect("can write"))
+    }
+
+    fn with_pack() -> Self {
+        static PACK: OnceLock<Vec<u8>> = OnceLock::new();
+        let pack = PACK.get_or_init(|| {
+            let desk = Self::empty();
+            desk.run(&["pack", &source(), "-o", "model.uc", "-q"]).expect(0);
+            fs::read(desk.path("model.uc")).expect("packed")
+        });
+        let desk = Self::empty();
+        fs::write(desk.path("model.uc"), pack).expect("can write");
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uc"));
+        command.args(args).current_dir(self.0.path()).env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        let out = self.command(args).output().expect("the binary starts");
+        Ran {
+            code: out.status.code(),
+            stdout: String::from_utf8(out.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(out.stderr).expect("UTF-8"),
+        }
+    }
+
+    /// Names in the folder, temporary ones included.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("a folder");
+        let name = |e: std::io::Result<fs::DirEntry>| {
+            e.expect("readable").file_name().into_string().expect("UTF-8")
+        };
+        let mut names: Vec<_> = entries.map(name).collect();
+        names.sort();
+        names
+    }
+
+    /// Flips one bit of `model.uc` at `share` of its length.
+    fn damage(&self, share: f64) {
+        let mut bytes = fs::read(self.path("model.uc")).expect("there");
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "any place near there will do"
+        )]
+        let at = (bytes.len() as f64 * share) as usize;
+        bytes[at] ^= 4;
+        fs::write(self.path("model.uc"), bytes).expect("can write");
+    }
+}
+
+fn source() -> String {
+    fixture().to_str().expect("UTF-8").to_owned()
+}
+
+#[track_caller]
+fn has_keys(value: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(value.get(key).is_some(), "no {key} in {value:#}");
+    }
+}
+
+fn is_digest(value: &Value) -> bool {
+    value.as_str().is_some_and(|s| {
+        s.len() == 64 && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
+}
+
+/// All files below a folder, with their bytes.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).expect("a folder") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).expect("below it").to_owned();
+                found.insert(name, fs::read(&path).expect("readable"));
+            }
+        }
+    }
+    found
+}
+
+// ---- pack -------------------------------------------------------------------------------------
+
+#[test]
+fn pack_reports_rates_and_roots() {
+    let desk = Desk::empty();
+    let ran = desk.run(&["pack", &source(), "-o", "out.uc", "--json"]).expect(0);
+    let json = ran.json();
+    has_keys(
+        &json,
+        &[
+            "output",
+            "files",
+            "tensors",
+            "weights",
+            "body_bpw",
+            "file_bpw",
+            "stored_root",
+            "decoded_root",
+        ],
+    );
+    assert_eq!(json["output"], "out.uc");
+    let len = fs::metadata(desk.path("out.uc")).expect("packed").len();
+    assert_eq!(json["files"], serde_json::json!([{ "path": "out.uc", "bytes": len }]));
+    assert!(is_digest(&json["stored_root"]) && is_digest(&json["decoded_root"]));
+    let body = json["body_bpw"].as_f64().expect("a number");
+    let file = json["file_bpw"].as_f64().expect("a number");
+    // Five planes, four bits a group of 32, two bytes a row, padding.
+    assert!((5.125..5.6).contains(&body), "{body}");
+    let weights = json["weights"].as_f64().expect("a number");
+    #[allow(clippy::cast_precision_loss, reason = "a small file")]
+    let expected = len as f64 * 8.0 / weights;
+    assert!((file - expected).abs() < 1e-9, "{file} is not {expected}");
+    assert_eq!(desk.names(), ["out.uc"]);
+
+    // The same bytes again, whatever the number of threads, and roots in the human output too.
+    let again = desk.run(&["pack", &source(), "-o", "again.uc", "-j", "1"]).expect(0);
+    assert!(fs::read(desk.path("again.uc")).unwrap() == fs::read(desk.path("out.uc")).unwrap());
+    again
+        .prints(json["stored_root"].as_str().expect("a digest"))
+        .prints(json["decoded_root"].as_str().expect("a digest"))
+        .prints("again.uc: ");
+}
+
+#[test]
+fn pack_never_overwrites_without_force() {
+    let desk = Desk::empty();
+    fs::write(desk.path("out.uc"), b"precious").expect("can write");
+    desk.run(&["pack", &source(), "-o", "out.uc"]).expect(1).says("out.uc: already exists");
+    assert_eq!(fs::read(desk.path("out.uc")).expect("kept"), b"precious");
+    assert_eq!(desk.names(), ["out.uc"]);
+    desk.run(&["pack", &source(), "-o", "out.uc", "--force"]).expect(0);
+    desk.run(&["verify", "out.uc", "--fast"]).expect(0);
+    assert_eq!(desk.names(), ["out.uc"]);
+}
+
+#[test]
+fn pack_refuses_to_replace_its_own_source() {
+    let desk = Desk::empty();
+    let weights = fixture().join("model.safetensors");
+    fs::copy(&weights, desk.path("m.safetensors")).expect("can copy");
+    let args = ["pack", "m.safetensors", "-o", "./m.safetensors", "--force"];
+    desk.run(&args).expect(1).says("output is the input");
+    assert!(fs::read(desk.path("m.safetensors")).unwrap() == fs::read(weights).unwrap());
+}
+
+#[test]
+fn dry_run_shows_every_decision_and_writes_nothing() {
+    let desk = Desk::empty();
+    let ran = desk.run(&["pack", &source(), "--dry-run", "--json"]).expect(0);
+    let json = ran.json();
+    has_keys(&json, &["tensors", "carried", "left_out"]);
+    let tensors = json["tensors"].as_array().expect("a list");
+    for t in tensors {
+        has_keys(t, &["name", "dtype", "shape", "role", "encoding", "planes", "reason"]);
+        assert_ne!(t["reason"], "", "{t}");
+    }
+    let find = |name: &str| {
+        tensors.iter().find(|t| t["name"] == name).unwrap_or_else(|| panic!("{name} is there"))
+    };
+    assert_eq!(find("model.layers.0.mlp.up_proj.weight")["planes"], 5);
+    assert_eq!(find("model.norm.weight")["encoding"], "raw");
+    assert_eq!(find("model.embed_tokens.weight")["encoding"], "alias");
+    assert!(json["carried"].as_array().expect("a list").contains(&"config.json".into()));
+    assert_eq!(desk.names(), [""; 0]);
+
+    let ran = desk.run(&["pack", &source(), "-o", "out.uc", "--dry-run"]).expect(0);
+    ran.prints("default: body").prints("same bytes as lm_head.weight").prints("carried: ");
+    assert_eq!(desk.names(), [""; 0], "--dry-run writes nothing even with -o");
+
+    // What was announced is what happens.
+    let desk = Desk::with_pack();
+    let info = desk.run(&["info", "model.uc", "--json"]).expect(0).json();
+    let packed = info["tensors"].as_array().expect("a list");
+    assert_eq!(packed.len(), tensors.len());
+    for (plan, found) in tensors.iter().zip(packed) {
+        for key in ["name", "dtype", "shape", "role", "encoding", "planes", "reason"] {
+            assert_eq!(plan[key], found[key], "{key} of {}", plan["name"]);
+        }
+    }
+}
+
+#[test]
+fn pack_flags_and_recipes_steer_the_encoder() {
+    let desk = Desk::empty();
+    fs::write(
+        desk.path("recipe.toml"),
+        "bits = 4\ngroup = 64\n[[tensor]]\nmatch = 'k_proj'\nbits = 'raw'\n",
+    )
+    .expect("can write");
+    let plan = |args: &[&str]| {
+        let source = source();
+        let all: Vec<&str> = ["pack", &source, "--dry-run", "--json"]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        let json = desk.run(&all).expect(0).json();
+        let tensors = json["tensors"].as_array().expect("a list").clone();
+        move |part: &str| {
+            let t = tensors.iter().find(|t| t["name"].as_str().is_some_and(|n| n.contains(part)));
+            t.expect("there")["planes"].clone()
+        }
+    };
+    let planes =
+        plan(&["--bits", "6", "--tensor", "v_proj=8", "--tensor", r"layers\.0\.self.*=raw"]);
+    assert_eq!(planes("up_proj"), 6);
+    assert_eq!(planes("layers.1.self_attn.v_proj"), 8);
+    assert_eq!(planes("layers.0.self_attn.v_proj"), Value::Null);
+    let planes = plan(&["--recipe", "recipe.toml"]);
+    assert_eq!(planes("up_proj"), 4);
+    assert_eq!(planes("k_proj"), Value::Null);
+    let planes = plan(&["--recipe", "recipe.toml", "--bits", "7", "--tensor", "k_proj=3"]);
+    assert_eq!((planes("up_proj"), planes("k_proj")), (7.into(), 3.into()));
+    let planes = plan(&["--raw-all"]);
+    assert_eq!((planes("up_proj"), planes("lm_head")), (Value::Null, Value::Null));
+}
+
+#[test]
+fn impossible_settings_are_usage_errors() {
+    let desk = Desk::empty();
+    let recipe = |text: &str| {
+        fs::write(desk.path("recipe.toml"), text).expect("can write");
+        ["--recipe", "recipe.toml"].map(str::to_owned).to_vec()
+    };
+    for (args, says) in [
+        (vec!["--bits".into(), "9".into()], "9 bits"),
+        (vec!["--bits".into(), "2".into()], "2 bits"),
+        (vec!["--tensor".into(), "(=5".into()], "pattern \"(\""),
+        (vec!["--tensor".into(), "v_proj=9".into()], "9 bits"),
+        (vec!["--tensor".into(), "v_proj".into()], "is not REGEX=BITS or REGEX=raw"),
+        (vec!["--tensor".into(), "v_proj=five".into()], "is not REGEX=BITS or REGEX=raw"),
+        (recipe("bits = 'many'"), "recipe.toml: not a recipe"),
+    ] {
+        let source = source();
+        let mut all = vec!["pack", &source, "-o", "out.uc"];
+        all.extend(args.iter().map(String::as_str));
+        desk.run(&all).expect(2).says(says);
+        assert!(!desk.path("out.uc").exists());
+    }
+    for text in ["bit = 5", "group = 33", "zstd_level = 40", "[[tensor]]\nmatch = 'a'", "bits ="] {
+        let args = recipe(text);
+        let source = source();
+        desk.run(&["pack", &source, "-o", "out.uc", &args[0], &args[1]]).expect(2).says("error: ");
+    }
+    desk.run(&["pack", &source(), "-o", "out.uc", "--recipe", "none.toml"]).expect(1);
+    assert_eq!(desk.names(), ["recipe.toml"]);
+}
+
+#[test]
+fn unusable_sources_exit_with_one() {
+    let desk = Desk::empty();
+    desk.run(&["pack", "nothing", "-o", "out.uc"]).expect(1).says("nothing: can't open");
+    fs::create_dir(desk.path("empty")).expect("can write");
+    desk.run(&["pack", "empty", "-o", "out.uc"]).expect(1).says("no .safetensors file");
+    fs::write(desk.path("bad.safetensors"), b"\xff\xff\xff\xff\xff\xff\xff\xff{")
+        .expect("can write");
+    desk.run(&["pack", "bad.safetensors", "-o", "out.uc"]).expect(1).says("not a safetensors file");
+    desk.run(&["pack", &source(), "-o", "no/such/folder/out.uc"]).expect(1);
+    desk.run(&["pack", &source(), "-o", "empty"]).expect(1).says("is a folder");
+    assert_eq!(desk.names(), ["bad.safetensors", "empty"]);
+}
+
+#[test]
+fn quantized_checkpoints_are_refused_unless_kept_raw() {
+    let desk = Desk::empty();
+    fs::create_dir(desk.path("gptq")).expect("can write");
+    fs::copy(fixture().join("model.safetensors"), desk.path("gptq/model.safetensors"))
+        .expect("copy");
+    let config = r#"{"quantization_config": {"quant_method": "gptq"}}"#;
+    fs::write(desk.path("gptq/config.json"), config).expect("can write");
+    desk.run(&["pack", "gptq", "-o", "out.uc"])
+        .expect(1)
+        .says("already quantized")
+        .says("--raw-all");
+    desk.run(&["pack", "gptq", "-o", "out.uc", "--raw-all", "-q"]).expect(0);
+    desk.run(&["same", "gptq", "out.uc", "-q"]).expect(0);
+}
+
+// ---- info -------------------------------------------------------------------------------------
+
+#[test]
+fn info_lists_what_the_pack_holds() {
+    let desk = Desk::with_pack();
+    let json = desk.run(&["info", "model.uc", "--json"]).expect(0).json();
+    let keys = ["format_version", "weights", "body_bpw", "file_bpw", "stored_root", "decoded_root"];
+    has_keys(&json, &keys);
+    assert_eq!(json["format_version"], "1.0");
+    for t in json["tensors"].as_array().expect("a list") {
+        has_keys(
+            t,
+            &[
+                "name",
+                "dtype",
+                "shape",
+                "encoding",
+                "planes",
+                "group",
+                "stored_bytes",
+                "decoded_sha256",
+                "exact",
+            ],
+        );
+        assert!(is_digest(&t["decoded_sha256"]), "{t}");
+        let alias_of_planes = t["alias_of"] == "lm_head.weight";
+        assert_eq!(t["exact"], t["encoding"] == "raw" && !alias_of_planes, "{t}");
+        assert_eq!(t["stored_bytes"] == 0, t["encoding"] == "alias", "{t}");
+    }
+    let human = desk.run(&["info", "model.uc"]).expect(0);
+    let human = human.prints("model.uc: UltraCompress format 1.0").prints("planes 5, group 32");
+    let human = human.prints("alias of lm_head.weight").prints("carries config.json");
+    human.prints(json["decoded_root"].as_str().expect("a digest"));
+
+    desk.run(&["info", "none.uc"]).expect(1).says("none.uc: can't open");
+    desk.run(&["info", &source()]).expect(1).says("is a folder");
+    let weights = fixture().join("model.safetensors");
+    desk.run(&["info", weights.to_str().expect("UTF-8")]).expect(1).says("`uc pack` makes a .uc");
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let desk = Desk::with_pack();
+    let mut child = desk
+        .command(&["info", "model.uc", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    drop(child.stdout.take());
+    let out = child.wait_with_output().expect("it ends");
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(String::from_utf8_lossy(&out.stderr), "");
+}
+
+// ---- verify -----------------------------------------------------------------------------------
+
+fn verdicts(json: &Value) -> [&str; 4] {
+    ["structure", "stored", "decoded", "compared_with"]
+        .map(|key| json[key].as_str().unwrap_or_else(|| panic!("no {key} in {json:#}")))
+}
+
+#[test]
+fn verify_says_what_was_compared_and_what_was_not() {
+    let desk = Desk::with_pack();
+    let info = desk.run(&["info", "model.uc", "--json"]).expect(0).json();
+    let n = info["tensors"].as_array().expect("a list").len();
+    let verify = |args: &[&str]| {
+        let all: Vec<&str> =
+            ["verify", "model.uc", "--json"].into_iter().chain(args.iter().copied()).collect();
+        desk.run(&all)
+    };
+    let json = verify(&[]).expect(0).json();
+    assert_eq!(verdicts(&json), ["ok", "ok", "ok", "not_checked"]);
+    assert_eq!((&json["tensors_checked"], &json["failures"]), (&n.into(), &Value::Array(vec![])));
+    let json = verify(&["--fast"]).expect(0).json();
+    assert_eq!(verdicts(&json), ["ok", "ok", "not_checked", "not_checked"]);
+    assert_eq!(json["tensors_checked"], 0);
+
+    let stored = info["stored_root"].as_str().expect("a digest");
+    let decoded = info["decoded_root"].as_str().expect("a digest");
+    for root in [stored, decoded, &stored.to_uppercase()] {
+        let json = verify(&["--root", root]).expect(0).json();
+        assert_eq!(verdicts(&json), ["ok", "ok", "ok", "ok"]);
+    }
+    let json = verify(&["--fast", "--root", stored]).expect(0).json();
+    assert_eq!(verdicts(&json), ["ok", "ok", "not_checked", "ok"]);
+    // Nothing was decoded, so a decoded root can't be confirmed.
+    let json = verify(&["--fast", "--root", decoded]).expect(3).json();
+    assert_eq!(json["compared_with"], "mismatch");
+    let json = verify(&["--root", &"0".repeat(64)]).expect(3).json();
+    assert_eq!(verdicts(&json), ["ok", "ok", "ok", "mismatch"]);
+    let failure = &json["failures"][0];
+    has_keys(failure, &["tensor", "part", "offset", "reason"]);
+
+    desk.run(&["verify", "model.uc"]).expect(0).prints("consistent, not authenticated");
+    let ran = desk.run(&["verify", "model.uc", "--root", stored]).expect(0);
+    ran.prints("consistent, and equal to what was given");
+    desk.run(&["verify", "model.uc", "--root", &"0".repeat(64)]).expect(3).prints("NOT OK");
+}
+
+#[test]
+fn verify_compares_with_the_source() {
+    let desk = Desk::with_pack();
+    let json = desk.run(&["verify", "model.uc", "--against", &source(), "--json"]).expect(0).json();
+    assert_eq!(json["compared_with"], "ok");
+    // What was unpacked is not the source: its quantized tensors differ, and each is named.
+    desk.run(&["unpack", "model.uc", "-o", "out", "-q"]).expect(0);
+    let json = desk.run(&["verify", "model.uc", "--against", "out", "--json"]).expect(3).json();
+    assert_eq!(verdicts(&json), ["ok", "ok", "ok", "mismatch"]);
+    let failed: BTreeSet<&str> = json["failures"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|f| f["tensor"].as_str())
+        .collect();
+    assert!(failed.contains("lm_head.weight") && !failed.contains("model.norm.weight"));
+    desk.run(&["verify", "model.uc", "--against", "nothing"]).expect(1);
+}
+
+#[test]
+fn verify_tells_damage_from_malformed_input() {
+    // A flipped bit in the data: a checksum that doesn't match.
+    let desk = Desk::with_pack();
+    desk.damage(0.5);
+    let json = desk.run(&["verify", "model.uc", "--json"]).expect(3).json();
+    assert_eq!(verdicts(&json)[..2], ["mismatch", "mismatch"]);
+    let located = json["failures"].as_array().expect("a list").iter();
+    assert!(located.clone().any(|f| f["tensor"].is_string() && f["part"].is_string()));
+    assert!(located.clone().all(|f| f["reason"].as_str().is_some_and(|r| !r.is_empty())));
+    desk.run(&["verify", "model.uc", "--fast"]).expect(3).prints("NOT OK");
+    desk.run(&["unpack", "model.uc", "-o", "out"]).expect(3).says("error: model.uc: ");
+    assert_eq!(desk.names(), ["model.uc"], "nothing half-written");
+
+    // A flipped bit in the preamble: it doesn't open.
+    let desk = Desk::with_pack();
+    desk.damage(0.0006);
+    let json = desk.run(&["verify", "model.uc", "--json"]).expect(3).says("error: ").json();
+    assert_eq!(verdicts(&json), ["mismatch", "not_checked", "not_checked", "not_checked"]);
+    desk.run(&["info", "model.uc"]).expect(3);
+
+    // Cut off, something else, not there: malformed input or I/O.
+    let desk = Desk::with_pack();
+    let bytes = fs::read(desk.path("model.uc")).expect("there");
+    fs::write(desk.path("model.uc"), &bytes[..bytes.len() - 1]).expect("can write");
+    let json =
+        desk.run(&["verify", "model.uc", "--json"]).expect(1).says("the preamble says").json();
+    assert_eq!(json["failures"].as_array().map(Vec::len), Some(1));
+    fs::write(desk.path("model.uc"), b"").expect("can write");
+    desk.run(&["verify", "model.uc"]).expect(1).says("the file is empty");
+    desk.run(&["verify", "none.uc"]).expect(1).says("none.uc: can't open");
+}
+
+// ---- unpack, same, diff -----------------------------------------------------------------------
+
+#[test]
+fn unpack_gives_a_folder_that_is_the_same_model() {
+    let desk = Desk::with_pack();
+    let json = desk.run(&["unpack", "model.uc", "-o", "out", "--json"]).expect(0).json();
+    has_keys(&json, &["output", "tensors", "bytes", "decoded_root"]);
+    let info = desk.run(&["info", "model.uc", "--json"]).expect(0).json();
+    assert_eq!(json["decoded_root"], info["decoded_root"]);
+    assert_eq!(json["tensors_compared"], json["tensors"]);
+    let (before, after) = (files(&fixture()), files(&desk.path("out")));
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+    let total: usize = after.values().map(Vec::len).sum();
+    assert_eq!(json["bytes"], total);
+    for (path, bytes) in &after {
+        let weights = path == Path::new("model.safetensors");
+        assert_eq!(bytes == &before[path], !weights, "{}", path.display());
+    }
+
+    let json = desk.run(&["same", "model.uc", "out", "--json"]).expect(0).json();
+    has_keys(&json, &["same", "a", "b", "first_difference"]);
+    assert_eq!((&json["same"], &json["first_difference"]), (&true.into(), &Value::Null));
+    assert_eq!((&json["a"], &json["b"]), (&info["decoded_root"], &info["decoded_root"]));
+    desk.run(&["same", "model.uc", "out/model.safetensors"]).expect(0).prints("same\n");
+    let json = desk.run(&["same", "model.uc", &source(), "--json"]).expect(3).json();
+    assert_eq!(json["same"], false);
+    assert!(json["first_difference"].as_str().is_some_and(|d| d.contains("values differ")));
+    desk.run(&["same", "model.uc", &source()]).expect(3).prints("different\n");
+    desk.run(&["same", "model.uc", "nothing"]).expect(1);
+}
+
+#[test]
+fn unpack_converts_reads_rungs_and_selects() {
+    let desk = Desk::with_pack();
+    let run = |args: &[&str], code| {
+        let all: Vec<&str> = ["unpack", "model.uc", "--json", "-o"]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        desk.run(&all).expect(code)
+    };
+    let header = |folder: &str| {
+        let bytes = fs::read(desk.path(folder).join("model.safetensors")).expect("unpacked");
+        let n = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
+        let n = usize::try_from(n).expect("small");
+        let value: Value = serde_json::from_slice(&bytes[8..8 + n]).expect("JSON");
+        value
+    };
+    for (flag, name) in [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16"), ("source", "BF16")] {
+        let json = run(&[flag, "--dtype", flag], 0).json();
+        let header = header(flag);
+        assert_eq!(header["lm_head.weight"]["dtype"], name);
+        let compared = json["tensors_compared"].as_u64().expect("a number") > 0;
+        assert_eq!(compared, name == "BF16", "{flag}");
+    }
+    let full = fs::read(desk.path("source/model.safetensors")).expect("unpacked");
+    assert!(full == fs::read(desk.path("bf16/model.safetensors")).expect("unpacked"));
+    run(&["rung8", "--rung", "8"], 0);
+    assert!(full == fs::read(desk.path("rung8/model.safetensors")).expect("unpacked"));
+    run(&["rung3", "--rung", "3"], 0);
+    assert!(full != fs::read(desk.path("rung3/model.safetensors")).expect("unpacked"));
+
+    let json = run(&["some", "--tensor", "q_proj"], 0).json();
+    let found = header("some");
+    let tensors: Vec<_> =
+        found.as_object().expect("a map").keys().filter(|k| *k != "__metadata__").collect();
+    assert_eq!(json["tensors"], tensors.len());
+    assert!(!tensors.is_empty() && tensors.iter().all(|name| name.contains("q_proj")));
+    assert!(!desk.path("some/config.json").exists());
+    run(&["none", "--tensor", "no such"], 2).says("no tensor matches");
+    run(&["none", "--tensor", "("], 2).says("pattern");
+    assert!(!desk.path("none").exists());
+}
+
+#[test]
+fn unpack_never_overwrites_without_force() {
+    let desk = Desk::with_pack();
+    fs::create_dir(desk.path("out")).expect("can write");
+    desk.run(&["unpack", "model.uc", "-o", "out", "-q"]).expect(0);
+    fs::write(desk.path("out/config.json"), b"mine").expect("can write");
+    fs::write(desk.path("out/notes"), b"mine").expect("can write");
+    desk.run(&["unpack", "model.uc", "-o", "out"]).expect(1).says("out: already exists");
+    assert_eq!(fs::read(desk.path("out/config.json")).expect("kept"), b"mine");
+    desk.run(&["unpack", "model.uc", "-o", "out", "--force"]).expect(0);
+    assert_eq!(fs::read(desk.path("out/notes")).expect("stays"), b"mine");
+    let config = fs::read(fixture().join("config.json")).expect("there");
+    assert_eq!(fs::read(desk.path("out/config.json")).expect("replaced"), config);
+    desk.run(&["unpack", "model.uc", "-o", "model.uc", "--force"]).expect(1);
+    desk.run(&["verify", "model.uc", "--fast"]).expect(0);
+    assert_eq!(desk.names(), ["model.uc", "out"]);
+}
+
+#[test]
+fn diff_measures_every_tensor() {
+    let desk = Desk::with_pack();
+    let json = desk.run(&["diff", &source(), "model.uc", "--json"]).expect(0).json();
+    has_keys(&json, &["tensors", "worst", "total_sqnr_db"]);
+    let tensors = json["tensors"].as_array().expect("a list");
+    for t in tensors {
+        has_keys(t, &["name", "shape", "max_abs", "rel_frobenius", "sqnr_db"]);
+        let norm = t["name"].as_str().is_some_and(|n| n.contains("norm"));
+        assert_eq!(t["equal"], norm, "{t}");
+        assert_eq!(t["sqnr_db"].is_null(), norm, "{t}");
+        let error = t["rel_frobenius"].as_f64().expect("a number");
+        assert!(error < 0.06, "{t}");
+    }
+    let worst = json["worst"].as_str().expect("a name");
+    assert!(tensors.iter().any(|t| t["name"] == worst));
+    desk.run(&["diff", &source(), "model.uc"]).expect(0).prints(&format!("worst: {worst}"));
+    desk.run(&["diff", "model.uc", "model.uc"]).expect(0).prints("all equal");
+}
+
+// ---- The rest ---------------------------------------------------------------------------------
+
+#[test]
+fn json_alone_is_on_stdout_and_quiet_is_quiet() {
+    let desk = Desk::with_pack();
+    fs::create_dir(desk.path("src")).expect("can write");
+    fs::copy(fixture().join("model.safetensors"), desk.path("src/model.safetensors"))
+        .expect("copy");
+    fs::write(desk.path("src/model.onnx"), b"x").expect("can write");
+    let ran = desk.run(&["pack", "src", "-o", "a.uc", "--json"]).expect(0);
+    assert_eq!(ran.json()["left_out"], serde_json::json!(["model.onnx"]));
+    ran.says("left out: model.onnx");
+    let ran = desk.run(&["pack", "src", "-o", "b.uc", "--json", "-q"]).expect(0);
+    assert_eq!(ran.stderr, "");
+    for args in [&["verify", "a.uc", "-q"][..], &["same", "-q", "a.uc", "b.uc"]] {
+        assert_eq!(desk.run(args).expect(0).stderr, "");
+    }
+}
+
+#[test]
+fn completions_know_every_command() {
+    let desk = Desk::empty();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let ran = desk.run(&["completions", shell]).expect(0);
+        for command in ["pack", "info", "verify", "unpack", "same", "diff"] {
+            assert!(ran.stdout.contains(command), "{shell} completions lack {command}");
+        }
+        assert!(ran.stdout.contains("dry-run"), "{shell} completions lack flags");
+    }
+}
