@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use ultracompress::codec::PlaneCounts;
-use ultracompress::format::{Attachment, AttachmentKind};
+use ultracompress::format::{Attachment, AttachmentKind, Storage, TreeHasher};
 use ultracompress::{
     Container, DecodeOptions, Dtype, EncodeOptions, EncodedTensor, Error, ErrorKind, Manifest,
     PackWriter, PlaneParts, Role, Rule, StoredFile, VerifyOptions,
@@ -68,6 +68,8 @@ fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
 
 // ---- A small pack with everything in it -------------------------------------------------------
 
+type Memory = PackWriter<Cursor<Vec<u8>>>;
+
 fn numbers(n: usize) -> Vec<u8> {
     let mut state = 1u32;
     let mut next = || {
@@ -88,7 +90,7 @@ fn small_pack() -> Vec<u8> {
     let levels = (-4..4).map(|l: i8| 30 * l).collect();
     let id = writer.add_levels(3, levels).expect("one table");
 
-    let weights: Vec<u8> = (0..3 * 20u16).flat_map(|i| (0x3c00 + 7 * i).to_le_bytes()).collect();
+    let weights: Vec<u8> = numbers(60).into_iter().flat_map(|b| [b, 0x3c | (b & 0x80)]).collect();
     let options = EncodeOptions::new().with_group(16).with_role(Role::Body);
     let uniform = EncodedTensor::planes("uniform", Dtype::Bf16, &[3, 20], &weights, &options);
     let uniform = uniform.expect("valid");
@@ -335,6 +337,75 @@ fn every_byte_of_the_index_can_lie_without_panic_or_memory() {
     }
 }
 
+/// Makes every digest and checksum of a changed file right again, as a hostile author would: only
+/// what the bytes mean can give it away.
+fn resealed(file: &[u8]) -> Vec<u8> {
+    let mut file = patched_index(file, 0, &[]);
+    let word = file[32..40].try_into().expect("8 bytes");
+    let core_len = usize::try_from(u64::from_le_bytes(word)).expect("a small file");
+    let mut core = file[..core_len].to_vec();
+    core[128..256].fill(0);
+    file[128..160].copy_from_slice(&TreeHasher::leaf(&core).0);
+    patched(&file, 0, &[])
+}
+
+#[test]
+fn an_index_of_a_hostile_author_causes_no_panic_and_no_memory() {
+    let _one = alone();
+    let file = small_pack();
+    assert_eq!(resealed(&file), file);
+    let p = Container::open(&file[..]).expect("valid").preamble().clone();
+    let [start, len] =
+        [p.index_offset, p.index_len].map(|n| usize::try_from(n).expect("a small file"));
+    let ceiling = 16 * file.len() + (4 << 20);
+    for at in start..start + len {
+        for flip in [0x01, 0x04, 0x80, 0xff] {
+            let mut hostile = file.clone();
+            hostile[at] ^= flip;
+            let hostile = resealed(&hostile);
+            let (found, peak) = peak_of(|| noticed(&hostile));
+            // A role or a name may change unnoticed; nothing may break.
+            assert!(found.is_ok(), "{flip:#x} at byte {at}: {found:?}");
+            assert!(peak <= ceiling, "{flip:#x} at byte {at}: {peak} bytes in use");
+        }
+    }
+}
+
+#[test]
+fn changed_values_behind_right_checksums_are_noticed_by_decoding() {
+    let _one = alone();
+    let file = small_pack();
+    let pack = Container::open(&file[..]).expect("valid");
+    let mut tried = 0;
+    for t in &pack.index().tensors {
+        for part in &t.parts {
+            let from = usize::try_from(part.offset).expect("a small file");
+            let len = usize::try_from(part.stored_len).expect("a small file");
+            // In the part's header the offset stands 24 bytes before the chunk's checksum.
+            let (offset, crc) = (part.offset.to_le_bytes(), part.chunks[0].crc32.to_le_bytes());
+            let is_here = |i: &usize| file[*i..i + 8] == offset && file[i + 24..i + 28] == crc;
+            let place = 24 + (0..file.len() - 28).find(is_here).expect("in the index");
+            for bit in 0..8 * len {
+                let mut hostile = file.clone();
+                hostile[from + bit / 8] ^= 1 << (bit % 8);
+                let crc = crc32fast::hash(&hostile[from..from + len]);
+                hostile[place..place + 4].copy_from_slice(&crc.to_le_bytes());
+                let found = noticed(&resealed(&hostile));
+                // Two frames may hold the same bytes.
+                let expected = part.storage == Storage::Plain;
+                assert!(
+                    found == Ok(true) || (found == Ok(false) && !expected),
+                    "{:?}, {}, bit {bit}: {found:?}",
+                    t.name,
+                    part.kind.name()
+                );
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 1000, "{tried} bits");
+}
+
 #[test]
 fn foreign_files_are_told_apart() {
     let _one = alone();
@@ -407,7 +478,7 @@ fn the_writer_refuses_what_a_reader_refuses() {
         let e = StoredFile::new(path, b"", None).expect_err("a bad path");
         assert_eq!(e.kind(), &ErrorKind::Malformed(Rule::NAM_2), "{path:?}");
     }
-    let finish = |add: &dyn Fn(&mut PackWriter<Cursor<Vec<u8>>>)| {
+    let finish = |add: &dyn Fn(&mut Memory)| {
         let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
         add(&mut writer);
         writer.finish(b"{}").expect_err("refused").kind().clone()

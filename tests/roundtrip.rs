@@ -572,7 +572,7 @@ fn every_count_group_rung_and_target_equals_the_reference() {
 fn every_code_and_step_decodes_as_the_reference_does() {
     let layout = PlaneLayout::new(&[1, 4096], 1, 256).expect("valid");
     let levels = Levels::default();
-    let steps: Vec<u8> = (0..8).map(|i| 2 * i | (2 * i + 1) << 4).collect();
+    let steps: Vec<u8> = (0..8).map(|i| (2 * i) | ((2 * i + 1) << 4)).collect();
     for native in 3..=8u8 {
         let codes: Vec<u16> = (0..4096u16).map(|c| c % (1 << native)).collect();
         let planes: Vec<Vec<u8>> = (0..native)
