@@ -561,6 +561,12 @@ fn mixed() -> Planes {
 
 fn container_valid(set: &mut VectorSet) {
     set.valid(
+        "example",
+        &["PLN-6", "PLN-7", "VAL-3", "VAL-4"],
+        "the file that spec/example.md takes apart",
+        &File::of(vec![Planes::new("w", Dtype::Bf16, &[1, 10], 16, &[3]).record()]),
+    );
+    set.valid(
         "empty",
         &["HDR-1", "HDR-3", "HDR-4", "HDR-6", "HDR-7", "HDR-8", "IDX-3", "ROOT-1", "MAN-1"],
         "a pack without tensors and files",

@@ -330,6 +330,24 @@ fn vectors_follow_their_schema_and_cover_every_rule() {
     assert_eq!(spec, covered, "rules of the spec and of the vectors");
 }
 
+#[test]
+fn the_worked_example_is_the_vector() {
+    let spec = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec");
+    let page = std::fs::read_to_string(spec.join("example.md")).expect("the page is there");
+    let mut bytes = vec![];
+    for line in page.lines() {
+        let Some((offset, dump)) = line.split_once("  ") else { continue };
+        if offset.len() == 8 && usize::from_str_radix(offset, 16).is_ok() {
+            assert_eq!(usize::from_str_radix(offset, 16), Ok(bytes.len()), "{line}");
+            bytes.extend(unhex(&dump.replace(' ', "")));
+        }
+    }
+    let path = root().join("container/valid/example.json");
+    let json: Value =
+        serde_json::from_str(&std::fs::read_to_string(path).expect("there")).expect("JSON");
+    assert_eq!(bytes, unhex(json["input"].as_str().expect("hex")));
+}
+
 /// Rule numbers where the spec states them: in bold brackets.
 fn spec_rules() -> BTreeSet<String> {
     let mut rules = BTreeSet::new();
