@@ -47,7 +47,7 @@
 //! | feature | brings | default |
 //! |---|---|---|
 //! | `cli` | the `uc` binary and all of the below | yes |
-//! | `safetensors` | [`import`]: checkpoints in and out, recipes | with `cli` |
+//! | `safetensors` | `import`: checkpoints in and out, recipes | with `cli` |
 //! | `zstd` | parts stored as zstd frames | with `cli` |
 //! | `rayon` | threads; results never depend on them | with `cli` |
 //!
@@ -55,7 +55,7 @@
 //!
 //! # Layers
 //!
-//! [`format`] (bytes to headers) and [`codec`] (codes to values) stand at the bottom and don't know
+//! [`mod@format`] (bytes to headers) and [`codec`] (codes to values) stand at the bottom and don't know
 //! each other's callers; [`container`] joins them; [`manifest`] adds provenance and verification;
 //! `import` adds checkpoints.
 

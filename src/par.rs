@@ -15,7 +15,7 @@ pub(crate) fn map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Ve
 }
 
 /// Runs both and returns both results.
-#[cfg(feature = "rayon")]
+#[cfg(all(feature = "rayon", feature = "safetensors"))]
 pub(crate) fn join<A: Send, B: Send>(
     a: impl FnOnce() -> A + Send,
     b: impl FnOnce() -> B + Send,
@@ -24,7 +24,7 @@ pub(crate) fn join<A: Send, B: Send>(
 }
 
 /// Runs both and returns both results.
-#[cfg(not(feature = "rayon"))]
+#[cfg(all(not(feature = "rayon"), feature = "safetensors"))]
 pub(crate) fn join<A: Send, B: Send>(
     a: impl FnOnce() -> A + Send,
     b: impl FnOnce() -> B + Send,

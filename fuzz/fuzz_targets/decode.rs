@@ -30,7 +30,8 @@ fuzz_target!(|input: Input| {
         (floats[usize::from(input.source % 4)], floats[usize::from(input.target % 4)]);
     let layout = PlaneLayout::new(&[rows, cols], 1, group).expect("valid");
     let mut bytes = input.bytes.into_iter().chain(std::iter::repeat(0x3c));
-    let mut take = |n: u64| bytes.by_ref().take(usize::try_from(n).expect("small")).collect::<Vec<u8>>();
+    let mut take =
+        |n: u64| bytes.by_ref().take(usize::try_from(n).expect("small")).collect::<Vec<u8>>();
     let scales = take(2 * rows);
     let steps = take(layout.steps_row_bytes() * rows);
     let planes: Vec<Vec<u8>> = (0..native).map(|_| take(layout.row_bytes() * rows)).collect();

@@ -29,11 +29,14 @@ fuzz_target!(|input: (Vec<Tensor>, Vec<(String, Vec<u8>)>)| {
         let shape: Vec<u64> = t.shape.iter().take(4).map(|&d| u64::from(d % 40)).collect();
         let Some(len) = dtype.tensor_bytes(&shape).filter(|&n| n < 1 << 18) else { continue };
         let len = usize::try_from(len).expect("small");
-        let bytes: Vec<u8> = t.bytes.iter().copied().chain(std::iter::repeat(0x3d)).take(len).collect();
+        let bytes: Vec<u8> =
+            t.bytes.iter().copied().chain(std::iter::repeat(0x3d)).take(len).collect();
         let mut options = EncodeOptions::new().with_group(u32::from(t.group));
         options = options.with_zstd_level(t.zstd.then_some(1));
         let encoded = match t.planes {
-            Some(n) => EncodedTensor::planes(&t.name, dtype, &shape, &bytes, &options.with_planes(n)),
+            Some(n) => {
+                EncodedTensor::planes(&t.name, dtype, &shape, &bytes, &options.with_planes(n))
+            }
             None => EncodedTensor::raw(&t.name, dtype, &shape, &bytes, &options),
         };
         if let Ok(encoded) = encoded {

@@ -235,7 +235,7 @@ impl RowEncoder {
         // The row scale fixes which 16 neighbouring grid points the groups can use. Ordinary rows
         // find what they look for among the 16 from `ANCHOR` down.
         let low = start.iter().copied().min().unwrap_or(0);
-        let (anchor, from) = if self.grouped && low - 1 >= ANCHOR - 15 {
+        let (anchor, from) = if self.grouped && low > ANCHOR - 15 {
             (ANCHOR, start)
         } else {
             self.anchor(row, unit, &start)

@@ -17,7 +17,7 @@ use crate::limits::{Limit, Limits};
 /// An open container: preamble and index are read and checked, payload is read on demand.
 ///
 /// Opening costs two reads, whatever the size of the payload. Every part that is read later is
-/// checked against its chunk checksums; digests and roots are compared by [`crate::verify`].
+/// checked against its chunk checksums; digests and roots are compared by [`VerifyOptions`](crate::VerifyOptions).
 ///
 /// ```no_run
 /// use ultracompress::Container;
