@@ -94,6 +94,9 @@ impl VectorSet {
                 if t.decoded.len() <= 4096 {
                     entry["bytes"] = hex(&t.decoded).into();
                 }
+                for (rung, bytes) in &t.rungs {
+                    entry["rungs"][rung.to_string()] = hex(bytes).into();
+                }
                 Some((String::from_utf8(r.name.clone()).expect("valid name"), entry))
             })
             .collect();
@@ -127,6 +130,8 @@ struct Tensor {
     dtype: Dtype,
     shape: Vec<u64>,
     decoded: Vec<u8>,
+    /// What fewer planes decode to.
+    rungs: BTreeMap<u8, Vec<u8>>,
 }
 
 #[derive(Clone, Default)]
@@ -206,7 +211,8 @@ fn tensor(
     body.extend(shape.iter().flat_map(|d| d.to_le_bytes()));
     body.extend_from_slice(&Digest::of(decoded).0);
     body.extend_from_slice(tail);
-    let tensor = Tensor { dtype, shape: shape.to_vec(), decoded: decoded.to_vec() };
+    let tensor =
+        Tensor { dtype, shape: shape.to_vec(), decoded: decoded.to_vec(), rungs: BTreeMap::new() };
     Record { kind: 2, name: name.into(), body, parts, tensor: Some(tensor), ..Record::default() }
 }
 
@@ -364,7 +370,7 @@ impl Planes {
             PlaneCounts::Uniform(n) => n,
             PlaneCounts::PerRow(_) => 0,
         };
-        tensor(
+        let mut record = tensor(
             self.name,
             self.dtype,
             &self.shape,
@@ -372,7 +378,12 @@ impl Planes {
             [2, 1, self.row_dims, group_log2, planes],
             &tail,
             parts,
-        )
+        );
+        if decoded.len() <= 2048 {
+            let rungs = (3..8u8).map(|n| (n, self.decode(&stored, n, self.dtype)));
+            record.tensor.as_mut().expect("a tensor").rungs = rungs.collect();
+        }
+        record
     }
 }
 
@@ -449,12 +460,14 @@ impl File {
         put(&mut out, 84, &[1, 0, 0, 0, 1, 0, 0, 0]);
         put(&mut out, 160, &((core_len + self.attachments.len()) as u64).to_le_bytes());
         put(&mut out, 168, &attachments_crc.to_le_bytes());
+        let mut tensors: Vec<&Record> =
+            self.records.iter().filter(|r| r.tensor.is_some()).collect();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let mut tree = TreeHasher::new();
-        for r in &self.records {
-            if let Some(t) = &r.tensor {
-                let name = String::from_utf8_lossy(&r.name);
-                tree.push(tensor_leaf(&name, t.dtype, &t.shape, Digest::of(&t.decoded)));
-            }
+        for r in tensors {
+            let t = r.tensor.as_ref().expect("filtered");
+            let name = String::from_utf8_lossy(&r.name);
+            tree.push(tensor_leaf(&name, t.dtype, &t.shape, Digest::of(&t.decoded)));
         }
         put(&mut out, 96, &tree.root().0);
         out.extend_from_slice(&self.attachments);
@@ -551,6 +564,15 @@ fn custom3() -> Vec<i8> {
     vec![-128, -90, -40, -1, 0, 1, 60, 127]
 }
 
+/// Tables for 5 planes, read as 5, 4 and 3.
+fn custom5() -> Vec<i8> {
+    let table = |read: u32| {
+        let n = 1i16 << read;
+        (0..n).map(move |i| i8::try_from(-120 + i * (240 / n) + i % 2).expect("within -120 to 121"))
+    };
+    table(5).chain(table(4)).chain(table(3)).collect()
+}
+
 fn weights() -> Planes {
     Planes::new("w", Dtype::Bf16, &[2, 40], 16, &[5, 5])
 }
@@ -634,13 +656,27 @@ fn container_valid(set: &mut VectorSet) {
         &File::of(vec![whole.record()]),
     );
     let mut custom = Planes::new("w", Dtype::Bf16, &[4, 16], 16, &[3, 5, 3, 5]);
-    custom.level_ids = [1, 0, 0, 0, 0, 0];
-    custom.custom = Some((3, custom3()));
+    custom.level_ids = [0, 0, 1, 0, 0, 0];
+    custom.custom = Some((5, custom5()));
     set.valid(
         "planes-custom-levels",
-        &["LVL-1", "LVL-2", "LVL-3"],
-        "a table of the file's own for rows of 3 planes",
-        &File::of(vec![level_record("custom", 3, &custom3()), custom.record()]),
+        &["LVL-1", "LVL-2", "LVL-3", "VAL-5"],
+        "tables of the file's own for rows of 5 planes, read as 5, 4 and 3",
+        &File::of(vec![level_record("custom", 5, &custom5()), custom.record()]),
+    );
+    let long: Vec<u8> =
+        (0..CHUNK + 5).map(|i| u8::try_from(i * 7 % 251).expect("below 251")).collect();
+    set.valid(
+        "two-leaves",
+        &["ROOT-1", "ROOT-3", "PRT-2", "PRT-6"],
+        "a plain part of two chunks; the core has two leaves",
+        &File::of(vec![raw("long", Dtype::U8, &[CHUNK as u64 + 5], &long)]),
+    );
+    set.valid(
+        "name-longest",
+        &["NAM-1"],
+        "a name of 1024 bytes",
+        &File::of(vec![raw(&"n".repeat(1024), Dtype::U8, &[1], &[1])]),
     );
 
     let head = weights().record();
@@ -807,6 +843,9 @@ fn container_invalid(set: &mut VectorSet) {
     );
     patch("decoded-root", "ROOT-2", "the decoded root is wrong", "integrity", 96, &[0; 32]);
 
+    let mut attached = base.clone();
+    attached.attachments = attachment(1, b"a", b"x");
+    let with_attachment = attached.bytes();
     let with_crc = |mut bytes: Vec<u8>| {
         let crc = crc32fast::hash(&bytes[..252]);
         put(&mut bytes, 252, &crc.to_le_bytes());
@@ -822,7 +861,7 @@ fn container_invalid(set: &mut VectorSet) {
         &with_crc(bytes),
     );
     let mut bytes = good.clone();
-    bytes[40] ^= 64;
+    bytes[252] ^= 64;
     set.invalid(
         "preamble-crc",
         &["HDR-3"],
@@ -847,6 +886,26 @@ fn container_invalid(set: &mut VectorSet) {
         "one byte more than the preamble says",
         "malformed",
         &bytes,
+    );
+    let mut bytes = good.clone();
+    let index_end = 384 + usize::from(good[48]) + 256 * usize::from(good[49]);
+    assert!(index_end % 64 != 0, "the base file has padding behind its index");
+    bytes[index_end] = 1;
+    set.invalid(
+        "padding-behind-index",
+        &["HDR-7"],
+        "padding is not zero",
+        "malformed",
+        &seal(bytes),
+    );
+    let mut bytes = with_attachment.clone();
+    put(&mut bytes, 168, &[0; 4]);
+    set.invalid(
+        "attachments-crc",
+        &["ATT-1"],
+        "the attachments' checksum is wrong",
+        "integrity",
+        &seal(bytes),
     );
     let mut bytes = good.clone();
     let manifest_end = usize::try_from(
@@ -956,9 +1015,18 @@ fn container_invalid(set: &mut VectorSet) {
     file("rank-17", "TEN-1", "17 dimensions", "malformed", &|f| {
         f.records[1] = raw("b", Dtype::U8, &[1; 17], &[1]);
     });
-    file("shape-overflow", "TEN-2", "2^63 times 2 elements", "malformed", &|f| {
-        put(&mut f.records[1].body, 8, &[0, 0, 0, 0, 0, 0, 0, 0x80]);
-    });
+    file(
+        "shape-overflow",
+        "TEN-2",
+        "2^62 + 1 times 4 elements, which wraps around to 4",
+        "malformed",
+        &|f| {
+            f.records[1].body[3] = 2;
+            let mut shape = ((1u64 << 62) + 1).to_le_bytes().to_vec();
+            shape.extend(4u64.to_le_bytes());
+            f.records[1].body.splice(8..16, shape);
+        },
+    );
     file("shape-half-byte", "TEN-2", "three elements of four bits", "malformed", &|f| {
         f.records[1].body[0] = Dtype::F4.code();
         f.records[1].body[8] = 3;
@@ -1008,6 +1076,7 @@ fn container_invalid(set: &mut VectorSet) {
         f.records[1].parts[0].stored_len = Some(5)
     });
     file("zstd-chunk-longer", "PRT-2", "a zstd chunk longer than its content", "malformed", &|f| {
+        f.records[1] = raw("b", Dtype::U8, &[4], &[4; 4]);
         f.records[1].parts[0].storage = 1;
         f.records[1].parts[0].chunks = vec![zstd_rle(4, 4)];
     });
@@ -1053,7 +1122,10 @@ fn container_invalid(set: &mut VectorSet) {
         put(&mut f.records[1].body, 16, &wrong.0);
     });
     file("level-body", "LVL-1", "a level table for 9 planes", "malformed", &|f| {
-        f.records.insert(0, level_record("t", 9, &[0; 8]));
+        f.records.insert(0, level_record("t", 9, &[0; 1016]));
+    });
+    file("level-length", "LVL-1", "a level table that lacks its last level", "malformed", &|f| {
+        f.records.insert(0, level_record("t", 3, &custom3()[..7]));
     });
     file("level-reserved", "LVL-1", "a reserved byte is set", "malformed", &|f| {
         let mut r = level_record("t", 3, &custom3());
@@ -1159,6 +1231,51 @@ fn container_invalid(set: &mut VectorSet) {
     });
     file("attachment-twice", "ATT-1", "one kind and name twice", "malformed", &|f| {
         f.attachments = [attachment(1, b"a", b"x"), attachment(1, b"a", b"y")].concat();
+    });
+    file("attachment-reserved", "ATT-1", "the reserved word is set", "malformed", &|f| {
+        f.attachments = attachment(1, b"a", b"x");
+        f.attachments[4] = 1;
+    });
+    file("alias-dtype", "TEN-4", "an alias of another type", "malformed", &|f| {
+        let mut c = alias("c", "b", &f.records[1]);
+        c.body[0] = Dtype::I8.code();
+        c.tensor.as_mut().expect("a tensor").dtype = Dtype::I8;
+        f.records.push(c);
+    });
+    file("alias-digest", "TEN-4", "an alias with another digest", "malformed", &|f| {
+        let mut c = alias("c", "b", &f.records[1]);
+        put(&mut c.body, 16, &Digest::of(b"other").0);
+        c.tensor.as_mut().expect("a tensor").decoded = b"other".to_vec();
+        f.records.push(c);
+    });
+    file(
+        "manifest-carried-digest",
+        "MAN-3",
+        "a carried file with another digest",
+        "malformed",
+        &|f| {
+            f.records.push(carried("x", b"12"));
+            let mut m = f.default_manifest();
+            m["files"][0]["sha256"] = Digest::of(b"34").to_string().into();
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file("file-component", "NAM-2", "an empty component", "malformed", &|f| {
+        f.records.push(carried("a//x", b"x"));
+    });
+    file("file-dot", "NAM-2", "a component that is a dot", "malformed", &|f| {
+        f.records.push(carried("a/./x", b"x"));
+    });
+    file("file-body", "FIL-1", "a body of 39 bytes", "malformed", &|f| {
+        let mut r = carried("x", b"12");
+        r.body.pop();
+        f.records.push(r);
+    });
+    file("name-c1-control", "NAM-1", "the control character U+0085", "malformed", &|f| {
+        f.records[1].name = "b\u{85}".into();
+    });
+    file("part-plane", "PRT-1", "a data part of plane 5", "malformed", &|f| {
+        f.records[1].parts[0].plane = 5;
     });
 
     // Planes.
@@ -1275,9 +1392,20 @@ fn container_invalid(set: &mut VectorSet) {
         "PLN-3",
         "a counts part of equal counts",
         "malformed",
-        &Planes::new("w", Dtype::F32, &[2, 16], 16, &[4, 5]),
+        &Planes::new("w", Dtype::F32, &[2, 16], 16, &[5, 5]),
         &|r| {
-            r.parts[0].chunks[0][0] = 0x22;
+            r.body[6] = 0;
+            r.parts.insert(0, plain(2, 0, &[0x22]));
+        },
+    );
+    planes(
+        "planes-counts-short",
+        "PRT-5",
+        "a counts part that is too short",
+        "malformed",
+        &m,
+        &|r| {
+            r.parts[0] = plain(2, 0, &r.parts[0].chunks[0][..3]);
         },
     );
     planes(
@@ -1379,6 +1507,12 @@ fn container_invalid(set: &mut VectorSet) {
     for (id, chunk, comment) in [
         ("zstd-garbage", b"no zstd frame".to_vec(), "a chunk that is no frame"),
         ("zstd-short", zstd_rle(0, 499), "a frame of 499 bytes for 500"),
+        (
+            "zstd-two-frames",
+            [zstd_rle(0, 250), zstd_rle(0, 250)].concat(),
+            "two frames that add up",
+        ),
+        ("zstd-trailing", [zstd_rle(0, 500), vec![0]].concat(), "a byte behind the frame"),
         ("zstd-bomb", zstd_rle(0, 1 << 23), "a frame of 8 MiB for 500 bytes"),
     ] {
         let mut r = zstd.clone();
@@ -1459,9 +1593,13 @@ fn manifests(set: &mut VectorSet) {
     add(
         "deep",
         "MAN-1",
-        "200 arrays in one another",
+        "100 arrays in one another",
         "malformed",
-        &format!("{}{}", "[".repeat(200), "]".repeat(200)),
+        &text.replacen(
+            "\"recipe\":{",
+            &format!("\"recipe\":{{\"a\":{}{}", "[".repeat(100), "]".repeat(100)),
+            1,
+        ),
     );
     let with = |key: &str, value: Value| {
         let mut m = base.clone();
@@ -1511,8 +1649,8 @@ fn manifests(set: &mut VectorSet) {
         &canonical(&m),
     );
     let mut m = base.clone();
-    m["tensors"]["a"]["sha256"] = "ABC".into();
-    add("digest", "MAN-2", "a digest that is none", "malformed", &canonical(&m));
+    m["tensors"]["a"]["sha256"] = Digest::of(&[1]).to_string().to_uppercase().into();
+    add("digest", "MAN-2", "a digest in upper case", "malformed", &canonical(&m));
     let mut m = base.clone();
     m["tensors"]["a"]["file"] = "y".into();
     add(
@@ -1522,6 +1660,16 @@ fn manifests(set: &mut VectorSet) {
         "malformed",
         &canonical(&m),
     );
+    let mut m = base.clone();
+    let second = json!({ "path": "a", "bytes": 1, "role": "left_out" });
+    m["files"].as_array_mut().expect("an array").push(second.clone());
+    add("files-unsorted", "MAN-2", "paths in falling order", "malformed", &canonical(&m));
+    let mut m = base.clone();
+    m["files"].as_array_mut().expect("an array").insert(0, second);
+    add("left-out", "MAN-2", "a file that was left out needs no digest", "ok", &canonical(&m));
+    let mut m = base.clone();
+    m["files"][0]["role"] = "other".into();
+    add("role", "MAN-2", "an unknown role", "malformed", &canonical(&m));
     let mut m = base.clone();
     let twice = [m["files"][0].clone(), m["files"][0].clone()];
     m["files"] = json!(twice);
@@ -1604,7 +1752,7 @@ fn codec(set: &mut VectorSet) {
         Dtype::F16,
     );
     let mut subnormal = Planes::new("w", Dtype::F16, &[2, 64], 32, &[6, 6]);
-    subnormal.scale = 88 << 7;
+    subnormal.scale = 97 << 7;
     add("subnormal-f16", &["VAL-4"], "subnormals of F16", &subnormal, 8, Dtype::F16);
     for cols in [1u64, 7, 8, 9, 31, 33, 255, 257] {
         let tail = Planes::new("w", Dtype::Bf16, &[2, cols], 32, &[5, 7]);

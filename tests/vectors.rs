@@ -128,6 +128,12 @@ fn valid_containers_verify_and_decode() {
             if let Some(hex) = expected["bytes"].as_str() {
                 assert_eq!(decoded, unhex(hex), "{} {}", v.name(), t.name());
             }
+            for (rung, hex) in expected["rungs"].as_object().into_iter().flatten() {
+                let planes = rung.parse().expect("a number of planes");
+                let found = DecodeOptions::new().with_planes(planes).decode(&t).expect("valid");
+                let hex = hex.as_str().expect("hexadecimal");
+                assert_eq!(found, unhex(hex), "{} {} rung {rung}", v.name(), t.name());
+            }
         }
     }
 }

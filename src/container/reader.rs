@@ -238,6 +238,10 @@ fn check_crc(bytes: &[u8], expected: u32, rule: Rule) -> Result<()> {
 
 #[cfg(feature = "zstd")]
 fn inflate(frame: &[u8], len: usize) -> Result<Vec<u8>> {
+    // The library would also take several frames, and frames that are skipped.
+    if zstd::zstd_safe::find_frame_compressed_size(frame).ok() != Some(frame.len()) {
+        return Err(Error::malformed(Rule::PRT_7, "chunk is not one zstd frame"));
+    }
     // The capacity bounds what a hostile frame can produce: at most 1 MiB.
     match zstd::bulk::decompress(frame, len) {
         Ok(bytes) if bytes.len() == len => Ok(bytes),

@@ -11,6 +11,8 @@ use crate::format::{Digest, Encoding, Index, Rule};
 
 /// What the manifest's `format` member says.
 const FORMAT: &str = "ultracompress-manifest-1";
+/// Deepest nesting of arrays and objects below the manifest itself.
+const MAX_DEPTH: usize = 64;
 /// Largest integer that every JSON reader holds exactly.
 const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
@@ -120,7 +122,7 @@ impl Manifest {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let value = serde_json::to_value(self)
             .map_err(|e| Error::malformed(Rule::MAN_2, e.to_string()).with_source(e))?;
-        check_numbers(&value)?;
+        check_values(&value, 0)?;
         canonical(&value)
     }
 
@@ -131,7 +133,7 @@ impl Manifest {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let value: Value = serde_json::from_slice(bytes)
             .map_err(|e| Error::malformed(Rule::MAN_1, format!("not JSON: {e}")).with_source(e))?;
-        check_numbers(&value)?;
+        check_values(&value, 0)?;
         // Catches duplicate members too: parsing keeps only one of them.
         if canonical(&value)? != bytes {
             return Err(Error::malformed(Rule::MAN_1, "JSON is not in canonical form (RFC 8785)"));
@@ -239,7 +241,14 @@ fn canonical(value: &Value) -> Result<Vec<u8>> {
         .map_err(|e| Error::malformed(Rule::MAN_1, e.to_string()).with_source(e))
 }
 
-fn check_numbers(value: &Value) -> Result<()> {
+/// UC-MAN-1: safe integers only, and no deep nesting.
+fn check_values(value: &Value, depth: usize) -> Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(Error::malformed(
+            Rule::MAN_1,
+            format!("values are nested more than {MAX_DEPTH} deep"),
+        ));
+    }
     match value {
         Value::Number(n) => {
             let safe = n.as_i64().map(i64::unsigned_abs).or(n.as_u64());
@@ -251,8 +260,8 @@ fn check_numbers(value: &Value) -> Result<()> {
             }
             Ok(())
         }
-        Value::Array(items) => items.iter().try_for_each(check_numbers),
-        Value::Object(members) => members.values().try_for_each(check_numbers),
+        Value::Array(items) => items.iter().try_for_each(|v| check_values(v, depth + 1)),
+        Value::Object(members) => members.values().try_for_each(|v| check_values(v, depth + 1)),
         Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
     }
 }
