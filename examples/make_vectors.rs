@@ -497,7 +497,7 @@ impl File {
             for c in &p.chunks {
                 fields.extend(p.crc.unwrap_or(crc32fast::hash(c)).to_le_bytes());
             }
-            if p.storage == 1 {
+            if p.storage != 0 {
                 let lens = p.chunks.iter().map(|c| u32::try_from(c.len()).expect("small"));
                 for len in p.chunk_lens.clone().unwrap_or_else(|| lens.collect()) {
                     fields.extend(len.to_le_bytes());
@@ -723,6 +723,14 @@ fn container_valid(set: &mut VectorSet) {
         "unknown-optional-part",
         &["PRT-1", "PRT-4"],
         "an optional part of an unknown kind behind the planes",
+        &File::of(vec![residual.clone()]),
+    );
+    let coded = residual.parts.last_mut().expect("the residual");
+    (coded.storage, coded.len) = (7, 1000);
+    set.valid(
+        "unknown-optional-storage",
+        &["PRT-1", "PRT-2"],
+        "an optional part of an unknown kind in an unknown storage",
         &File::of(vec![residual]),
     );
     for (id, rule, at, value, comment) in [

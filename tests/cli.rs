@@ -448,7 +448,7 @@ fn verify_says_what_was_compared_and_what_was_not() {
 
     desk.run(&["verify", "model.uc"]).expect(0).prints("consistent, not authenticated");
     let ran = desk.run(&["verify", "model.uc", "--root", stored]).expect(0);
-    ran.prints("consistent, and equal to what was given");
+    ran.prints("consistent, and in agreement with what was given");
     desk.run(&["verify", "model.uc", "--root", &"0".repeat(64)]).expect(3).prints("NOT OK");
 }
 

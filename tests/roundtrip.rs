@@ -1423,8 +1423,10 @@ mod checkpoints {
         let pack = packed.open();
         let manifest = Manifest::read(&pack).expect("valid");
         let source = Source::open(&packed.source()).expect("valid");
-        let failures = against(&pack, &manifest, &source, &NoProgress).expect("readable");
-        assert!(failures.is_empty(), "{failures:?}");
+        let report = against(&pack, &manifest, &source, &NoProgress).expect("readable");
+        assert!(report.failures.is_empty(), "{report:?}");
+        assert_eq!(report.exact + report.claimed, pack.tensors().len() as u64);
+        assert!(report.exact > 0 && report.claimed > 0 && report.files > 0, "{report:?}");
 
         let mut changed = tensors();
         // The least bit of one weight of a quantized tensor, one tensor less, one more.
@@ -1434,11 +1436,43 @@ mod checkpoints {
         changed.insert("model.new".into(), (StDtype::U8, vec![1], vec![7]));
         write_safetensors(&packed.dir.path().join("other.safetensors"), &changed);
         let other = Source::open(&packed.dir.path().join("other.safetensors")).expect("valid");
-        let failures = against(&pack, &manifest, &other, &NoProgress).expect("readable");
+        let failures = against(&pack, &manifest, &other, &NoProgress).expect("readable").failures;
         let mut names: Vec<_> = failures.iter().filter_map(|f| f.tensor.as_deref()).collect();
         names.sort_unstable();
         assert_eq!(names, [name, "model.mask", "model.new"]);
         assert!(failures.iter().all(|f| f.kind == ErrorKind::Integrity));
+
+        fs::write(packed.source().join("config.json"), b"{\"other\":1}").expect("can write");
+        let source = Source::open(&packed.source()).expect("valid");
+        let failures = against(&pack, &manifest, &source, &NoProgress).expect("readable").failures;
+        assert_eq!(failures.len(), 1, "{failures:?}");
+        assert_eq!(failures[0].tensor.as_deref(), Some("config.json"));
+    }
+
+    #[test]
+    fn a_pack_never_replaces_a_file_of_its_source() {
+        let packed = packed(1, Recipe::default());
+        let source = Source::open(&packed.source()).expect("valid");
+        for name in ["model.safetensors", "config.json"] {
+            let target = packed.source().join(name);
+            let before = fs::read(&target).expect("there");
+            let options = PackOptions::new().with_force(true);
+            let e = options.pack(&source, &target).expect_err("a source file");
+            assert_eq!(e.kind(), &ErrorKind::Io, "{e}");
+            assert_eq!(fs::read(&target).expect("there"), before, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pack_in_its_source_folder_can_be_made_again_with_equal_bytes() {
+        let packed = packed(1, Recipe::default());
+        let target = packed.source().join("model.uc");
+        let make = || {
+            let source = Source::open(&packed.source()).expect("valid");
+            PackOptions::new().with_force(true).pack(&source, &target).expect("packs");
+            fs::read(&target).expect("there")
+        };
+        assert!(make() == make());
     }
 
     #[test]

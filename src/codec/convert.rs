@@ -25,6 +25,20 @@ fn elements(bytes: &[u8], dtype: Dtype) -> impl Iterator<Item = Element> {
     })
 }
 
+/// The quiet NaN without payload (UC-VAL-4), little-endian.
+fn quiet_nan(dtype: Dtype, negative: bool) -> &'static [u8] {
+    match (dtype, negative) {
+        (Dtype::F16, false) => &[0, 0x7e],
+        (Dtype::F16, true) => &[0, 0xfe],
+        (Dtype::Bf16, false) => &[0xc0, 0x7f],
+        (Dtype::Bf16, true) => &[0xc0, 0xff],
+        (Dtype::F32, false) => &[0, 0, 0xc0, 0x7f],
+        (Dtype::F32, true) => &[0, 0, 0xc0, 0xff],
+        (_, false) => &[0, 0, 0, 0, 0, 0, 0xf8, 0x7f],
+        (_, true) => &[0, 0, 0, 0, 0, 0, 0xf8, 0xff],
+    }
+}
+
 /// `as` rounds to nearest, ties to even.
 #[allow(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
 fn nearest(v: f64) -> f32 {
@@ -64,6 +78,15 @@ pub fn convert_raw(bytes: Vec<u8>, from: Dtype, to: Dtype) -> (Vec<u8>, Dtype) {
     }
     let mut out = Vec::with_capacity(bytes.len() * 4);
     for element in elements(&bytes, from) {
+        // A NaN keeps its sign and nothing else: what hardware does with payloads differs.
+        let (nan, negative) = match element {
+            Element::Single(v) => (v.is_nan(), v.is_sign_negative()),
+            Element::Double(v) => (v.is_nan(), v.is_sign_negative()),
+        };
+        if nan {
+            out.extend_from_slice(quiet_nan(to, negative));
+            continue;
+        }
         // Sixteen-bit types round from binary32; a binary64 gets there without losing its rest.
         let short = match element {
             Element::Single(v) => v,
@@ -124,7 +147,12 @@ mod tests {
             let (out, _) = convert_raw(v.to_le_bytes().to_vec(), Dtype::F64, Dtype::F16);
             assert_eq!(out, f16::from_f32(nearest(v)).to_le_bytes());
         }
-        let (nan, _) = convert_raw(f64::NAN.to_le_bytes().to_vec(), Dtype::F64, Dtype::Bf16);
-        assert!(bf16::from_le_bytes([nan[0], nan[1]]).is_nan());
+        let signalling = f32::from_bits(0xff80_1234).to_le_bytes().to_vec();
+        for (to, bits) in
+            [(Dtype::F16, 0xfe00u64), (Dtype::Bf16, 0xffc0), (Dtype::F64, 0xfff8 << 48)]
+        {
+            let (nan, _) = convert_raw(signalling.clone(), Dtype::F32, to);
+            assert_eq!(nan, bits.to_le_bytes()[..nan.len()], "{to}");
+        }
     }
 }

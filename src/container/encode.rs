@@ -410,9 +410,12 @@ fn make_part(kind: PartKind, content: Vec<u8>, zstd_level: Option<i32>) -> Resul
         Some(level) => deflate(&content, chunk, level)?,
         None => None,
     };
-    let crc_of = |bytes: &[u8]| Chunk {
-        crc32: crc32fast::hash(bytes),
-        stored_len: u32::try_from(bytes.len()).expect("a chunk has at most 1 MiB"),
+    let mut start = 0u64;
+    let mut crc_of = |bytes: &[u8]| {
+        let stored_len = u32::try_from(bytes.len()).expect("a chunk has at most 1 MiB");
+        let chunk = Chunk { crc32: crc32fast::hash(bytes), stored_len, start };
+        start += u64::from(stored_len);
+        chunk
     };
     let (storage, chunks, stored) = match frames {
         Some(frames) => {

@@ -77,6 +77,12 @@ impl<R: ReadAt> Container<R> {
         reader.read_exact_at(0, &mut first)?;
         let preamble = Preamble::parse(&first, file_len)?;
         check_limit(preamble.index_len, limits.max_index_bytes, Limit::IndexBytes)?;
+        check_limit(preamble.manifest_len, limits.max_manifest_bytes, Limit::ManifestBytes)?;
+        check_limit(
+            preamble.attachments_len(),
+            limits.max_attachment_bytes,
+            Limit::AttachmentBytes,
+        )?;
         let mut bytes = vec![0; to_usize(preamble.index_len)?];
         reader.read_exact_at(preamble.index_offset, &mut bytes)?;
         check_crc(&bytes, preamble.index_crc32, Rule::IDX_1)
@@ -187,11 +193,9 @@ impl<R: ReadAt> Container<R> {
         }
         let first = to_usize(range.start / CHUNK_BYTES)?;
         let last = to_usize((range.end - 1) / CHUNK_BYTES)?;
-        let stored = |chunks: &[crate::format::Chunk]| {
-            chunks.iter().map(|c| u64::from(c.stored_len)).sum::<u64>()
-        };
-        let start = part.offset + stored(&part.chunks[..first]);
-        let mut bytes = vec![0; to_usize(stored(&part.chunks[first..=last]))?];
+        let start = part.offset + part.chunks[first].start;
+        let end = part.chunks[last].start + u64::from(part.chunks[last].stored_len);
+        let mut bytes = vec![0; to_usize(end - part.chunks[first].start)?];
         self.reader.read_exact_at(start, &mut bytes)?;
         let mut rest = &bytes[..];
         let mut at = start;
@@ -207,6 +211,10 @@ impl<R: ReadAt> Container<R> {
             }
             rest = tail;
             at += u64::from(chunk.stored_len);
+        }
+        if let Storage::Unknown(_) = part.storage {
+            // Its checksums are all that can be said of it.
+            return Ok(vec![]);
         }
         let mut content = if part.storage == Storage::Zstd { plain } else { bytes };
         let skip = to_usize(range.start - first as u64 * CHUNK_BYTES)?;

@@ -175,16 +175,12 @@ impl DecodeOptions {
         if cols == 0 {
             return Ok(());
         }
-        // One chunk of each plane (or of a raw tensor) is 8 Mi weights at the most.
-        let per_row = match stored.entry.encoding {
-            Encoding::Planes { .. } => cols.div_ceil(8),
-            _ => (cols.saturating_mul(view.dtype().bits()) / 8).max(1),
+        let Encoding::Planes { .. } = stored.entry.encoding else {
+            return self.raw_tiles(view, stored, range, cols, emit).map_err(in_tensor);
         };
-        let step = (CHUNK_BYTES / per_row).max(1);
-        let planes = match stored.entry.encoding {
-            Encoding::Planes { .. } => Some(PlanesReader::new(stored).map_err(in_tensor)?),
-            _ => None,
-        };
+        let planes = PlanesReader::new(stored).map_err(in_tensor)?;
+        // One chunk of each plane: 8 Mi weights at the most.
+        let step = (CHUNK_BYTES / cols.div_ceil(8)).max(1);
         let mut buffer = Vec::new();
         let mut row = range.start;
         while row < range.end {
@@ -192,13 +188,35 @@ impl DecodeOptions {
             row = tile.end;
             let one = DecodeOptions { rows: Some(tile.clone()), ..self.clone() };
             buffer.resize(one.output_bytes(view)?, 0);
-            match &planes {
-                Some(p) => p
-                    .decode_rows(tile, self.planes.unwrap_or(8), target, &mut buffer)
-                    .map_err(in_tensor)?,
-                None => one.decode_into(view, &mut buffer)?,
-            }
+            planes
+                .decode_rows(tile, self.planes.unwrap_or(8), target, &mut buffer)
+                .map_err(in_tensor)?;
             emit(&buffer)?;
+        }
+        Ok(())
+    }
+}
+
+impl DecodeOptions {
+    /// Raw tensors go chunk by chunk, whatever their shape: a row may be as long as the tensor.
+    fn raw_tiles<R: ReadAt>(
+        &self,
+        view: &TensorView<'_, R>,
+        stored: TensorView<'_, R>,
+        rows: Range<u64>,
+        cols: u64,
+        mut emit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let Some(part) = stored.part(PartKind::Data) else { return Ok(()) };
+        let row_bits = u128::from(cols) * u128::from(view.dtype().bits());
+        let at = |row: u64| u64::try_from(u128::from(row) * row_bits / 8).expect("within the part");
+        let (mut from, end) = (at(rows.start), at(rows.end));
+        while from < end {
+            // Elements of two bytes and more never straddle a chunk: both are powers of two.
+            let to = end.min((from / CHUNK_BYTES + 1) * CHUNK_BYTES);
+            let bytes = view.container.read_part(part, from..to)?;
+            emit(&convert_raw(bytes, view.dtype(), self.target(view)).0)?;
+            from = to;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The attachment section behind the core: receipts and signatures (spec/container.md,
 //! "Attachments"). It lies outside the stored root, so that what cites the root can be added later.
 
+use std::collections::HashSet;
 use std::io::Cursor;
 
 use binrw::{BinRead, BinWrite};
@@ -66,6 +67,7 @@ pub struct Attachment {
 /// `Malformed(UC-ATT-1)`.
 pub(crate) fn parse_attachments(section: &[u8], base: u64) -> Result<Vec<Attachment>> {
     let mut found = Vec::new();
+    let mut seen = HashSet::new();
     let mut at = 0usize;
     while at < section.len() {
         let bad = |what: &str| {
@@ -100,7 +102,7 @@ pub(crate) fn parse_attachments(section: &[u8], base: u64) -> Result<Vec<Attachm
             return bad("attachment name breaks UC-NAM-1");
         }
         let kind = AttachmentKind::from_code(h.kind);
-        if found.iter().any(|a: &Attachment| a.kind == kind && a.name == name) {
+        if !seen.insert((h.kind, name)) {
             return bad("two attachments have one kind and name");
         }
         found.push(Attachment { kind, name: name.to_owned(), data: rest[name_end..end].to_vec() });

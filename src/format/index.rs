@@ -153,6 +153,8 @@ pub enum Storage {
     Plain,
     /// Each chunk is a zstd frame of its own.
     Zstd,
+    /// A way of a later version; only parts that are skipped have it.
+    Unknown(u8),
 }
 
 /// One chunk of a part: where it is stored and what its bytes must sum to.
@@ -162,6 +164,8 @@ pub struct Chunk {
     pub crc32: u32,
     /// Stored length in bytes.
     pub stored_len: u32,
+    /// Where its stored bytes start, from the start of the part.
+    pub start: u64,
 }
 
 /// One contiguous byte range of the file that belongs to a record.
@@ -472,6 +476,8 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
     let storage = match h.storage {
         0 => Storage::Plain,
         1 => Storage::Zstd,
+        // Parts that are skipped may be stored in ways of later versions.
+        other if !known_record || matches!(kind, PartKind::Unknown(..)) => Storage::Unknown(other),
         other => {
             return Err(Error::new(
                 ErrorKind::UnsupportedFeature,
@@ -492,7 +498,7 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
     // At most 1 MiB a chunk, so the count claimed is checked against the bytes of the record before
     // anything is reserved for it.
     let table_len = (h.n_chunks as usize)
-        .checked_mul(if storage == Storage::Zstd { 8 } else { 4 })
+        .checked_mul(if storage == Storage::Plain { 4 } else { 8 })
         .ok_or_else(|| Error::malformed(Rule::IDX_2, "chunk table is too long"))?;
     let table = take(bytes, at, table_len)?;
     let word = |i: usize| {
@@ -513,14 +519,14 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
         let content = part.chunk_len(i);
         let stored_len = match storage {
             Storage::Plain => u32::try_from(content).expect("a chunk has at most 1 MiB"),
-            Storage::Zstd => word(n + i),
+            Storage::Zstd | Storage::Unknown(_) => word(n + i),
         };
         // A frame that grew its chunk would have been stored plain.
         if stored_len == 0 || u64::from(stored_len) > content {
             return fail(Rule::PRT_2, format!("chunk {i} stores {content} bytes in {stored_len}"));
         }
+        part.chunks.push(Chunk { crc32: word(i), stored_len, start: sum });
         sum += u64::from(stored_len);
-        part.chunks.push(Chunk { crc32: word(i), stored_len });
     }
     if sum != h.stored_len {
         return fail(
@@ -715,7 +721,11 @@ fn put_record(
             &PartHeader {
                 kind,
                 plane,
-                storage: u8::from(part.storage == Storage::Zstd),
+                storage: match part.storage {
+                    Storage::Plain => 0,
+                    Storage::Zstd => 1,
+                    Storage::Unknown(code) => code,
+                },
                 flags: if part.optional { PART_FLAG_OPTIONAL } else { 0 },
                 n_chunks: u32::try_from(part.chunks.len()).map_err(too_long)?,
                 offset: part.offset,
@@ -724,7 +734,7 @@ fn put_record(
             },
         );
         let mut table: Vec<u8> = part.chunks.iter().flat_map(|c| c.crc32.to_le_bytes()).collect();
-        if part.storage == Storage::Zstd {
+        if part.storage != Storage::Plain {
             table.extend(part.chunks.iter().flat_map(|c| c.stored_len.to_le_bytes()));
         }
         put(&mut tail, &table);

@@ -155,16 +155,6 @@ impl Preamble {
     }
 
     fn check(&self, actual_len: u64) -> Result<()> {
-        if self.preamble_len as usize != PREAMBLE_BYTES {
-            return Err(Error::malformed(
-                Rule::HDR_4,
-                format!("preamble length is {}, format 1 has {PREAMBLE_BYTES}", self.preamble_len),
-            )
-            .at(12));
-        }
-        if self.reserved_a != 0 || self.reserved_b != [0; 80] {
-            return Err(Error::malformed(Rule::HDR_4, "reserved bytes are not zero").at(92));
-        }
         let unknown = self.required_features & !KNOWN_REQUIRED;
         if unknown != 0 {
             return Err(Error::new(
@@ -176,6 +166,16 @@ impl Preamble {
                 ),
             )
             .at(16));
+        }
+        if self.preamble_len as usize != PREAMBLE_BYTES {
+            return Err(Error::malformed(
+                Rule::HDR_4,
+                format!("preamble length is {}, format 1 has {PREAMBLE_BYTES}", self.preamble_len),
+            )
+            .at(12));
+        }
+        if self.reserved_a != 0 || self.reserved_b != [0; 80] {
+            return Err(Error::malformed(Rule::HDR_4, "reserved bytes are not zero").at(92));
         }
         if actual_len < self.file_len {
             return Err(Error::new(

@@ -1,18 +1,35 @@
 //! A pack against the checkpoint it claims to come from.
 
+use std::collections::BTreeMap;
+
 use sha2::{Digest as _, Sha256};
 
+use super::pack::hash_files;
 use super::source::Source;
-use crate::container::{Container, ReadAt};
+use crate::container::{Container, ReadAt, TensorView};
 use crate::error::{Error, Result};
-use crate::format::Digest;
-use crate::manifest::{Failure, Manifest};
+use crate::format::{Digest, Encoding};
+use crate::manifest::{Failure, FileRole, Manifest};
 use crate::par;
 use crate::progress::{Progress, step};
 
-/// Compares every tensor of `source` with the source digest in the pack's manifest, name by name,
-/// with dtype and shape. A raw tensor's source digest is its decoded digest, so raw tensors are
-/// thereby compared bit for bit.
+/// What [`against`] compared.
+#[derive(Debug, Clone, Default)]
+pub struct AgainstReport {
+    /// Tensors whose decoded bytes are the source's, bit for bit.
+    pub exact: u64,
+    /// Quantized tensors whose source digest in the manifest is that of the source. The digest is the
+    /// packer's claim: that the planes were made from this source is not shown by it.
+    pub claimed: u64,
+    /// Carried files that are equal.
+    pub files: u64,
+    /// What differs.
+    pub failures: Vec<Failure>,
+}
+
+/// Compares a pack with the checkpoint it claims to come from: every tensor's name, dtype, shape and
+/// source digest, raw tensors bit for bit (their source digest is their decoded digest), and every
+/// carried file.
 ///
 /// # Errors
 /// `Io`, `Cancelled`. What differs is listed in the result.
@@ -21,14 +38,14 @@ pub fn against<R: ReadAt + Sync>(
     manifest: &Manifest,
     source: &Source,
     progress: &dyn Progress,
-) -> Result<Vec<Failure>> {
+) -> Result<AgainstReport> {
     let differs = |name: &str, text: String| {
         Failure::from(&Error::integrity(format!("against the source: {text}")).in_tensor(name))
     };
-    let mut failures = Vec::new();
+    let mut report = AgainstReport::default();
     for t in pack.tensors() {
         if source.tensor(t.name()).is_none() {
-            failures.push(differs(t.name(), "not there".into()));
+            report.failures.push(differs(t.name(), "not there".into()));
         }
     }
     let tensors = source.tensors();
@@ -59,8 +76,37 @@ pub fn against<R: ReadAt + Sync>(
         Ok((found != expected)
             .then(|| differs(&t.name, format!("SHA-256 is {found}, the manifest says {expected}"))))
     });
-    for result in results {
-        failures.extend(result?);
+    for (t, result) in tensors.iter().zip(results) {
+        match result? {
+            Some(failure) => report.failures.push(failure),
+            None if pack.tensor(&t.name).is_some_and(|v| is_exact(&v)) => report.exact += 1,
+            None => report.claimed += 1,
+        }
     }
-    Ok(failures)
+    // Weights files may be cut differently; their tensors were compared. A source that is a single
+    // file has no carried ones to compare with.
+    let whole = source.files.iter().any(|f| f.role == FileRole::Carried);
+    let digests = if whole { hash_files(&source.files, progress)? } else { vec![] };
+    let theirs: BTreeMap<&str, String> = source
+        .files
+        .iter()
+        .zip(digests)
+        .filter(|(f, _)| f.role == FileRole::Carried)
+        .filter_map(|(f, digest)| Some((f.path.as_str(), digest?.to_string())))
+        .collect();
+    let ours: BTreeMap<&str, String> =
+        pack.index().files.iter().map(|f| (f.path.as_str(), f.sha256.to_string())).collect();
+    for path in theirs.keys().chain(ours.keys().filter(|p| whole && !theirs.contains_key(*p))) {
+        match (theirs.get(path), ours.get(path)) {
+            (Some(x), Some(y)) if x == y => report.files += 1,
+            (Some(_), Some(_)) => report.failures.push(differs(path, "the file differs".into())),
+            (Some(_), None) => report.failures.push(differs(path, "not in the pack".into())),
+            _ => report.failures.push(differs(path, "not there".into())),
+        }
+    }
+    Ok(report)
+}
+
+fn is_exact<R: ReadAt>(view: &TensorView<'_, R>) -> bool {
+    view.resolve().is_ok_and(|v| v.entry().encoding == Encoding::Raw)
 }

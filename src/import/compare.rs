@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::model::Model;
 use crate::codec::convert_raw;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::{Digest, Dtype, TreeHasher, tensor_leaf};
 use crate::par;
 use crate::progress::{Progress, step};
@@ -85,45 +85,43 @@ pub struct TensorDiff {
     pub max_abs: f64,
     /// Frobenius norm of the difference over that of the first model's tensor.
     pub rel_frobenius: f64,
-    /// Signal-to-noise ratio in decibels; infinite for equal tensors.
+    /// Signal-to-noise ratio in decibels; infinite for equal tensors, minus infinity where the
+    /// difference isn't finite.
     pub sqnr_db: f64,
 }
 
 /// The outcome of [`diff`].
 #[derive(Debug, Clone)]
 pub struct DiffReport {
-    /// Tensors that both models have, by name. Tensors that aren't floats are compared as equal
-    /// (infinite ratio) or not (zero).
+    /// Tensors that both models have in one shape, by name. Tensors that aren't floats are equal or
+    /// infinitely different.
     pub tensors: Vec<TensorDiff>,
     /// The one with the lowest signal-to-noise ratio.
     pub worst: Option<String>,
     /// Signal-to-noise ratio over all float tensors that differ, weighted by energy.
     pub total_sqnr_db: f64,
-    /// Tensors that only one of the models has.
+    /// Tensors that only one of the models has, or that have different shapes.
     pub unmatched: Vec<String>,
 }
 
 /// Measures how far the tensors of `b` are from those of `a`.
 ///
 /// # Errors
-/// `InvalidArgument` when a tensor has different shapes; as [`Model::read`]; `Cancelled`.
+/// As [`Model::read`]; `Cancelled`.
 pub fn diff(a: &Model, b: &Model, progress: &dyn Progress) -> Result<DiffReport> {
     let first: BTreeMap<_, _> = a.tensors().into_iter().map(|t| (t.0, t)).collect();
     let second: BTreeMap<_, _> = b.tensors().into_iter().map(|t| (t.0, t)).collect();
-    let unmatched = first
+    let mut unmatched: Vec<String> = first
         .keys()
         .filter(|n| !second.contains_key(*n))
         .chain(second.keys().filter(|n| !first.contains_key(*n)))
         .map(|n| (*n).to_owned())
         .collect();
     let pairs: Vec<_> = first.values().filter_map(|x| Some((*x, *second.get(x.0)?))).collect();
+    let (pairs, shapes): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|(x, y)| x.2 == y.2);
+    unmatched.extend(shapes.iter().map(|(x, y)| format!("{} {:?} and {:?}", x.0, x.2, y.2)));
     let results = par::map(pairs.len(), |i| {
         let (x, y) = pairs[i];
-        if x.2 != y.2 {
-            return Err(
-                Error::argument(format!("shapes {:?} and {:?} differ", x.2, y.2)).in_tensor(x.0)
-            );
-        }
         let (bytes_a, bytes_b) = (a.read_all(x.0, x.1, x.2)?, b.read_all(y.0, y.1, y.2)?);
         step(progress, bytes_a.len() as u64)?;
         Ok(measure(x, y.1, bytes_a, bytes_b))
@@ -133,7 +131,7 @@ pub fn diff(a: &Model, b: &Model, progress: &dyn Progress) -> Result<DiffReport>
     let (mut signal, mut noise, mut lowest) = (0.0, 0.0, f64::INFINITY);
     for result in results {
         let (tensor, s, n) = result?;
-        if n > 0.0 {
+        if n > 0.0 && n.is_finite() {
             signal += s;
             noise += n;
         }
@@ -165,7 +163,9 @@ fn measure(
             let (x, y) = (value(x), value(y));
             // Equal bits are no error, NaN and infinity included.
             let e = if x.to_bits() == y.to_bits() { 0.0 } else { (x - y).abs() };
-            max_abs = if e.is_nan() { f64::NAN } else { max_abs.max(e) };
+            // A NaN or infinity against anything else is as far as can be.
+            let e = if e.is_finite() { e } else { f64::INFINITY };
+            max_abs = max_abs.max(e);
             signal += if x.is_finite() { x * x } else { 0.0 };
             noise += e * e;
         }
@@ -173,12 +173,13 @@ fn measure(
         (max_abs, noise) = (f64::INFINITY, f64::INFINITY);
     }
     let rel_frobenius = if noise == 0.0 { 0.0 } else { (noise / signal).sqrt() };
+    let sqnr_db = if noise.is_infinite() { f64::NEG_INFINITY } else { decibels(signal, noise) };
     let diff = TensorDiff {
         name: name.to_owned(),
         shape: shape.to_vec(),
         max_abs,
         rel_frobenius,
-        sqnr_db: decibels(signal, noise),
+        sqnr_db,
     };
     (diff, signal, noise)
 }

@@ -16,7 +16,7 @@ mod safetensors_file;
 mod source;
 mod unpack;
 
-pub use against::against;
+pub use against::{AgainstReport, against};
 pub use compare::{DiffReport, SameReport, TensorDiff, diff, same};
 pub use model::Model;
 pub use pack::{ENCODER_ID, PackOptions, PackReport, PackStats};

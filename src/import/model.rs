@@ -19,7 +19,7 @@ pub enum Model {
 }
 
 impl Model {
-    /// Opens what `path` is, judged by its first bytes.
+    /// Opens what `path` is: a folder or a name of a checkpoint, else a pack.
     ///
     /// # Errors
     /// As [`Container::open_path`] and [`Source::open`].

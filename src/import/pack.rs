@@ -1,7 +1,7 @@
 //! From a source to a pack.
 
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Read};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -38,7 +38,7 @@ pub struct PackOptions {
 /// Sizes of a pack.
 ///
 /// # Spec
-/// container.md, "Rates".
+/// container.md, "Roles".
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct PackStats {
@@ -58,31 +58,27 @@ impl PackStats {
     /// Counts a pack's sizes.
     pub fn of(index: &Index, file_len: u64) -> Self {
         let (mut weights, mut body_weights, mut body_bytes) = (0u64, 0u64, 0u64);
-        let (mut own_tables, mut shared_tables) = (vec![], vec![]);
+        let mut by_body = vec![false; index.levels.len() + 1];
+        let mut by_others = by_body.clone();
         for t in &index.tensors {
             if matches!(t.encoding, Encoding::Alias { .. }) {
                 continue;
             }
             let n = elements(&t.shape).unwrap_or(0);
             weights = weights.saturating_add(n);
-            let used = match &t.encoding {
-                Encoding::Planes { level_ids, .. } => {
-                    level_ids.iter().filter(|&&i| i > 0).collect()
-                }
-                _ => vec![],
-            };
+            let users = if t.role == Role::Body { &mut by_body } else { &mut by_others };
+            if let Encoding::Planes { level_ids, .. } = &t.encoding {
+                level_ids.iter().for_each(|&id| users[usize::from(id)] = true);
+            }
             if t.role == Role::Body {
                 body_weights = body_weights.saturating_add(n);
                 body_bytes +=
                     t.parts.iter().map(|p| p.stored_len.next_multiple_of(64)).sum::<u64>();
-                own_tables.extend(used);
-            } else {
-                shared_tables.extend(used);
             }
         }
         // Tables that only the body uses are charged to it.
-        for (id, table) in (1u16..).zip(&index.levels) {
-            if own_tables.contains(&&id) && !shared_tables.contains(&&id) {
+        for (id, table) in (1..).zip(&index.levels) {
+            if by_body[id] && !by_others[id] {
                 body_bytes += table.levels.len() as u64;
             }
         }
@@ -198,17 +194,20 @@ impl PackOptions {
         output: &Path,
         progress: &dyn Progress,
     ) -> Result<PackReport> {
+        source.refuse_as_output(output)?;
         let out = NewFile::create(output, self.force)?;
         let in_output = |e: Error| e.in_file(output.display().to_string());
-        let (scanned, digests) =
-            par::join(|| self.plan_and_scan(source, progress), || hash_files(&source.files));
+        let (scanned, digests) = par::join(
+            || self.plan_and_scan(source, progress),
+            || hash_files(&source.files, progress),
+        );
         let ((plan, scans), digests) = (scanned?, digests?);
 
         let mut writer = PackWriter::new(BufWriter::new(out)).map_err(in_output)?;
         for batch in batches(source.tensors()) {
             let encoded = par::map(batch.len(), |i| {
                 let i = batch.start + i;
-                let tensor = self.encode(source, &source.tensors()[i], &plan.tensors[i]);
+                let tensor = self.encode(source, &source.tensors()[i], &plan.tensors[i], &scans[i]);
                 step(progress, source.tensors()[i].len)?;
                 tensor
             });
@@ -236,6 +235,10 @@ impl PackOptions {
                     .add_file(StoredFile::new(&file.path, &bytes, self.zstd())?)
                     .map_err(in_output)?;
             }
+            // What stays behind must not change the bytes of the pack; the report lists it.
+            if file.role == FileRole::LeftOut {
+                continue;
+            }
             manifest.files.push(SourceFile {
                 path: file.path.clone(),
                 bytes: file.bytes,
@@ -258,6 +261,8 @@ impl PackOptions {
         let out =
             out.into_inner().map_err(|e| in_output(Error::io("can't write", e.into_error())))?;
         let pack = Container::open(out.file())?;
+        // Raw tensors and carried files that changed since they were hashed show here.
+        Manifest::read(&pack).map_err(changed)?;
         let stats = PackStats::of(pack.index(), summary.file_len);
         out.commit()?;
         Ok(PackReport {
@@ -276,8 +281,7 @@ impl PackOptions {
     }
 
     fn zstd(&self) -> Option<i32> {
-        let on = self.recipe.zstd_level > 0 && cfg!(feature = "zstd");
-        on.then_some(i32::from(self.recipe.zstd_level))
+        (self.recipe.zstd_level > 0).then_some(i32::from(self.recipe.zstd_level))
     }
 
     fn encode(
@@ -285,12 +289,19 @@ impl PackOptions {
         source: &Source,
         t: &SourceTensor,
         planned: &PlannedTensor,
+        scan: &Scan,
     ) -> Result<Option<EncodedTensor>> {
         let options = EncodeOptions::new()
             .with_role(planned.role)
             .with_group(self.recipe.group)
             .with_zstd_level(self.zstd());
-        let bytes = || source.read(t, 0, t.len);
+        let bytes = || {
+            let bytes = source.read(t, 0, t.len)?;
+            if Digest::of(&bytes) != scan.sha256 {
+                return Err(Error::source_file("changed while it was packed").in_tensor(&t.name));
+            }
+            Ok(bytes)
+        };
         Ok(match planned.decision {
             Decision::Alias(_) => None,
             Decision::Raw => {
@@ -302,6 +313,10 @@ impl PackOptions {
             }
         })
     }
+}
+
+fn changed(e: Error) -> Error {
+    Error::source_file(format!("a file changed while it was packed: {e}")).with_source(e)
 }
 
 /// Consecutive tensors that are encoded together: [`BATCH_BYTES`] of source, at least one tensor.
@@ -351,24 +366,26 @@ fn first_odd(bytes: &[u8], dtype: Dtype) -> Option<u64> {
 }
 
 /// SHA-256 of every file that is in the pack, as weights or carried.
-fn hash_files(files: &[FoundFile]) -> Result<Vec<Option<Digest>>> {
+pub(super) fn hash_files(
+    files: &[FoundFile],
+    progress: &dyn Progress,
+) -> Result<Vec<Option<Digest>>> {
     let digests = par::map(files.len(), |i| {
         let file = &files[i];
         if file.role == FileRole::LeftOut {
             return Ok(None);
         }
-        let hash = || {
-            let mut sha = Sha256::new();
-            let mut input = File::open(&file.on_disk)?;
-            let mut buffer = vec![0; 1 << 20];
-            loop {
-                match std::io::Read::read(&mut input, &mut buffer)? {
-                    0 => return Ok(Digest(sha.finalize().into())),
-                    n => sha.update(&buffer[..n]),
-                }
+        let io = |e| Error::io("can't read", e).in_file(&file.path);
+        let mut sha = Sha256::new();
+        let mut input = File::open(&file.on_disk).map_err(io)?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            step(progress, 0)?;
+            match input.read(&mut buffer).map_err(io)? {
+                0 => return Ok(Some(Digest(sha.finalize().into()))),
+                n => sha.update(&buffer[..n]),
             }
-        };
-        hash().map(Some).map_err(|e: std::io::Error| Error::io("can't read", e).in_file(&file.path))
+        }
     });
     digests.into_iter().collect()
 }

@@ -70,7 +70,8 @@ pub struct Recipe {
     pub head_bits: u8,
     /// Consecutive columns that share a step: 16, 32, 64, 128, 256, or 0 for whole rows. Default 32.
     pub group: u32,
-    /// zstd level for raw tensors and carried files, 1 to 19; 0 stores them plain. Default 3.
+    /// zstd level for raw tensors and carried files, 1 to 19; 0 stores them plain. Default 3, or 0
+    /// without the `zstd` feature.
     pub zstd_level: u8,
     /// Store every tensor raw. Default false.
     pub raw_all: bool,
@@ -86,7 +87,7 @@ impl Default for Recipe {
             embedding_bits: 8,
             head_bits: 8,
             group: 32,
-            zstd_level: 3,
+            zstd_level: if cfg!(feature = "zstd") { 3 } else { 0 },
             raw_all: false,
             tensors: vec![],
         }
@@ -100,7 +101,12 @@ impl Recipe {
             .map_err(|e| Error::argument(format!("recipe: {e}")).with_source(e))
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks every setting and pattern.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming what is impossible.
+    pub fn check(&self) -> Result<()> {
+        Patterns::new(self)?;
         let settings = self.tensors.iter().map(|r| r.bits);
         let all = [self.bits, self.embedding_bits, self.head_bits].map(Setting::Planes);
         for setting in all.into_iter().chain(settings) {
@@ -124,7 +130,7 @@ impl Recipe {
 }
 
 /// How one tensor will be stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Decision {
     /// As planes.
     Planes {
@@ -256,7 +262,7 @@ impl Plan {
             if elements(&t.shape) == Some(0) {
                 continue;
             }
-            let key = (t.dtype, t.shape.clone(), scan.sha256);
+            let key = (t.dtype, t.shape.clone(), scan.sha256, t.decision.clone());
             let &mut target = first.entry(key).or_insert(i);
             if target != i && !t.forced {
                 let name = self.tensors[target].name.clone();

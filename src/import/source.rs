@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::safetensors_file::{Header, read_header};
 use crate::container::ReadAt;
-use crate::error::{Error, Result};
-use crate::format::{Dtype, check_file_path, to_usize};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Dtype, MAX_RANK, check_file_path, check_name, to_usize};
 use crate::manifest::FileRole;
 
 /// Endings of files that hold the same weights in another format, or a training state.
@@ -198,6 +198,18 @@ impl Source {
         }
         source.files = files;
         source.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        for t in &source.tensors {
+            // Before hours of work, what the format can't hold.
+            check_name(&t.name).map_err(|e| e.in_file(&t.file))?;
+            if t.shape.len() > MAX_RANK {
+                return Err(Error::source_file(format!(
+                    "{} dimensions, a pack holds at most {MAX_RANK}",
+                    t.shape.len()
+                ))
+                .in_tensor(&t.name)
+                .in_file(&t.file));
+            }
+        }
         if let Some(pair) = source.tensors.windows(2).find(|w| w[0].name == w[1].name) {
             return Err(Error::source_file(format!(
                 "tensor stands in \"{}\" and in \"{}\"",
@@ -241,6 +253,20 @@ impl Source {
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.len).sum()
+    }
+
+    /// Refuses to write a pack over a file of the source.
+    pub(crate) fn refuse_as_output(&self, output: &Path) -> Result<()> {
+        let Ok(output) = output.canonicalize() else { return Ok(()) };
+        // What is left out may be replaced: a pack in the folder of its source, made again.
+        let kept = self.files.iter().filter(|f| f.role != FileRole::LeftOut);
+        for file in kept {
+            if file.on_disk.canonicalize().is_ok_and(|f| f == output) {
+                return Err(Error::new(ErrorKind::Io, "output is a file of the source")
+                    .in_file(output.display().to_string()));
+            }
+        }
+        Ok(())
     }
 
     /// Files that travel byte-exact in a pack.
@@ -319,12 +345,17 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<FoundFile>) -> Result<()> {
             );
         };
         let path = format!("{prefix}{name}");
+        if name.starts_with('.') {
+            // Version control, caches, lock files: not even looked at.
+            files.push(FoundFile { path, on_disk, bytes: 0, role: FileRole::LeftOut });
+            continue;
+        }
         let meta = std::fs::metadata(&on_disk)
             .map_err(|e| Error::io("can't read", e).in_file(on_disk.display().to_string()))?;
         if meta.is_dir() {
             // Folders reached through links could lead in circles; version control isn't content.
             let link = entry.file_type().map_err(io)?.is_symlink();
-            if link || name.starts_with('.') {
+            if link {
                 files.push(FoundFile { path, on_disk, bytes: 0, role: FileRole::LeftOut });
             } else {
                 walk(&on_disk, &format!("{path}/"), files)?;
@@ -335,8 +366,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<FoundFile>) -> Result<()> {
             Error::source_file(format!("can't travel in a pack: {}", e.message())).in_file(&path)
         })?;
         let ending = name.rsplit_once('.').map_or("", |(_, e)| e).to_ascii_lowercase();
-        let left_out = name.starts_with('.')
-            || DUPLICATES.contains(&ending.as_str())
+        let left_out = DUPLICATES.contains(&ending.as_str())
             || name.ends_with(".bin.index.json")
             || !meta.is_file();
         let role = if left_out { FileRole::LeftOut } else { FileRole::Carried };

@@ -157,7 +157,8 @@ pub struct Verify {
     /// A published stored or decoded root to compare with.
     #[arg(long, value_name = "HEX", value_parser = parse_root)]
     pub root: Option<Digest>,
-    /// The source checkpoint: compares every tensor's source digest, and raw tensors bit for bit.
+    /// The source checkpoint: compares raw tensors bit for bit, the source digest that each quantized
+    /// tensor claims, and every file.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
 }

@@ -34,7 +34,7 @@ impl Console {
         if let Err(e) = handler
             && !quiet
         {
-            eprintln!("warning: Ctrl-C won't clean up: {e}");
+            complain(&format!("warning: Ctrl-C won't clean up: {e}"));
         }
         Self {
             quiet,
@@ -67,7 +67,7 @@ impl Console {
     /// A message for a person.
     pub fn say(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("{}", text.as_ref()));
+            self.bar.suspend(|| complain(text.as_ref()));
         }
     }
 
@@ -85,6 +85,11 @@ impl Console {
     pub fn print_json(&self, value: &serde_json::Value) -> Result<(), Error> {
         self.print(format!("{value:#}"))
     }
+}
+
+/// Writes a line to stderr; unlike `eprintln!` it doesn't panic when nobody listens any more.
+pub fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 impl Progress for Console {
@@ -105,13 +110,13 @@ impl Progress for Console {
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
             let rate = done / now.max(1);
             let eta = all.saturating_sub(done) / rate.max(1);
-            eprintln!(
+            complain(&format!(
                 "{} {} of {}, {}/s, ETA {eta} s",
                 self.bar.message(),
                 indicatif::HumanBytes(done),
                 indicatif::HumanBytes(all),
                 indicatif::HumanBytes(rate)
-            );
+            ));
         }
     }
 

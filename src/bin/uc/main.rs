@@ -24,14 +24,14 @@ fn main() -> ExitCode {
     if let Some(threads) = args.common.threads
         && let Err(e) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
     {
-        eprintln!("error: can't start {threads} threads: {e}");
+        console::complain(&format!("error: can't start {threads} threads: {e}"));
         return ExitCode::from(FAILED);
     }
     match commands::run(args, &mut console) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             console.finish();
-            eprintln!("error: {e}");
+            console::complain(&format!("error: {e}"));
             ExitCode::from(exit_code(&e))
         }
     }

@@ -15,9 +15,10 @@ fn open(
 ) -> Result<(Model, Model), ultracompress::Error> {
     let (a, b) = (Model::open(&args.a)?, Model::open(&args.b)?);
     let bytes = |m: &Model| -> u64 {
-        m.tensors().iter().filter_map(|(_, dtype, shape)| dtype.tensor_bytes(shape)).sum()
+        let sizes = m.tensors().into_iter().filter_map(|(_, d, shape)| d.tensor_bytes(shape));
+        sizes.fold(0, u64::saturating_add)
     };
-    console.start(what, bytes(&a) + bytes(&b));
+    console.start(what, bytes(&a).saturating_add(bytes(&b)));
     Ok((a, b))
 }
 
@@ -87,7 +88,7 @@ pub fn diff(args: &Pair, console: &mut Console) -> Outcome {
         })?;
     }
     for name in &report.unmatched {
-        console.print(format!("{name}: only in one of the two"))?;
+        console.print(format!("{name}: only in one of the two, or of another shape"))?;
     }
     match &report.worst {
         Some(worst) => console.print(format!(

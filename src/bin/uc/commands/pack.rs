@@ -79,6 +79,8 @@ fn recipe(args: &Pack) -> Result<Recipe, Error> {
     for text in &args.tensor {
         recipe.tensors.push(RecipeRule::parse(text)?);
     }
+    // Usage errors come before any look at the source.
+    recipe.check()?;
     Ok(recipe)
 }
 
