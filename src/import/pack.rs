@@ -297,7 +297,7 @@ impl PackOptions {
             .with_zstd_level(self.zstd());
         let bytes = || {
             let bytes = source.read(t, 0, t.len)?;
-            if Digest::of(&bytes) != scan.sha256 {
+            if crc32fast::hash(&bytes) != scan.crc32 {
                 return Err(Error::source_file("changed while it was packed").in_tensor(&t.name));
             }
             Ok(bytes)
@@ -337,17 +337,19 @@ fn batches(tensors: &[SourceTensor]) -> Vec<std::ops::Range<usize>> {
 /// Digest of a tensor's bytes, and whether its values are all finite binary32 numbers.
 fn scan(source: &Source, t: &SourceTensor, progress: &dyn Progress) -> Result<Scan> {
     let mut sha = Sha256::new();
+    let mut crc = crc32fast::Hasher::new();
     let mut odd = None;
     let mut at = 0;
     source.tiles(t, |bytes| {
         sha.update(bytes);
+        crc.update(bytes);
         if odd.is_none() && t.dtype.has_planes() {
             odd = first_odd(bytes, t.dtype).map(|i| at * 8 / t.dtype.bits() + i);
         }
         at += bytes.len() as u64;
         step(progress, bytes.len() as u64)
     })?;
-    Ok(Scan { sha256: Digest(sha.finalize().into()), odd })
+    Ok(Scan { sha256: Digest(sha.finalize().into()), crc32: crc.finalize(), odd })
 }
 
 /// Index of the first element that isn't a finite binary32 number.

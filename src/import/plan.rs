@@ -174,6 +174,8 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Scan {
     pub sha256: crate::format::Digest,
+    /// CRC-32 of the bytes, to notice cheaply that they changed since.
+    pub crc32: u32,
     /// First element that isn't a finite binary32 number.
     pub odd: Option<u64>,
 }
