@@ -23,31 +23,23 @@ pub struct Console {
 
 impl Console {
     pub fn new(quiet: bool, json: bool) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = stop.clone();
-        // The first signal asks the work to end cleanly, a second one ends it at once.
-        let handler = ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(crate::INTERRUPTED));
-            }
-        });
-        if let Err(e) = handler
-            && !quiet
-        {
-            complain(&format!("warning: Ctrl-C won't clean up: {e}"));
-        }
         Self {
             quiet,
             json,
             bar: ProgressBar::hidden(),
             started: Instant::now(),
             last_line: AtomicU64::new(0),
-            stop,
+            stop: Arc::new(AtomicBool::new(false)),
         }
     }
 
-    /// Starts a bar over `total` bytes.
+    /// Starts a bar over `total` bytes. From here on Ctrl-C asks the work to end and to remove its
+    /// temporary files; commands that never start one end at once, as by default.
     pub fn start(&mut self, what: &'static str, total: u64) {
+        let flag = self.stop.clone();
+        if let Err(e) = ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)) {
+            self.say(format!("warning: Ctrl-C won't clean up: {e}"));
+        }
         self.started = Instant::now();
         self.last_line.store(0, Ordering::Relaxed);
         self.bar = ProgressBar::new(total).with_message(what);
