@@ -6,7 +6,7 @@ use super::read_at::ReadAt;
 use super::reader::Container;
 use crate::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, convert_raw, decode_run};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{CHUNK_BYTES, Dtype, Encoding, PartKind, Rule, TensorEntry, to_usize};
+use crate::format::{CHUNK_BYTES, Dtype, Encoding, PartKind, Rule, TensorEntry, reserve, to_usize};
 
 /// A tensor of a [`Container`]: its record, and the way to its values.
 #[derive(Debug)]
@@ -116,7 +116,9 @@ impl DecodeOptions {
     /// # Errors
     /// As [`DecodeOptions::decode_into`].
     pub fn decode<R: ReadAt>(&self, view: &TensorView<'_, R>) -> Result<Vec<u8>> {
-        let mut out = vec![0; self.output_bytes(view)?];
+        // A compressed tensor may be far larger than its file: no memory is an error, not an abort.
+        let mut out = reserve(self.output_bytes(view)?).map_err(|e| e.in_tensor(view.name()))?;
+        out.resize(self.output_bytes(view)?, 0);
         self.decode_into(view, &mut out)?;
         Ok(out)
     }

@@ -42,6 +42,19 @@ pub(crate) fn align_up(n: u64, step: u64) -> Option<u64> {
     Some(n.checked_add(step - 1)? & !(step - 1))
 }
 
+/// An empty buffer with room for `n` bytes, or an error where there is no such memory.
+pub(crate) fn reserve(n: usize) -> Result<Vec<u8>> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(n).map_err(|e| {
+        Error::new(
+            ErrorKind::LimitExceeded(Limit::AddressSpace),
+            format!("no memory for {n} bytes"),
+        )
+        .with_source(e)
+    })?;
+    Ok(buffer)
+}
+
 /// Converts a length of the file to this machine's `usize`.
 pub(crate) fn to_usize(n: u64) -> Result<usize> {
     usize::try_from(n).map_err(|_| {

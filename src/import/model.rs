@@ -6,7 +6,7 @@ use std::path::Path;
 use super::source::Source;
 use crate::container::{Container, DecodeOptions};
 use crate::error::{Error, Result};
-use crate::format::{Dtype, to_usize};
+use crate::format::{Dtype, reserve, to_usize};
 
 /// A pack or a checkpoint.
 #[derive(Debug)]
@@ -65,7 +65,8 @@ impl Model {
     /// # Errors
     /// As [`Model::read`].
     pub fn read_all(&self, name: &str, dtype: Dtype, shape: &[u64]) -> Result<Vec<u8>> {
-        let mut all = Vec::with_capacity(to_usize(dtype.tensor_bytes(shape).unwrap_or(0))?);
+        let bytes = to_usize(dtype.tensor_bytes(shape).unwrap_or(0))?;
+        let mut all = reserve(bytes).map_err(|e| e.in_tensor(name))?;
         self.read(name, |piece| {
             all.extend_from_slice(piece);
             Ok(())
