@@ -13,17 +13,18 @@ fn section(file: &[u8], at: usize) -> Option<&[u8]> {
 }
 
 fn fix_checksums(file: &mut [u8]) {
+    if file.len() < 256 {
+        return;
+    }
     for (at, crc_at) in [(40, 76), (56, 80)] {
         if let Some(crc) = section(file, at).map(crc32fast::hash) {
             file[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
         }
     }
-    if file.len() >= 256 {
-        let len = file.len() as u64;
-        file[160..168].copy_from_slice(&len.to_le_bytes());
-        let crc = crc32fast::hash(&file[..252]);
-        file[252..256].copy_from_slice(&crc.to_le_bytes());
-    }
+    let len = file.len() as u64;
+    file[160..168].copy_from_slice(&len.to_le_bytes());
+    let crc = crc32fast::hash(&file[..252]);
+    file[252..256].copy_from_slice(&crc.to_le_bytes());
 }
 
 fn verdict(file: &[u8]) -> String {
