@@ -6,6 +6,7 @@ Uses examples/data/tiny-llama and, where they are present, the models of ../shar
 """
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -116,6 +117,7 @@ def main():
         record = {
             "what": "round trips of real models, then one byte flipped in each part of one pack",
             "command": "python3 .ci/accept.py UC FOLDER --record FILE",
+            "commit": os.environ.get("UC_COMMIT", "unknown"),
             "models": rows,
             "damaged": pack.name,
             "flips": damage,

@@ -8,6 +8,7 @@ AutoModelForCausalLM and runs one sequence of tokens 1, 2, ..., 64 in binary32.
 """
 
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -56,6 +57,7 @@ def main():
         record.write_text(json.dumps({
             "what": "transformers loads unpacked models; logits of 64 tokens against the source's",
             "command": "python3 .ci/load_with_transformers.py UC FOLDER MODEL... --record FILE",
+            "commit": os.environ.get("UC_COMMIT", "unknown"),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
             "models": rows,
         }, indent=1) + "\n")
