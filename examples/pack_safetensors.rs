@@ -22,6 +22,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     for t in &report.plan.tensors {
         println!("{}: {:?} ({})", t.name, t.decision, t.reason);
     }
-    println!("body {:?} bpw, decoded root {}", report.stats.body_bpw, report.summary.decoded_root);
+    println!("body {:?} bpw, decoded root {}", report.stats.body_bpw, report.decoded_root);
     Ok(())
 }

@@ -67,17 +67,19 @@ pub mod format;
 pub mod import;
 mod limits;
 pub mod manifest;
+mod memory;
 mod par;
 mod progress;
 
 pub use container::{
-    Container, DecodeOptions, EncodeOptions, EncodedTensor, PackWriter, PlaneParts, ReadAt,
+    Container, DecodeOptions, EncodeOptions, EncodedTensor, Input, PackWriter, PlaneParts, ReadAt,
     StoredFile, TensorView, WriteSummary,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Digest, Dtype, Encoding, Role, Rule, TensorEntry};
 pub use limits::{Limit, Limits};
-pub use manifest::{Check, Failure, Manifest, VerifyOptions, VerifyReport};
+pub use manifest::{Check, Failure, Manifest, Pack, ShardIndex, VerifyOptions, VerifyReport};
+pub use memory::{DEFAULT_MAX_RAM, MIN_MAX_RAM};
 pub use progress::{NoProgress, Progress};
 
 /// A small pack in memory, for the examples of this documentation.

@@ -964,7 +964,7 @@ mod checkpoints {
         Decision, Model, PackOptions, PackReport, Recipe, RecipeRule, Source, UnpackOptions,
         against, diff, same,
     };
-    use ultracompress::{Encoding, NoProgress};
+    use ultracompress::{Encoding, Input, NoProgress, Pack};
 
     use super::*;
 
@@ -1081,8 +1081,8 @@ mod checkpoints {
             self.dir.path().join("model.uc")
         }
 
-        fn open(&self) -> Container<File> {
-            Container::open_path(self.file()).expect("valid")
+        fn open(&self) -> Pack<Input> {
+            Pack::open_path(self.file()).expect("valid")
         }
 
         fn unpack(&self, options: &UnpackOptions) -> PathBuf {
@@ -1124,7 +1124,7 @@ mod checkpoints {
         all
     }
 
-    fn is_raw(pack: &Container<File>, name: &str) -> bool {
+    fn is_raw(pack: &Pack<Input>, name: &str) -> bool {
         pack.tensor(name).expect("packed").entry().encoding == Encoding::Raw
     }
 
@@ -1133,7 +1133,7 @@ mod checkpoints {
         for shards in [1, 3] {
             let packed = packed(shards, Recipe::default());
             let pack = packed.open();
-            let report = VerifyOptions::new().verify(&pack).expect("readable");
+            let report = VerifyOptions::new().verify_pack(&pack).expect("readable");
             assert!(report.is_ok(), "{:?}", report.failures);
             assert_eq!(report.tensors_checked, tensors().len());
 
@@ -1173,8 +1173,8 @@ mod checkpoints {
             let (a, b) = (a.expect("valid"), b.expect("valid"));
             let result = same(&a, &b, &NoProgress).expect("readable");
             assert!(result.same, "{:?}", result.first_difference);
-            assert_eq!(result.a, packed.report.summary.decoded_root);
-            assert_eq!(result.b, packed.report.summary.decoded_root);
+            assert_eq!(result.a, packed.report.decoded_root);
+            assert_eq!(result.b, packed.report.decoded_root);
 
             let original = Model::open(&packed.source()).expect("valid");
             let result = same(&a, &original, &NoProgress).expect("readable");
@@ -1213,7 +1213,7 @@ mod checkpoints {
         }
 
         let sharded = super::checkpoints::packed(2, Recipe::default());
-        let (a, b) = (&packed.report.summary, &sharded.report.summary);
+        let (a, b) = (&packed.report, &sharded.report);
         assert_eq!(a.decoded_root, b.decoded_root);
         assert_ne!(a.stored_root, b.stored_root);
     }
@@ -1301,7 +1301,7 @@ mod checkpoints {
             let folder = packed.dir.path().join(target.name());
             let options = UnpackOptions::new().with_dtype(Some(target));
             let report = options.unpack(&pack, &folder).expect("valid");
-            assert_ne!(report.decoded_root, packed.report.summary.decoded_root);
+            assert_ne!(report.decoded_root, packed.report.decoded_root);
             let after = read_folder(&folder);
             assert_eq!(after.len(), tensors().len());
             for (name, (dtype, _, bytes)) in &after {
@@ -1370,11 +1370,11 @@ mod checkpoints {
         expected("model.narrow.weight", Some(3));
         expected("model.conv.weight", Some(4));
         expected("model.norm.weight", None);
-        let manifest = Manifest::read(&pack).expect("valid");
+        let manifest = pack.manifest().expect("valid");
         assert_eq!(manifest.recipe["bits"], 4);
         assert_eq!(manifest.recipe["tensor"][1]["bits"], "raw");
         assert_eq!(manifest.licence.as_deref(), Some("apache-2.0"));
-        let report = VerifyOptions::new().verify(&pack).expect("readable");
+        let report = VerifyOptions::new().verify_pack(&pack).expect("readable");
         assert!(report.is_ok(), "{:?}", report.failures);
 
         let mut recipe = Recipe::default();
@@ -1421,7 +1421,7 @@ mod checkpoints {
     fn a_pack_is_compared_with_its_source_tensor_by_tensor() {
         let packed = packed(1, Recipe::default());
         let pack = packed.open();
-        let manifest = Manifest::read(&pack).expect("valid");
+        let manifest = pack.manifest().expect("valid");
         let source = Source::open(&packed.source()).expect("valid");
         let report = against(&pack, &manifest, &source, &NoProgress).expect("readable");
         assert!(report.failures.is_empty(), "{report:?}");

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, decode_run, reference};
 use ultracompress::{
-    Container, DecodeOptions, Dtype, Error, ErrorKind, Failure, Manifest, VerifyOptions,
+    Container, DecodeOptions, Dtype, Error, ErrorKind, Failure, Manifest, Pack, ShardIndex,
+    VerifyOptions,
 };
 
 #[path = "../examples/make_vectors.rs"]
@@ -80,10 +81,11 @@ fn kind_name(kind: &ErrorKind) -> &'static str {
 }
 
 /// What a complete check finds first.
-fn verdict(bytes: &[u8]) -> Result<(), Failure> {
-    let pack = Container::open(bytes).map_err(|e| Failure::from(&e))?;
-    let report = VerifyOptions::new().verify(&pack).map_err(|e| Failure::from(&e))?;
-    report.failures.into_iter().next().map_or(Ok(()), Err)
+fn verdict(bytes: &[u8]) -> Result<(), Box<Failure>> {
+    let fail = |e: Error| Box::new(Failure::from(&e));
+    let pack = Container::open(bytes).map_err(fail)?;
+    let report = VerifyOptions::new().verify(&pack).map_err(fail)?;
+    report.failures.into_iter().next().map_or(Ok(()), |f| Err(f.into()))
 }
 
 #[test]
@@ -146,6 +148,51 @@ fn invalid_containers_are_refused_for_the_stated_rule() {
             Ok(()) => wrong.push(format!("{}: accepted", v.name())),
             Err(f) => {
                 // The rule stands in the text, whatever the kind.
+                let named = v.rules().iter().any(|r| f.reason.contains(r));
+                if !named || kind_name(&f.kind) != v.text("expect") {
+                    wrong.push(format!("{}: {f:?}", v.name()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What a complete check of a pack of several files finds first.
+fn pack_verdict(input: &Value) -> Result<(String, String), Box<Failure>> {
+    let fail = |e: Error| Box::new(Failure::from(&e));
+    let index = ShardIndex::parse(&unhex(input["index"].as_str().expect("hex"))).map_err(fail)?;
+    let mut shards = vec![];
+    for shard in &index.shards {
+        let Some(bytes) = input["shards"][&shard.file].as_str() else {
+            // What opening the file would say.
+            let e = Pack::open_path(Path::new("no folder").join(&shard.file)).expect_err("missing");
+            return Err(fail(e));
+        };
+        shards.push(Some(Container::open(unhex(bytes)).map_err(fail)?));
+    }
+    let pack = Pack::from_shards(index, shards).map_err(fail)?;
+    let report = VerifyOptions::new().verify_pack(&pack).map_err(fail)?;
+    match report.failures.into_iter().next() {
+        Some(failure) => Err(failure.into()),
+        None => Ok((report.stored_root.to_string(), report.decoded_root.to_string())),
+    }
+}
+
+#[test]
+fn sharded_packs_verify_or_are_refused_for_the_stated_rule() {
+    for v in vectors("pack/valid") {
+        let found = pack_verdict(&v.json["input"]);
+        let (stored, decoded) = found.unwrap_or_else(|f| panic!("{}: {f:?}", v.name()));
+        assert_eq!(v.json["output"]["stored_root"], stored, "{}", v.name());
+        assert_eq!(v.json["output"]["decoded_root"], decoded, "{}", v.name());
+    }
+    let mut wrong = vec![];
+    for v in vectors("pack/invalid") {
+        match pack_verdict(&v.json["input"]) {
+            Ok(_) => wrong.push(format!("{}: accepted", v.name())),
+            Err(f) if v.text("expect") == "missing" && f.kind == ErrorKind::Io => {}
+            Err(f) => {
                 let named = v.rules().iter().any(|r| f.reason.contains(r));
                 if !named || kind_name(&f.kind) != v.text("expect") {
                     wrong.push(format!("{}: {f:?}", v.name()));
@@ -308,6 +355,7 @@ fn vectors_follow_their_schema_and_cover_every_rule() {
         jsonschema::validator_for(&json).expect("a valid schema")
     };
     let (vector, manifest) = (schema("vector.json"), schema("manifest.json"));
+    let index = schema("index.json");
     let mut covered = BTreeSet::new();
     let mut found = BTreeMap::new();
     files(&root(), &mut found);
@@ -323,6 +371,11 @@ fn vectors_follow_their_schema_and_cover_every_rule() {
                 .iter()
                 .map(|r| r.as_str().expect("text").to_owned()),
         );
+        if path.starts_with("pack/valid") {
+            let text = unhex(json["input"]["index"].as_str().expect("hex"));
+            let value = serde_json::from_slice(&text).expect("JSON");
+            assert!(index.is_valid(&value), "{}", path.display());
+        }
         if path.starts_with("manifest") && json["expect"] == "ok" {
             let text = unhex(json["input"].as_str().expect("hex"));
             let value = serde_json::from_slice(&text).expect("JSON");

@@ -53,6 +53,12 @@ impl PlaneLayout {
         self.n_groups().div_ceil(2)
     }
 
+    /// Bytes of all parts of a tensor whose rows have `planes` planes each.
+    pub fn uniform_bytes(&self, planes: u8) -> u64 {
+        let row = 2 + self.steps_row_bytes() + u64::from(planes) * self.row_bytes();
+        self.rows.saturating_mul(row)
+    }
+
     /// Bytes of the counts part.
     pub fn counts_bytes(&self) -> u64 {
         self.rows.div_ceil(2)

@@ -19,6 +19,10 @@ pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
         check_tensor(t, index).map_err(|e| e.in_tensor(&t.name))?;
     }
     check_paths(index)?;
+    if let Some(file) = index.files.first().filter(|_| preamble.shard_number > 1) {
+        return Err(Error::malformed(Rule::SHD_1, "a shard that isn't the first carries a file")
+            .in_tensor(&file.path));
+    }
     check_placement(index, preamble)
 }
 

@@ -1,19 +1,22 @@
 //! From source bytes to a tensor record with its parts, ready to be written.
 
+use std::borrow::Cow;
+
 use sha2::{Digest as _, Sha256};
 
-use crate::codec::{
-    LevelSet, Levels, PlaneCounts, PlaneLayout, RowEncoder, RunBytes, decode_run, read_f32,
-};
+use super::tile::TileEncoder;
+use crate::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, decode_run};
 use crate::error::{Error, Result};
 use crate::format::{
-    CHUNK_BYTES, Chunk, Digest, Dtype, Encoding, FileEntry, LevelsEntry, Part, PartKind, Role,
-    Storage, TensorEntry, check_file_path, check_name, to_usize,
+    Digest, Dtype, Encoding, FileEntry, LevelsEntry, Part, PartKind, Role, TensorEntry,
+    check_file_path, check_name, to_usize,
 };
 use crate::par;
 
 /// Weights that one thread encodes at a time.
 const TILE_WEIGHTS: usize = 1 << 16;
+/// Content of a chunk (UC-PRT-2).
+const CHUNK_LEN: usize = 1 << 20;
 
 /// How a tensor is encoded.
 #[derive(Debug, Clone)]
@@ -121,7 +124,7 @@ impl EncodedTensor {
         let (parts, payload) = match bytes {
             [] => (vec![], vec![]),
             _ => {
-                let (part, stored) = make_part(PartKind::Data, bytes.to_vec(), options.zstd_level)?;
+                let (part, stored) = data_part(bytes, options.zstd_level)?;
                 (vec![part], vec![stored])
             }
         };
@@ -145,8 +148,11 @@ impl EncodedTensor {
     /// # Errors
     /// `Malformed` for a bad name.
     pub fn alias(name: &str, target: &Self) -> Result<Self> {
+        Self::alias_of(name, &target.entry)
+    }
+
+    pub(crate) fn alias_of(name: &str, target: &TensorEntry) -> Result<Self> {
         check_name(name)?;
-        let target = &target.entry;
         Ok(Self {
             entry: TensorEntry {
                 name: name.to_owned(),
@@ -173,64 +179,29 @@ impl EncodedTensor {
         options: &EncodeOptions,
     ) -> Result<Self> {
         check_source(name, dtype, shape, bytes)?;
-        if !dtype.has_planes() || !(3..=8).contains(&options.planes) {
-            return Err(
-                Error::argument(format!("{dtype} at {} planes", options.planes)).in_tensor(name)
-            );
-        }
         let in_tensor = |e: Error| e.in_tensor(name);
-        let layout = PlaneLayout::new(shape, options.row_dims, options.group).map_err(in_tensor)?;
-        let set = LevelSet::default_for(options.planes);
-        let encoder = RowEncoder::new(&layout, options.planes, set, dtype)?;
-        let (rows, cols) = (to_usize(layout.rows)?, to_usize(layout.cols)?);
-        let size = to_usize(dtype.bits() / 8)?;
-        let tile_rows = (TILE_WEIGHTS / cols).max(1);
-        let levels = Levels::default();
+        let encoder = TileEncoder::new(dtype, shape, options).map_err(in_tensor)?;
+        let rows = to_usize(encoder.layout.rows)?;
+        let row_bytes = encoder.row_bytes()?;
+        let tile_rows = encoder.tile_rows(TILE_WEIGHTS)?;
         let tiles = par::map(rows.div_ceil(tile_rows), |i| {
-            let from = i * tile_rows * cols * size;
-            let to = bytes.len().min(from + tile_rows * cols * size);
-            let mut weights = Vec::with_capacity((to - from) / size);
-            read_f32(&bytes[from..to], dtype, &mut weights);
-            if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
-                return Err(Error::argument(format!(
-                    "element {} is not a finite binary32 number: such tensors are stored raw",
-                    from / size + at
-                )));
-            }
-            let encoded = encoder.encode(&weights);
-            let planes: Vec<&[u8]> = encoded.planes.iter().map(Vec::as_slice).collect();
-            let run = RunBytes {
-                native: options.planes,
-                scales: &encoded.scales,
-                steps: &encoded.steps,
-                planes: &planes,
-            };
-            let mut decoded = Vec::with_capacity(to - from);
-            decode_run(&layout, &levels, &run, dtype, dtype, |_, row| {
-                decoded.extend_from_slice(row)
-            })?;
-            Ok((encoded, decoded))
+            let from = i * tile_rows;
+            let to = rows.min(from + tile_rows);
+            encoder.encode(from, &bytes[from * row_bytes..to * row_bytes])
         });
         let mut sha = Sha256::new();
-        let mut parts = PlaneParts {
-            row_dims: options.row_dims,
-            group: options.group,
-            counts: PlaneCounts::Uniform(options.planes),
-            level_ids: [0; 6],
-            scales: Vec::with_capacity(2 * rows),
-            steps: Vec::new(),
-            planes: vec![Vec::new(); usize::from(options.planes)],
-        };
+        let mut entry = encoder.entry(name, shape, options.role)?;
+        let mut payload: Vec<Vec<u8>> = vec![Vec::new(); entry.parts.len()];
         for tile in tiles {
-            let (encoded, decoded) = tile.map_err(in_tensor)?;
-            sha.update(&decoded);
-            parts.scales.extend(encoded.scales);
-            parts.steps.extend(encoded.steps);
-            for (all, tile) in parts.planes.iter_mut().zip(encoded.planes) {
-                all.extend(tile);
-            }
+            let tile = tile.map_err(in_tensor)?;
+            sha.update(&tile.decoded);
+            payload.iter_mut().zip(tile.pieces).for_each(|(all, piece)| all.extend(piece));
         }
-        Self::assemble(name, dtype, shape, options.role, parts, Digest(sha.finalize().into()))
+        entry.decoded_sha256 = Digest(sha.finalize().into());
+        for (part, bytes) in entry.parts.iter_mut().zip(&payload) {
+            *part = whole_part(part.kind, bytes);
+        }
+        Ok(Self { entry, payload })
     }
 
     /// Takes planes made by another encoder. `levels` are the writer's tables
@@ -273,9 +244,8 @@ impl EncodedTensor {
             .filter(|(_, bytes)| !bytes.is_empty());
         let (mut parts, mut payload) = (vec![], vec![]);
         for (kind, bytes) in all {
-            let (part, stored) = make_part(kind, bytes, None)?;
-            parts.push(part);
-            payload.push(stored);
+            parts.push(whole_part(kind, &bytes));
+            payload.push(bytes);
         }
         let planes = match stored.counts {
             PlaneCounts::Uniform(n) => Some(n),
@@ -373,7 +343,7 @@ impl StoredFile {
         let (parts, payload) = match bytes {
             [] => (vec![], vec![]),
             _ => {
-                let (part, stored) = make_part(PartKind::Data, bytes.to_vec(), zstd_level)?;
+                let (part, stored) = data_part(bytes, zstd_level)?;
                 (vec![part], vec![stored])
             }
         };
@@ -402,47 +372,49 @@ fn check_source(name: &str, dtype: Dtype, shape: &[u64], bytes: &[u8]) -> Result
     Ok(())
 }
 
-/// Splits `content` into chunks, compressed where asked for and where every chunk shrinks.
-fn make_part(kind: PartKind, content: Vec<u8>, zstd_level: Option<i32>) -> Result<(Part, Vec<u8>)> {
-    let len = content.len() as u64;
-    let chunk = to_usize(CHUNK_BYTES)?;
-    let frames = match zstd_level {
-        Some(level) => deflate(&content, chunk, level)?,
-        None => None,
-    };
-    let mut start = 0u64;
-    let mut crc_of = |bytes: &[u8]| {
-        let stored_len = u32::try_from(bytes.len()).expect("a chunk has at most 1 MiB");
-        let chunk = Chunk { crc32: crc32fast::hash(bytes), stored_len, start };
-        start += u64::from(stored_len);
-        chunk
-    };
-    let (storage, chunks, stored) = match frames {
-        Some(frames) => {
-            (Storage::Zstd, frames.iter().map(|f| crc_of(f)).collect(), frames.concat())
-        }
-        None => (Storage::Plain, content.chunks(chunk).map(crc_of).collect(), content),
-    };
-    let stored_len = stored.len() as u64;
-    Ok((Part { kind, storage, optional: false, offset: 0, stored_len, len, chunks }, stored))
+/// A part that is stored as it is.
+fn whole_part(kind: PartKind, content: &[u8]) -> Part {
+    let mut part = Part::empty(kind, 0);
+    content.chunks(CHUNK_LEN).for_each(|chunk| part.push_chunk(chunk.len(), chunk));
+    part
 }
 
-/// The chunks as zstd frames, or nothing when one of them doesn't shrink.
+/// A data part, each chunk compressed where asked for and where it shrinks.
+fn data_part(content: &[u8], zstd_level: Option<i32>) -> Result<(Part, Vec<u8>)> {
+    let chunks: Vec<&[u8]> = content.chunks(CHUNK_LEN).collect();
+    let stored = par::map(chunks.len(), |i| store_chunk(chunks[i], zstd_level));
+    let mut part = Part::empty(PartKind::Data, 0);
+    let mut all = Vec::new();
+    for (chunk, stored) in chunks.into_iter().zip(stored) {
+        let stored = stored?;
+        part.push_chunk(chunk.len(), &stored);
+        all.extend_from_slice(&stored);
+    }
+    Ok((part, all))
+}
+
+/// What is stored of one chunk: a zstd frame, or the chunk itself where a frame isn't shorter.
+///
+/// # Errors
+/// `UnsupportedFeature` when compression is asked of a build without the `zstd` feature.
 #[cfg(feature = "zstd")]
-fn deflate(content: &[u8], chunk: usize, level: i32) -> Result<Option<Vec<Vec<u8>>>> {
-    let chunks: Vec<&[u8]> = content.chunks(chunk).collect();
-    let frames = par::map(chunks.len(), |i| {
-        zstd::bulk::compress(chunks[i], level).map_err(|e| Error::io("zstd", e))
-    });
-    let frames = frames.into_iter().collect::<Result<Vec<_>>>()?;
-    let shrinks = frames.iter().zip(&chunks).all(|(f, c)| f.len() < c.len());
-    Ok(shrinks.then_some(frames))
+pub(crate) fn store_chunk(content: &[u8], zstd_level: Option<i32>) -> Result<Cow<'_, [u8]>> {
+    let Some(level) = zstd_level else { return Ok(Cow::Borrowed(content)) };
+    let frame = zstd::bulk::compress(content, level).map_err(|e| Error::io("zstd", e))?;
+    Ok(if frame.len() < content.len() { Cow::Owned(frame) } else { Cow::Borrowed(content) })
 }
 
+/// What is stored of one chunk: the chunk itself.
+///
+/// # Errors
+/// `UnsupportedFeature` when compression is asked for.
 #[cfg(not(feature = "zstd"))]
-fn deflate(_: &[u8], _: usize, _: i32) -> Result<Option<Vec<Vec<u8>>>> {
-    Err(Error::new(
-        crate::error::ErrorKind::UnsupportedFeature,
-        "zstd storage was asked for and this build lacks the `zstd` feature",
-    ))
+pub(crate) fn store_chunk(content: &[u8], zstd_level: Option<i32>) -> Result<Cow<'_, [u8]>> {
+    match zstd_level {
+        None => Ok(Cow::Borrowed(content)),
+        Some(_) => Err(Error::new(
+            crate::error::ErrorKind::UnsupportedFeature,
+            "zstd storage was asked for and this build lacks the `zstd` feature",
+        )),
+    }
 }

@@ -2,13 +2,33 @@
 
 mod check;
 mod encode;
+mod fetch;
+#[cfg(feature = "http")]
+mod http;
+mod input;
 mod read_at;
 mod reader;
+mod root_hasher;
+#[cfg(feature = "safetensors")]
+mod stream;
+mod tile;
 mod view;
 mod writer;
 
+#[cfg(feature = "safetensors")]
+pub(crate) use encode::store_chunk;
 pub use encode::{EncodeOptions, EncodedTensor, PlaneParts, StoredFile};
+#[cfg(feature = "http")]
+pub use http::HttpFile;
+pub use input::{Input, is_url};
+pub(crate) use input::{beside, file_name};
 pub use read_at::ReadAt;
 pub use reader::Container;
+#[cfg(feature = "safetensors")]
+pub(crate) use stream::{OpenData, OpenPlanes};
+#[cfg(feature = "safetensors")]
+pub(crate) use tile::{EncodedTile, TileEncoder};
+pub(crate) use view::WHOLE_BYTES;
 pub use view::{DecodeOptions, TensorView};
+
 pub use writer::{PackWriter, WriteSummary};

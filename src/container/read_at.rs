@@ -40,7 +40,7 @@ impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
     }
 }
 
-fn truncated(needed: Range<u64>) -> Error {
+pub(super) fn truncated(needed: Range<u64>) -> Error {
     let text = format!("input ends before bytes {}..{}", needed.start, needed.end);
     let at = needed.start;
     Error::new(ErrorKind::Truncated { needed }, text).at(at)

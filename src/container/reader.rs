@@ -4,6 +4,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
+use sha2::{Digest as _, Sha256};
+
 use super::check::check_index;
 use super::read_at::ReadAt;
 use super::view::TensorView;
@@ -33,6 +35,7 @@ pub struct Container<R> {
     preamble: Preamble,
     index: Index,
     limits: Limits,
+    name: Option<String>,
 }
 
 impl Container<File> {
@@ -50,7 +53,11 @@ impl Container<File> {
             }
             Self::open(file)
         };
-        open().map_err(|e| e.in_file(path.display().to_string()))
+        let name = path.display().to_string();
+        match open() {
+            Ok(pack) => Ok(pack.with_name(name)),
+            Err(e) => Err(e.in_file(name)),
+        }
     }
 }
 
@@ -89,7 +96,7 @@ impl<R: ReadAt> Container<R> {
             .map_err(|e| e.in_part("index").at(preamble.index_offset))?;
         let index = Index::parse(&bytes, preamble.index_offset, preamble.n_records)?;
         check_index(&index, &preamble)?;
-        Ok(Self { reader, preamble, index, limits })
+        Ok(Self { reader, preamble, index, limits, name: None })
     }
 
     /// The header.
@@ -117,6 +124,37 @@ impl<R: ReadAt> Container<R> {
         self.index.tensor(name).map(|entry| TensorView::new(self, entry))
     }
 
+    /// Calls `emit` with consecutive pieces of a carried file, which is compared with its SHA-256 at the
+    /// end: what was emitted counts only when no error follows.
+    ///
+    /// # Errors
+    /// As [`Container::read_file`], and whatever `emit` returns.
+    pub fn stream_file(
+        &self,
+        file: &FileEntry,
+        mut emit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut sha = Sha256::new();
+        let mut at = 0;
+        while let Some(part) = file.parts.first().filter(|_| at < file.len) {
+            let to = part.len.min(at + CHUNK_BYTES);
+            let bytes = self.read_part(part, at..to).map_err(|e| e.in_tensor(&file.path))?;
+            sha.update(&bytes);
+            emit(&bytes)?;
+            at = to;
+        }
+        let found = Digest(sha.finalize().into());
+        if found != file.sha256 {
+            let e = Error::integrity(format!(
+                "SHA-256 is {found}, the index says {} ({})",
+                file.sha256,
+                Rule::FIL_1
+            ));
+            return Err(self.place(e.in_tensor(&file.path)));
+        }
+        Ok(())
+    }
+
     /// The bytes of a carried file, compared with its SHA-256.
     ///
     /// # Errors
@@ -124,21 +162,14 @@ impl<R: ReadAt> Container<R> {
     pub fn read_file(&self, file: &FileEntry) -> Result<Vec<u8>> {
         let read = || {
             check_limit(file.len, self.limits.max_file_bytes, Limit::FileBytes)?;
-            let bytes = match file.parts.first() {
-                Some(part) if file.len > 0 => self.read_part(part, 0..part.len)?,
-                _ => vec![],
-            };
-            let found = Digest::of(&bytes);
-            if found != file.sha256 {
-                return Err(Error::integrity(format!(
-                    "SHA-256 is {found}, the index says {} ({})",
-                    file.sha256,
-                    Rule::FIL_1
-                )));
-            }
+            let mut bytes = Vec::new();
+            self.stream_file(file, |piece| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            })?;
             Ok(bytes)
         };
-        read().map_err(|e| e.in_tensor(&file.path))
+        read().map_err(|e: Error| self.place(e.in_tensor(&file.path)))
     }
 
     /// The manifest's bytes, compared with their checksum.
@@ -147,12 +178,14 @@ impl<R: ReadAt> Container<R> {
     /// `Integrity`, `LimitExceeded`, `Io`.
     pub fn manifest_bytes(&self) -> Result<Vec<u8>> {
         let p = &self.preamble;
-        check_limit(p.manifest_len, self.limits.max_manifest_bytes, Limit::ManifestBytes)?;
-        let mut bytes = vec![0; to_usize(p.manifest_len)?];
-        self.reader.read_exact_at(p.manifest_offset, &mut bytes)?;
-        check_crc(&bytes, p.manifest_crc32, Rule::MAN_4)
-            .map_err(|e| e.in_part("manifest").at(p.manifest_offset))?;
-        Ok(bytes)
+        let read = || {
+            check_limit(p.manifest_len, self.limits.max_manifest_bytes, Limit::ManifestBytes)?;
+            let mut bytes = vec![0; to_usize(p.manifest_len)?];
+            self.reader.read_exact_at(p.manifest_offset, &mut bytes)?;
+            check_crc(&bytes, p.manifest_crc32, Rule::MAN_4)?;
+            Ok(bytes)
+        };
+        read().map_err(|e: Error| self.place(e.in_part("manifest").at(p.manifest_offset)))
     }
 
     /// Receipts and signatures behind the core.
@@ -162,64 +195,72 @@ impl<R: ReadAt> Container<R> {
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
         let p = &self.preamble;
         let len = p.attachments_len();
-        check_limit(len, self.limits.max_attachment_bytes, Limit::AttachmentBytes)?;
-        let mut bytes = vec![0; to_usize(len)?];
-        self.reader.read_exact_at(p.core_len, &mut bytes)?;
-        if len > 0 {
-            check_crc(&bytes, p.attachments_crc32, Rule::ATT_1)
-                .map_err(|e| e.in_part("attachments").at(p.core_len))?;
-        }
-        parse_attachments(&bytes, p.core_len)
+        let read = || {
+            check_limit(len, self.limits.max_attachment_bytes, Limit::AttachmentBytes)?;
+            let mut bytes = vec![0; to_usize(len)?];
+            self.reader.read_exact_at(p.core_len, &mut bytes)?;
+            if len > 0 {
+                check_crc(&bytes, p.attachments_crc32, Rule::ATT_1)
+                    .map_err(|e| e.in_part("attachments").at(p.core_len))?;
+            }
+            parse_attachments(&bytes, p.core_len)
+        };
+        read().map_err(|e| self.place(e))
     }
 
-    /// The bytes `range` of a part's content. Reads and checks the chunks that hold them.
+    /// Names the file in errors, and in what [`VerifyOptions`](crate::VerifyOptions) reports.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// The name given by [`Container::with_name`] or [`Container::open_path`].
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Adds the file's name to an error.
+    pub(crate) fn place(&self, e: Error) -> Error {
+        match &self.name {
+            Some(name) => e.in_file(name),
+            None => e,
+        }
+    }
+}
+
+impl Part {
+    /// Checks the stored bytes of chunks against their checksums. Gives the content where it isn't
+    /// stored as it is.
     ///
     /// # Errors
-    /// `Integrity` where a chunk disagrees with its checksum, `Malformed(UC-PRT-7)` for a damaged zstd
-    /// frame, `UnsupportedFeature` for zstd without the `zstd` feature, `Truncated`, `Io`.
-    pub(crate) fn read_part(&self, part: &Part, range: Range<u64>) -> Result<Vec<u8>> {
-        self.read_part_inner(part, range).map_err(|e| e.in_part(part.kind.name()))
-    }
-
-    fn read_part_inner(&self, part: &Part, range: Range<u64>) -> Result<Vec<u8>> {
-        if range.is_empty() {
-            return Ok(vec![]);
-        }
-        if range.end > part.len {
-            return Err(Error::argument(format!(
-                "bytes {range:?} of a part of {} bytes",
-                part.len
-            )));
-        }
-        let first = to_usize(range.start / CHUNK_BYTES)?;
-        let last = to_usize((range.end - 1) / CHUNK_BYTES)?;
-        let start = part.offset + part.chunks[first].start;
-        let end = part.chunks[last].start + u64::from(part.chunks[last].stored_len);
-        let mut bytes = vec![0; to_usize(end - part.chunks[first].start)?];
-        self.reader.read_exact_at(start, &mut bytes)?;
-        let mut rest = &bytes[..];
-        let mut at = start;
-        let mut plain = Vec::new();
-        for (i, chunk) in part.chunks.iter().enumerate().take(last + 1).skip(first) {
-            let (frame, tail) = rest.split_at(chunk.stored_len as usize);
-            check_crc(frame, chunk.crc32, Rule::PRT_6)
-                .map_err(|e| Error::integrity(format!("chunk {i}: {}", e.message())).at(at))?;
-            if part.storage == Storage::Zstd {
-                plain.extend(inflate(frame, to_usize(part.chunk_len(i))?).map_err(|e| {
-                    Error::new(e.kind().clone(), format!("chunk {i}: {}", e.message())).at(at)
-                })?);
+    /// `Integrity`, `Malformed(UC-PRT-7)`, `UnsupportedFeature`.
+    pub(super) fn check_chunks(
+        &self,
+        chunks: Range<usize>,
+        stored: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
+        let mut content = (self.storage == Storage::Zstd).then(Vec::new);
+        let mut rest = stored;
+        for i in chunks {
+            let chunk = &self.chunks[i];
+            let at = self.offset + chunk.start;
+            let in_chunk = |e: Error| {
+                Error::new(e.kind().clone(), format!("chunk {i}: {}", e.message())).at(at)
+            };
+            let (bytes, tail) = rest.split_at(chunk.stored_len as usize);
+            check_crc(bytes, chunk.crc32, Rule::PRT_6).map_err(in_chunk)?;
+            if let Some(content) = &mut content {
+                let len = to_usize(self.chunk_len(i))?;
+                // A chunk that doesn't shrink is stored as it is.
+                if bytes.len() == len {
+                    content.extend_from_slice(bytes);
+                } else {
+                    content.extend(inflate(bytes, len).map_err(in_chunk)?);
+                }
             }
             rest = tail;
-            at += u64::from(chunk.stored_len);
         }
-        if let Storage::Unknown(_) = part.storage {
-            // Its checksums are all that can be said of it.
-            return Ok(vec![]);
-        }
-        let mut content = if part.storage == Storage::Zstd { plain } else { bytes };
-        let skip = to_usize(range.start - first as u64 * CHUNK_BYTES)?;
-        content.truncate(skip + to_usize(range.end - range.start)?);
-        content.drain(..skip);
         Ok(content)
     }
 }

@@ -1,12 +1,22 @@
 //! One tensor of an open container, and decoding it.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
+use super::fetch::{Piece, Rows, Want};
 use super::read_at::ReadAt;
 use super::reader::Container;
-use crate::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, convert_raw, decode_run};
+use crate::codec::{Levels, PlaneCounts, PlaneLayout, RowRun, RunBytes, convert_raw, decode_run};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CHUNK_BYTES, Dtype, Encoding, PartKind, Rule, TensorEntry, reserve, to_usize};
+
+/// Weights that are decoded at a time when a tensor goes by in tiles.
+const TILE_WEIGHTS: u64 = 1 << 20;
+/// Columns of one piece of a row that is longer than a tile: whole bytes in planes and steps.
+const SEGMENT_COLS: u64 = TILE_WEIGHTS;
+/// Stored bytes of a tensor that are read at once and kept while it goes by in tiles. Above this,
+/// each part is read chunk by chunk.
+pub(crate) const WHOLE_BYTES: u64 = 64 << 20;
 
 /// A tensor of a [`Container`]: its record, and the way to its values.
 #[derive(Debug)]
@@ -137,7 +147,7 @@ impl DecodeOptions {
                 out.len()
             )));
         }
-        self.decode_checked(view, out).map_err(|e| e.in_tensor(view.name()))
+        self.decode_checked(view, out).map_err(|e| view.container.place(e.in_tensor(view.name())))
     }
 
     fn decode_checked<R: ReadAt>(&self, view: &TensorView<'_, R>, out: &mut [u8]) -> Result<()> {
@@ -155,7 +165,8 @@ impl DecodeOptions {
             return Ok(());
         };
         let planes = PlanesReader::new(stored)?;
-        planes.decode_rows(range, self.planes.unwrap_or(8), self.target(view), out)
+        let mut source = Rows::Direct(view.container);
+        planes.decode_rows(&mut source, range, self.planes.unwrap_or(8), self.target(view), out)
     }
 
     /// Decodes tile by tile, in order, so that a tensor of any size needs little memory: calls
@@ -166,11 +177,21 @@ impl DecodeOptions {
     pub fn decode_tiles<R: ReadAt>(
         &self,
         view: &TensorView<'_, R>,
+        emit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.decode_tiles_within(view, WHOLE_BYTES, emit)
+    }
+
+    /// As [`DecodeOptions::decode_tiles`], where stored bytes up to `whole_bytes` may be kept.
+    pub(crate) fn decode_tiles_within<R: ReadAt>(
+        &self,
+        view: &TensorView<'_, R>,
+        whole_bytes: u64,
         mut emit: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let (rows, cols) = view.matrix()?;
-        let range = self.range(rows)?;
-        let in_tensor = |e: Error| e.in_tensor(view.name());
+        let in_tensor = |e: Error| view.container.place(e.in_tensor(view.name()));
+        let (rows, cols) = view.matrix().map_err(in_tensor)?;
+        let range = self.range(rows).map_err(in_tensor)?;
         let stored = view.resolve().map_err(in_tensor)?;
         let target = self.target(view);
         // Rows without columns cost nothing to claim, so there may be 2^64 of them.
@@ -180,22 +201,60 @@ impl DecodeOptions {
         let Encoding::Planes { .. } = stored.entry.encoding else {
             return self.raw_tiles(view, stored, range, cols, emit).map_err(in_tensor);
         };
+        let rung = self.planes.unwrap_or(8);
         let planes = PlanesReader::new(stored).map_err(in_tensor)?;
-        // One chunk of each plane: 8 Mi weights at the most.
-        let step = (CHUNK_BYTES / cols.div_ceil(8)).max(1);
+        let parts: Vec<_> = stored.entry.parts.iter().filter(|p| is_read(p.kind, rung)).collect();
+        let mut source = if parts.iter().map(|p| p.stored_len).sum::<u64>() <= whole_bytes {
+            Rows::whole(view.container, &parts).map_err(in_tensor)?
+        } else {
+            Rows::Forward(view.container, HashMap::new())
+        };
         let mut buffer = Vec::new();
+        if cols > TILE_WEIGHTS {
+            for row in range {
+                for i in 0..cols.div_ceil(SEGMENT_COLS) {
+                    let start = i * SEGMENT_COLS;
+                    let segment = start..cols.min(start + SEGMENT_COLS);
+                    planes
+                        .decode_segment(&mut source, row, segment, rung, target, &mut buffer)
+                        .map_err(in_tensor)?;
+                    emit(&buffer)?;
+                }
+            }
+            return Ok(());
+        }
+        let step = (TILE_WEIGHTS / cols).max(1);
         let mut row = range.start;
         while row < range.end {
             let tile = row..(row + step).min(range.end);
             row = tile.end;
-            let one = DecodeOptions { rows: Some(tile.clone()), ..self.clone() };
-            buffer.resize(one.output_bytes(view)?, 0);
-            planes
-                .decode_rows(tile, self.planes.unwrap_or(8), target, &mut buffer)
-                .map_err(in_tensor)?;
+            let bytes = (tile.end - tile.start) * cols * target.bits() / 8;
+            buffer.resize(to_usize(bytes)?, 0);
+            planes.decode_rows(&mut source, tile, rung, target, &mut buffer).map_err(in_tensor)?;
             emit(&buffer)?;
         }
         Ok(())
+    }
+
+    /// About how many bytes of memory [`DecodeOptions::decode_tiles_within`] needs.
+    pub(crate) fn tiles_cost<R: ReadAt>(view: &TensorView<'_, R>, whole_bytes: u64) -> u64 {
+        let stored: u64 = view.entry.parts.iter().map(|p| p.stored_len).sum();
+        // Chunk by chunk, each plane of each native count has one at hand, and one for each of the
+        // scales and steps.
+        let chunks = if view.is_uniform() { 10 } else { 45 } * CHUNK_BYTES;
+        let held = if stored <= whole_bytes { stored } else { stored.min(chunks) };
+        // A tile of up to eight bytes a weight, and what it is made from.
+        let decoded = view.dtype().tensor_bytes(view.shape()).unwrap_or(u64::MAX);
+        held + (2 * decoded.min(8 * TILE_WEIGHTS)).min(12 << 20) + (1 << 20)
+    }
+}
+
+/// Whether a part is needed for the first `rung` planes. The counts part is read by itself.
+fn is_read(kind: PartKind, rung: u8) -> bool {
+    match kind {
+        PartKind::Scales | PartKind::Steps => true,
+        PartKind::Plane(p) => p < rung,
+        PartKind::Data | PartKind::Counts | PartKind::Unknown(..) => false,
     }
 }
 
@@ -227,6 +286,12 @@ impl DecodeOptions {
 impl<'a, R: ReadAt> TensorView<'a, R> {
     pub(crate) fn new(container: &'a Container<R>, entry: &'a TensorEntry) -> Self {
         Self { container, entry }
+    }
+
+    /// The file it is in.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn container(&self) -> &'a Container<R> {
+        self.container
     }
 
     /// The tensor's name.
@@ -265,6 +330,10 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
             }),
             _ => Ok(*self),
         }
+    }
+
+    fn is_uniform(&self) -> bool {
+        !matches!(self.entry.encoding, Encoding::Planes { planes: None, .. })
     }
 
     fn part(&self, kind: PartKind) -> Option<&'a crate::format::Part> {
@@ -339,32 +408,43 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         Ok(Self { view, layout, counts, levels })
     }
 
+    /// What is needed of stored rows `rows` of one native count: scales, steps, planes.
+    fn wants(&self, run: &RowRun, rung: u8) -> Result<Vec<Want<'a>>> {
+        let per_row = [(PartKind::Scales, 2), (PartKind::Steps, self.layout.steps_row_bytes())];
+        let planes =
+            (0..run.native.min(rung)).map(|p| (PartKind::Plane(p), self.layout.row_bytes()));
+        per_row
+            .into_iter()
+            .filter(|&(_, bytes)| bytes > 0)
+            .chain(planes)
+            .map(|(kind, bytes)| {
+                let range = run.stored.start * bytes..run.stored.end * bytes;
+                Ok(Want { part: self.view.require(kind)?, native: run.native, range })
+            })
+            .collect()
+    }
+
+    /// Splits what [`Self::wants`] asked for into scales, steps and planes.
+    fn split<'p>(&self, pieces: &'p [Piece]) -> (&'p [u8], &'p [u8], Vec<&'p [u8]>) {
+        let grouped = usize::from(self.layout.n_groups() > 0);
+        let steps: &[u8] = if grouped == 1 { &pieces[1] } else { &[] };
+        (&pieces[0], steps, pieces[1 + grouped..].iter().map(|p| &**p).collect())
+    }
+
     fn decode_rows(
         &self,
+        source: &mut Rows<'_, R>,
         range: Range<u64>,
         rung: u8,
         target: Dtype,
         out: &mut [u8],
     ) -> Result<()> {
         let layout = &self.layout;
-        let read = |kind, row_bytes: u64, rows: &Range<u64>| {
-            let part = self.view.require(kind)?;
-            self.view.container.read_part(part, rows.start * row_bytes..rows.end * row_bytes)
-        };
         let row_out = to_usize(layout.cols)? * to_usize(target.bits() / 8)?;
         for run in self.counts.runs(range.clone()) {
-            let rows = &run.stored;
-            let scales = read(PartKind::Scales, 2, rows)?;
-            let steps = match layout.n_groups() {
-                0 => vec![],
-                _ => read(PartKind::Steps, layout.steps_row_bytes(), rows)?,
-            };
-            let planes = (0..run.native.min(rung))
-                .map(|p| read(PartKind::Plane(p), layout.row_bytes(), rows))
-                .collect::<Result<Vec<_>>>()?;
-            let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-            let bytes =
-                RunBytes { native: run.native, scales: &scales, steps: &steps, planes: &planes };
+            let pieces = source.get(&self.wants(&run, rung)?)?;
+            let (scales, steps, planes) = self.split(&pieces);
+            let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };
             // The rows of the run are those of the range with this count, in order.
             let first = to_usize(range.start)?;
             let places: Option<Vec<usize>> = match &self.counts {
@@ -379,6 +459,43 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
             decode_run(layout, &self.levels, &bytes, self.view.dtype(), target, |i, row| {
                 let at = places.as_ref().map_or(i, |p| p[i]);
                 out[at * row_out..][..row_out].copy_from_slice(row);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Decodes columns `cols` of one row. They start at a multiple of [`SEGMENT_COLS`], where planes and
+    /// steps have whole bytes.
+    fn decode_segment(
+        &self,
+        source: &mut Rows<'_, R>,
+        row: u64,
+        cols: Range<u64>,
+        rung: u8,
+        target: Dtype,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let segment = PlaneLayout { rows: 1, cols: cols.end - cols.start, ..self.layout };
+        let steps = match self.layout.group {
+            0 => 0,
+            group => cols.start / u64::from(group) / 2,
+        };
+        out.clear();
+        for run in self.counts.runs(row..row + 1) {
+            let mut wants = self.wants(&run, rung)?;
+            for want in &mut wants {
+                let (skip, len) = match want.part.kind {
+                    PartKind::Steps => (steps, segment.steps_row_bytes()),
+                    PartKind::Plane(_) => (cols.start / 8, segment.row_bytes()),
+                    _ => continue,
+                };
+                want.range = want.range.start + skip..want.range.start + skip + len;
+            }
+            let pieces = source.get(&wants)?;
+            let (scales, steps, planes) = self.split(&pieces);
+            let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };
+            decode_run(&segment, &self.levels, &bytes, self.view.dtype(), target, |_, row| {
+                out.extend_from_slice(row);
             })?;
         }
         Ok(())

@@ -1,13 +1,15 @@
 //! Writing a container: parts stream out, index and manifest follow, the preamble is patched last.
 
+use std::collections::HashMap;
 use std::io::{Seek, SeekFrom, Write};
 
 use super::check::check_index;
 use super::encode::{EncodedTensor, StoredFile};
+use super::root_hasher::RootHasher;
 use crate::error::{Error, Result};
 use crate::format::{
-    ALIGN_BYTES, Attachment, CHUNK_BYTES, Digest, Index, LevelsEntry, PREAMBLE_BYTES, Part,
-    Preamble, Role, TreeHasher, align_up, decoded_root, to_usize, write_attachments, write_index,
+    ALIGN_BYTES, Attachment, Digest, Index, LevelsEntry, PREAMBLE_BYTES, Part, Preamble, Role,
+    Rule, TensorEntry, align_up, decoded_root, to_usize, write_attachments, write_index,
 };
 
 /// What was written.
@@ -30,10 +32,16 @@ pub struct WriteSummary {
 pub struct PackWriter<W> {
     out: W,
     start: u64,
-    at: u64,
-    hasher: ChunkHasher,
-    index: Index,
+    /// Where `out` stands, from `start`.
+    position: u64,
+    /// End of what is laid out so far.
+    pub(super) end: u64,
+    hasher: RootHasher,
+    pub(super) index: Index,
+    places: HashMap<String, usize>,
     attachments: Vec<Attachment>,
+    shard: (u32, u32),
+    optional_features: u64,
 }
 
 impl<W: Write + Seek> PackWriter<W> {
@@ -46,13 +54,26 @@ impl<W: Write + Seek> PackWriter<W> {
         let mut writer = Self {
             out,
             start,
-            at: 0,
-            hasher: ChunkHasher::default(),
+            position: 0,
+            end: PREAMBLE_BYTES as u64,
+            hasher: RootHasher::default(),
             index: Index::default(),
+            places: HashMap::new(),
             attachments: vec![],
+            shard: (1, 1),
+            optional_features: 0,
         };
-        writer.put(&[0; PREAMBLE_BYTES])?;
+        // Its place; its bytes are known last.
+        writer.emit(0, &[0; PREAMBLE_BYTES])?;
         Ok(writer)
+    }
+
+    /// Makes the file shard `number` of a pack of `count` files. Only the first one holds a manifest,
+    /// carried files and attachments.
+    #[must_use]
+    pub fn with_shard(mut self, number: u32, count: u32) -> Self {
+        self.shard = (number, count);
+        self
     }
 
     /// Adds a set of level tables (2^native, ..., 8 levels) and returns its number, which tensor
@@ -85,8 +106,13 @@ impl<W: Write + Seek> PackWriter<W> {
     pub fn add_tensor(&mut self, tensor: EncodedTensor) -> Result<()> {
         let mut entry = tensor.entry;
         self.put_parts(&mut entry.parts, &tensor.payload).map_err(|e| e.in_tensor(&entry.name))?;
-        self.index.tensors.push(entry);
+        self.list(entry);
         Ok(())
+    }
+
+    pub(crate) fn list(&mut self, entry: TensorEntry) {
+        self.places.insert(entry.name.clone(), self.index.tensors.len());
+        self.index.tensors.push(entry);
     }
 
     /// Gives the tensor `target`, which was added before, a second name.
@@ -104,11 +130,10 @@ impl<W: Write + Seek> PackWriter<W> {
         target: &str,
         role: Option<Role>,
     ) -> Result<()> {
-        let entry = self.index.tensors.iter().find(|t| t.name == target);
+        let entry = self.places.get(target).map(|&i| &self.index.tensors[i]);
         let entry =
             entry.ok_or_else(|| Error::argument("no such tensor to alias").in_tensor(target))?;
-        let target = EncodedTensor { entry: entry.clone(), payload: vec![] };
-        let mut alias = EncodedTensor::alias(name, &target)?;
+        let mut alias = EncodedTensor::alias_of(name, entry)?;
         alias.entry.role = role.unwrap_or(alias.entry.role);
         self.add_tensor(alias)
     }
@@ -122,6 +147,12 @@ impl<W: Write + Seek> PackWriter<W> {
         self.put_parts(&mut entry.parts, &file.payload).map_err(|e| e.in_tensor(&entry.path))?;
         self.index.files.push(entry);
         Ok(())
+    }
+
+    /// Sets bits of features that readers may ignore.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn add_optional_features(&mut self, bits: u64) {
+        self.optional_features |= bits;
     }
 
     /// Adds a receipt or signature, which is written behind the core.
@@ -147,22 +178,20 @@ impl<W: Write + Seek> PackWriter<W> {
         self.index.levels.sort_by(|a, b| a.name.cmp(&b.name));
         self.index.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         self.index.files.sort_by(|a, b| a.path.cmp(&b.path));
+        self.index.others.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         let (index, n_records) = write_index(&self.index)?;
         let attachments = write_attachments(&self.attachments)?;
 
         let mut p = Preamble::new();
+        p.set_shard(self.shard.0, self.shard.1);
+        p.optional_features = self.optional_features;
         p.n_records = n_records;
         p.decoded_root = decoded_root;
         p.index_crc32 = crc32fast::hash(&index);
         p.manifest_crc32 = crc32fast::hash(manifest);
-        self.pad()?;
-        (p.index_offset, p.index_len) = (self.at, index.len() as u64);
-        self.put(&index)?;
-        self.pad()?;
-        (p.manifest_offset, p.manifest_len) = (self.at, manifest.len() as u64);
-        self.put(manifest)?;
-        self.pad()?;
-        p.core_len = self.at;
+        (p.index_offset, p.index_len) = (self.append(&index)?, index.len() as u64);
+        (p.manifest_offset, p.manifest_len) = (self.append(manifest)?, manifest.len() as u64);
+        p.core_len = self.allot(0)?;
         p.file_len = p.core_len + attachments.len() as u64;
         if !attachments.is_empty() {
             p.attachments_crc32 = crc32fast::hash(&attachments);
@@ -171,11 +200,12 @@ impl<W: Write + Seek> PackWriter<W> {
         let parsed = Index::parse(&index, p.index_offset, n_records)?;
         check_index(&parsed, &p)?;
 
+        p.check(p.file_len)?;
+
         p.stored_root = std::mem::take(&mut self.hasher).finish(&p)?;
+        self.emit(p.core_len, &attachments)?;
+        self.emit(0, &p.to_bytes())?;
         let io = |e| Error::io("can't write", e);
-        self.out.write_all(&attachments).map_err(io)?;
-        self.out.seek(SeekFrom::Start(self.start)).map_err(io)?;
-        self.out.write_all(&p.to_bytes()).map_err(io)?;
         self.out.seek(SeekFrom::Start(self.start + p.file_len)).map_err(io)?;
         self.out.flush().map_err(io)?;
         let summary =
@@ -185,70 +215,46 @@ impl<W: Write + Seek> PackWriter<W> {
 
     fn put_parts(&mut self, parts: &mut [Part], payload: &[Vec<u8>]) -> Result<()> {
         for (part, bytes) in parts.iter_mut().zip(payload) {
-            self.pad()?;
-            part.offset = self.at;
-            self.put(bytes)?;
+            part.offset = self.append(bytes)?;
         }
         Ok(())
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(|e| Error::io("can't write", e).at(self.at))?;
-        self.hasher.update(bytes);
-        self.at += bytes.len() as u64;
+    /// Writes bytes behind everything that is laid out; returns where they are.
+    fn append(&mut self, bytes: &[u8]) -> Result<u64> {
+        let offset = self.allot(bytes.len() as u64)?;
+        self.write(offset, bytes)?;
+        Ok(offset)
+    }
+
+    /// Lays out `len` bytes at the next multiple of 64; returns where.
+    pub(super) fn allot(&mut self, len: u64) -> Result<u64> {
+        let too_long = || Error::malformed(Rule::PRT_3, "file is too long");
+        let offset = align_up(self.end, ALIGN_BYTES).ok_or_else(too_long)?;
+        let padding = [0; 64];
+        self.write(self.end, &padding[..to_usize(offset - self.end)?])?;
+        self.end = offset.checked_add(len).ok_or_else(too_long)?;
+        Ok(offset)
+    }
+
+    /// Writes bytes of the core and hashes them.
+    pub(super) fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.emit(at, bytes)?;
+        self.hasher.update(at, bytes);
         Ok(())
     }
 
-    fn pad(&mut self) -> Result<()> {
-        let to = align_up(self.at, ALIGN_BYTES).unwrap_or(self.at);
-        self.put(&vec![0; to_usize(to - self.at)?])
-    }
-}
-
-/// Leaves of the stored root, hashed while the core streams out. The first chunk is kept until the
-/// preamble in it is known.
-#[derive(Debug, Default)]
-struct ChunkHasher {
-    first: Option<Vec<u8>>,
-    rest: Vec<Digest>,
-    buffer: Vec<u8>,
-}
-
-impl ChunkHasher {
-    fn update(&mut self, mut bytes: &[u8]) {
-        let chunk = usize::try_from(CHUNK_BYTES).expect("1 MiB");
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(chunk - self.buffer.len()));
-            self.buffer.extend_from_slice(now);
-            bytes = later;
-            if self.buffer.len() == chunk {
-                self.flush();
-            }
+    /// Writes bytes that the stored root doesn't cover, or not yet.
+    fn emit(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
         }
-    }
-
-    fn flush(&mut self) {
-        if self.first.is_none() {
-            self.first = Some(std::mem::take(&mut self.buffer));
-        } else {
-            self.rest.push(TreeHasher::leaf(&self.buffer));
-            self.buffer.clear();
+        let io = |e| Error::io("can't write", e).at(at);
+        if self.position != at {
+            self.out.seek(SeekFrom::Start(self.start + at)).map_err(io)?;
         }
-    }
-
-    fn finish(mut self, preamble: &Preamble) -> Result<Digest> {
-        if !self.buffer.is_empty() {
-            self.flush();
-        }
-        let mut first = self.first.unwrap_or_default();
-        let head = preamble.rooted_bytes();
-        first
-            .get_mut(..head.len())
-            .ok_or_else(|| Error::argument("nothing was written"))?
-            .copy_from_slice(&head);
-        let mut tree = TreeHasher::new();
-        tree.push(TreeHasher::leaf(&first));
-        self.rest.iter().for_each(|&leaf| tree.push(leaf));
-        Ok(tree.root())
+        self.out.write_all(bytes).map_err(io)?;
+        self.position = at + bytes.len() as u64;
+        Ok(())
     }
 }

@@ -151,7 +151,7 @@ impl PartKind {
 pub enum Storage {
     /// As they are.
     Plain,
-    /// Each chunk is a zstd frame of its own.
+    /// Each chunk is a zstd frame of its own, or as it is where a frame would not be shorter.
     Zstd,
     /// A way of a later version; only parts that are skipped have it.
     Unknown(u8),
@@ -191,6 +191,24 @@ impl Part {
     /// Content length of chunk `i`, in bytes.
     pub(crate) fn chunk_len(&self, i: usize) -> u64 {
         (self.len - i as u64 * CHUNK_BYTES).min(CHUNK_BYTES)
+    }
+
+    /// An empty part that chunks are appended to.
+    pub(crate) fn empty(kind: PartKind, offset: u64) -> Self {
+        let storage = Storage::Plain;
+        Self { kind, storage, optional: false, offset, stored_len: 0, len: 0, chunks: vec![] }
+    }
+
+    /// Appends a chunk with `len` bytes of content: stored as they are, or as a shorter zstd frame.
+    pub(crate) fn push_chunk(&mut self, len: usize, stored: &[u8]) {
+        let stored_len = u32::try_from(stored.len()).expect("a chunk has at most 1 MiB");
+        let crc32 = crc32fast::hash(stored);
+        self.chunks.push(Chunk { crc32, stored_len, start: self.stored_len });
+        self.stored_len += u64::from(stored_len);
+        self.len += len as u64;
+        if stored.len() < len {
+            self.storage = Storage::Zstd;
+        }
     }
 }
 
@@ -521,7 +539,7 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
             Storage::Plain => u32::try_from(content).expect("a chunk has at most 1 MiB"),
             Storage::Zstd | Storage::Unknown(_) => word(n + i),
         };
-        // A frame that grew its chunk would have been stored plain.
+        // A frame that isn't shorter than its chunk gives way to the chunk itself.
         if stored_len == 0 || u64::from(stored_len) > content {
             return fail(Rule::PRT_2, format!("chunk {i} stores {content} bytes in {stored_len}"));
         }

@@ -13,11 +13,14 @@ mod rule;
 pub use attachments::{Attachment, AttachmentKind};
 pub(crate) use attachments::{parse_attachments, write_attachments};
 pub use dtype::{Dtype, elements};
+#[cfg(feature = "safetensors")]
+pub(crate) use index::OtherEntry;
 pub(crate) use index::write_index;
 pub use index::{
     Chunk, Encoding, FileEntry, Index, LevelsEntry, Part, PartKind, Role, Storage, TensorEntry,
 };
 pub(crate) use names::{check_file_path, check_name};
+pub(crate) use preamble::MAX_SHARDS;
 pub use preamble::{FORMAT_MAJOR, FORMAT_MINOR, Preamble};
 pub(crate) use root::decoded_root;
 pub use root::{Digest, TreeHasher, tensor_leaf};

@@ -14,8 +14,12 @@ pub const FORMAT_MINOR: u16 = 0;
 
 /// `\x89UCP\r\n\x1a\n`: a high byte and both line ends, so that text-mode damage shows at once.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89UCP\r\n\x1a\n";
-/// Required feature bits that this reader knows. Format 1.0 defines none as usable yet.
-const KNOWN_REQUIRED: u64 = 0;
+/// Required feature bit: the pack consists of several files, of which this is one.
+const SHARDED: u64 = 1 << 1;
+/// Required feature bits that this reader knows.
+const KNOWN_REQUIRED: u64 = SHARDED;
+/// Shard numbers have five digits in file names (UC-SHD-1).
+pub(crate) const MAX_SHARDS: u32 = 99_999;
 /// Where the bytes start that the stored root reads as zero (UC-ROOT-3).
 const UNROOTED_START: usize = 128;
 const CRC_AT: usize = PREAMBLE_BYTES - 4;
@@ -100,6 +104,17 @@ impl Preamble {
         }
     }
 
+    /// Marks the file as shard `number` of `count`; 1 of 1 is a file of its own.
+    pub(crate) fn set_shard(&mut self, number: u32, count: u32) {
+        (self.shard_number, self.shard_count) = (number, count);
+        self.required_features = if count > 1 { SHARDED } else { 0 };
+    }
+
+    /// Whether the file is one of several that make up a pack.
+    pub fn is_sharded(&self) -> bool {
+        self.required_features & SHARDED != 0
+    }
+
     /// Length of the attachment section in bytes.
     pub fn attachments_len(&self) -> u64 {
         self.file_len.saturating_sub(self.core_len)
@@ -154,7 +169,11 @@ impl Preamble {
         Ok(p)
     }
 
-    fn check(&self, actual_len: u64) -> Result<()> {
+    /// Checks all fields but the checksum, for a file that is `actual_len` bytes long.
+    ///
+    /// # Errors
+    /// As [`Preamble::parse`].
+    pub(crate) fn check(&self, actual_len: u64) -> Result<()> {
         let unknown = self.required_features & !KNOWN_REQUIRED;
         if unknown != 0 {
             return Err(Error::new(
@@ -220,15 +239,31 @@ impl Preamble {
             )
             .at(168));
         }
-        if (self.shard_number, self.shard_count) != (1, 1) {
+        let (number, count) = (self.shard_number, self.shard_count);
+        let expected = if !self.is_sharded() && (number, count) != (1, 1) {
+            Some("a file without the `sharded` feature is 1 of 1")
+        } else if self.is_sharded()
+            && !((2..=MAX_SHARDS).contains(&count) && (1..=count).contains(&number))
+        {
+            Some("with the `sharded` feature there are 2 to 99999, numbered from 1")
+        } else {
+            None
+        };
+        if let Some(expected) = expected {
             return Err(Error::malformed(
                 Rule::HDR_8,
-                format!(
-                    "shard {} of {}: a file without the `sharded` feature is 1 of 1",
-                    self.shard_number, self.shard_count
-                ),
+                format!("shard {number} of {count}: {expected}"),
             )
             .at(84));
+        }
+        if number > 1
+            && (self.manifest_len, self.manifest_crc32, self.attachments_len()) != (0, 0, 0)
+        {
+            return Err(Error::malformed(
+                Rule::SHD_1,
+                format!("shard {number} has a manifest or attachments: only the first has"),
+            )
+            .at(64));
         }
         Ok(())
     }

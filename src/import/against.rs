@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest as _, Sha256};
-
-use super::pack::hash_files;
-use super::source::Source;
-use crate::container::{Container, ReadAt, TensorView};
+use super::scan::{Scan, scan};
+use super::source::{Source, SourceTensor};
+use crate::container::{ReadAt, TensorView};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding};
-use crate::manifest::{Failure, FileRole, Manifest};
-use crate::par;
-use crate::progress::{Progress, step};
+use crate::format::Encoding;
+use crate::manifest::{Failure, FileRole, Manifest, Pack};
+use crate::progress::Progress;
 
 /// What [`against`] compared.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +31,7 @@ pub struct AgainstReport {
 /// # Errors
 /// `Io`, `Cancelled`. What differs is listed in the result.
 pub fn against<R: ReadAt + Sync>(
-    pack: &Container<R>,
+    pack: &Pack<R>,
     manifest: &Manifest,
     source: &Source,
     progress: &dyn Progress,
@@ -48,54 +45,42 @@ pub fn against<R: ReadAt + Sync>(
             report.failures.push(differs(t.name(), "not there".into()));
         }
     }
+    // A source that is a single file has no carried ones to compare with.
+    let whole = source.files.iter().any(|f| f.role == FileRole::Carried);
+    let scans = scan(source, whole, progress)?;
     let tensors = source.tensors();
-    let results = par::map(tensors.len(), |i| {
-        let t = &tensors[i];
+    let compare = |(t, scan): (&SourceTensor, &Scan)| {
         let Some(view) = pack.tensor(&t.name) else {
-            return Ok(Some(differs(&t.name, "not in the pack".into())));
+            return Some(differs(&t.name, "not in the pack".into()));
         };
         if (view.dtype(), view.shape()) != (t.dtype, t.shape.as_slice()) {
-            return Ok(Some(differs(
-                &t.name,
-                format!(
-                    "{} {:?}, the pack has {} {:?}",
-                    t.dtype,
-                    t.shape,
-                    view.dtype(),
-                    view.shape()
-                ),
-            )));
+            let (dtype, shape) = (view.dtype(), view.shape());
+            let text = format!("{} {:?}, the pack has {dtype} {shape:?}", t.dtype, t.shape);
+            return Some(differs(&t.name, text));
         }
-        let mut sha = Sha256::new();
-        source.tiles(t, |bytes| {
-            sha.update(bytes);
-            step(progress, bytes.len() as u64)
-        })?;
-        let found = Digest(sha.finalize().into()).to_string();
+        let found = scan.sha256.to_string();
         let expected = manifest.tensors.get(&t.name).map_or("", |s| s.sha256.as_str());
-        Ok((found != expected)
-            .then(|| differs(&t.name, format!("SHA-256 is {found}, the manifest says {expected}"))))
-    });
+        (found != expected)
+            .then(|| differs(&t.name, format!("SHA-256 is {found}, the manifest says {expected}")))
+    };
+    let results: Vec<_> = tensors.iter().zip(&scans.tensors).map(compare).collect();
     for (t, result) in tensors.iter().zip(results) {
-        match result? {
+        match result {
             Some(failure) => report.failures.push(failure),
             None if pack.tensor(&t.name).is_some_and(|v| is_exact(&v)) => report.exact += 1,
             None => report.claimed += 1,
         }
     }
-    // Weights files may be cut differently; their tensors were compared. A source that is a single
-    // file has no carried ones to compare with.
-    let whole = source.files.iter().any(|f| f.role == FileRole::Carried);
-    let digests = if whole { hash_files(&source.files, progress)? } else { vec![] };
+    // Weights files may be cut differently; their tensors were compared.
     let theirs: BTreeMap<&str, String> = source
         .files
         .iter()
-        .zip(digests)
+        .zip(&scans.files)
         .filter(|(f, _)| f.role == FileRole::Carried)
-        .filter_map(|(f, digest)| Some((f.path.as_str(), digest?.to_string())))
+        .filter_map(|(f, scan)| Some((f.path.as_str(), scan.as_ref()?.sha256.to_string())))
         .collect();
     let ours: BTreeMap<&str, String> =
-        pack.index().files.iter().map(|f| (f.path.as_str(), f.sha256.to_string())).collect();
+        pack.files().iter().map(|f| (f.path.as_str(), f.sha256.to_string())).collect();
     for path in theirs.keys().chain(ours.keys().filter(|p| whole && !theirs.contains_key(*p))) {
         match (theirs.get(path), ours.get(path)) {
             (Some(x), Some(y)) if x == y => report.files += 1,

@@ -8,11 +8,16 @@
 
 mod against;
 mod compare;
+mod encode;
+mod json;
 mod model;
 mod output;
 mod pack;
 mod plan;
+mod reshard;
 mod safetensors_file;
+mod scan;
+mod shards;
 mod source;
 mod unpack;
 
@@ -21,5 +26,6 @@ pub use compare::{DiffReport, SameReport, TensorDiff, diff, same};
 pub use model::Model;
 pub use pack::{ENCODER_ID, PackOptions, PackReport, PackStats};
 pub use plan::{Decision, Plan, PlannedTensor, Recipe, Rule as RecipeRule, Setting};
+pub use reshard::{ReshardOptions, ReshardReport};
 pub use source::{Source, SourceTensor};
 pub use unpack::{UnpackOptions, UnpackReport};

@@ -1,35 +1,37 @@
 //! A model of either kind, pack or checkpoint, as a list of tensors with bytes.
 
-use std::fs::File;
 use std::path::Path;
 
 use super::source::Source;
-use crate::container::{Container, DecodeOptions};
+use crate::container::{DecodeOptions, Input};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, reserve, to_usize};
+use crate::manifest::{INDEX_ENDING, Pack};
 
 /// A pack or a checkpoint.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "one or two exist at a time")]
 pub enum Model {
-    /// A `.uc` file.
-    Pack(Container<File>),
+    /// A `.uc` file, or the shards of a pack.
+    Pack(Pack<Input>),
     /// A folder, `.safetensors` file or index file.
     Checkpoint(Source),
 }
 
 impl Model {
-    /// Opens what `path` is: a folder or a name of a checkpoint, else a pack.
+    /// Opens what `path` is: a folder or a name of a checkpoint, else a pack or the address of one.
     ///
     /// # Errors
-    /// As [`Container::open_path`] and [`Source::open`].
+    /// As [`Pack::open_path`] and [`Source::open`]; `InvalidArgument` for one shard of a pack.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.to_string_lossy();
-        if path.is_dir() || name.ends_with(".safetensors") || name.ends_with(".index.json") {
-            Ok(Self::Checkpoint(Source::open(path)?))
-        } else {
-            Ok(Self::Pack(Container::open_path(path)?))
+        let index = name.ends_with(".index.json") && !name.ends_with(INDEX_ENDING);
+        if path.is_dir() || name.ends_with(".safetensors") || index {
+            return Ok(Self::Checkpoint(Source::open(path)?));
         }
+        let pack = Pack::open_path(path)?;
+        pack.require_complete()?;
+        Ok(Self::Pack(pack))
     }
 
     /// Name, dtype and shape of every tensor, by name.

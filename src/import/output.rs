@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,11 +26,11 @@ pub(crate) fn exists_error(path: &Path) -> Error {
 }
 
 impl NewFile {
-    /// Starts the file that will be called `target`.
+    /// Whether there may be a new file called `target`.
     ///
     /// # Errors
-    /// `Io` when it exists (unless `force`), is a folder, or its folder can't be written.
-    pub(crate) fn create(target: &Path, force: bool) -> Result<Self> {
+    /// `Io` when it exists (unless `force`) or is a folder.
+    pub(crate) fn check(target: &Path, force: bool) -> Result<()> {
         if target.is_dir() {
             return Err(
                 Error::new(ErrorKind::Io, "is a folder").in_file(target.display().to_string())
@@ -39,6 +39,15 @@ impl NewFile {
         if !force && target.symlink_metadata().is_ok() {
             return Err(exists_error(target));
         }
+        Ok(())
+    }
+
+    /// Starts the file that will be called `target`.
+    ///
+    /// # Errors
+    /// `Io` when it exists (unless `force`), is a folder, or its folder can't be written.
+    pub(crate) fn create(target: &Path, force: bool) -> Result<Self> {
+        Self::check(target, force)?;
         let temp = tempfile::Builder::new()
             .prefix(".uc-")
             .suffix(".tmp")
@@ -49,33 +58,60 @@ impl NewFile {
         Ok(Self { temp, target: target.to_owned(), force })
     }
 
-    pub(crate) fn file(&self) -> &File {
-        self.temp.as_file()
-    }
-
-    /// Syncs the file and gives it its name.
-    pub(crate) fn commit(self) -> Result<()> {
-        let place = |e: Error| e.in_file(self.target.display().to_string());
-        self.temp.as_file().sync_all().map_err(|e| place(Error::io("can't write", e)))?;
+    /// Ends the file: syncs it and lets go of it. It still has no name.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn close(self) -> Result<ClosedFile> {
+        let io = |e| Error::io("can't write", e).in_file(self.target.display().to_string());
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
             // Temporary files are private; the result has the permissions of any new file.
             let mode = std::fs::Permissions::from_mode(0o666 & !umask());
-            self.temp
-                .as_file()
-                .set_permissions(mode)
-                .map_err(|e| place(Error::io("can't write", e)))?;
+            self.temp.as_file().set_permissions(mode).map_err(io)?;
         }
-        let done = if self.force {
-            self.temp.persist(&self.target)
-        } else {
-            self.temp.persist_noclobber(&self.target)
-        };
-        done.map_err(|e| {
-            Error::io("can't rename", e.error).in_file(self.target.display().to_string())
-        })?;
-        sync_folder(parent(&self.target));
+        self.temp.as_file().sync_all().map_err(io)?;
+        Ok(ClosedFile { temp: self.temp.into_temp_path(), target: self.target, force: self.force })
+    }
+}
+
+/// A complete file that waits for its name; dropped, it vanishes.
+#[derive(Debug)]
+pub(crate) struct ClosedFile {
+    temp: TempPath,
+    target: PathBuf,
+    force: bool,
+}
+
+impl ClosedFile {
+    /// Where it is until it gets its name.
+    pub(crate) fn path(&self) -> &Path {
+        &self.temp
+    }
+
+    /// Gives all files their names, in order. When one fails, those before it are removed again, unless
+    /// they may have replaced others.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn commit(files: Vec<Self>) -> Result<()> {
+        let mut done: Vec<PathBuf> = vec![];
+        for file in files {
+            let Self { temp, target, force } = file;
+            let renamed =
+                if force { temp.persist(&target) } else { temp.persist_noclobber(&target) };
+            if let Err(e) = renamed {
+                if !force {
+                    done.iter().for_each(|path| drop(std::fs::remove_file(path)));
+                }
+                return Err(
+                    Error::io("can't rename", e.error).in_file(target.display().to_string())
+                );
+            }
+            done.push(target);
+        }
+        done.last().into_iter().for_each(|path| sync_folder(parent(path)));
         Ok(())
     }
 }

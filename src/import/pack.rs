@@ -1,38 +1,50 @@
 //! From a source to a pack.
 
-use std::fs::File;
-use std::io::{BufWriter, Read};
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
-
+use super::encode::{Item, Jobs, Output, encode, read};
 use super::output::NewFile;
-use super::plan::{Decision, Plan, PlannedTensor, Recipe, Scan};
-use super::source::{FoundFile, Source, SourceTensor};
-use crate::codec::read_f32;
-use crate::container::{
-    Container, EncodeOptions, EncodedTensor, PackWriter, StoredFile, WriteSummary,
-};
+use super::plan::{Decision, Plan, Recipe};
+use super::scan::{Scans, scan};
+use super::shards::{NewPack, Placed, assign, check_shard_size};
+use super::source::Source;
+use crate::codec::PlaneLayout;
+use crate::container::ReadAt;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Encoding, Index, Role, elements};
-use crate::manifest::{FileRole, Manifest, SourceFile, TensorSource};
-use crate::par;
+use crate::format::{Digest, Encoding, Index, Role, elements};
+use crate::manifest::{FileRole, Manifest, Pack, SourceFile, TensorSource};
+use crate::memory::{self, DEFAULT_MAX_RAM};
+use crate::par::{self, Until};
 use crate::progress::{NoProgress, Progress, step};
 
 /// Names the encoder. It changes whenever the bytes that it makes could change.
 pub const ENCODER_ID: &str = "uc-rtn-1+zstd-1.5.7";
 
-/// Source bytes that are encoded at a time.
-const BATCH_BYTES: u64 = 256 << 20;
+/// Most memory that is kept busy for each thread: more would not make it faster.
+const BUSY_BYTES: u64 = 64 << 20;
 
 /// How to pack a source.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PackOptions {
     /// What steers the encoder. Default: the default rule.
     pub recipe: Recipe,
-    /// Replace an existing file. Default false.
+    /// Replace existing files. Default false.
     pub force: bool,
+    /// Bytes of memory to stay within, whatever the size of the source; at least
+    /// [`MIN_MAX_RAM`](crate::MIN_MAX_RAM). The bytes of the pack never depend on it. Default
+    /// [`DEFAULT_MAX_RAM`](crate::DEFAULT_MAX_RAM).
+    pub max_ram: u64,
+    /// Cut the pack into files of at most this many bytes of tensors, unless one tensor is larger.
+    /// Default: one file.
+    pub shard_size: Option<u64>,
+}
+
+impl Default for PackOptions {
+    fn default() -> Self {
+        Self { recipe: Recipe::default(), force: false, max_ram: DEFAULT_MAX_RAM, shard_size: None }
+    }
 }
 
 /// Sizes of a pack.
@@ -55,9 +67,31 @@ pub struct PackStats {
 }
 
 impl PackStats {
-    /// Counts a pack's sizes.
-    pub fn of(index: &Index, file_len: u64) -> Self {
-        let (mut weights, mut body_weights, mut body_bytes) = (0u64, 0u64, 0u64);
+    /// Counts the sizes of a pack.
+    pub fn of<R: ReadAt>(pack: &Pack<R>) -> Self {
+        let mut count = Count::default();
+        pack.containers().iter().for_each(|c| count.add(c.index()));
+        #[allow(clippy::cast_precision_loss, reason = "rates for display")]
+        let rate = |bytes: u64, n: u64| (n > 0).then(|| bytes as f64 * 8.0 / n as f64);
+        Self {
+            tensors: pack.tensors().len() as u64,
+            weights: count.weights,
+            body_weights: count.body_weights,
+            body_bpw: rate(count.body_bytes, count.body_weights),
+            file_bpw: rate(pack.bytes(), count.weights),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    weights: u64,
+    body_weights: u64,
+    body_bytes: u64,
+}
+
+impl Count {
+    fn add(&mut self, index: &Index) {
         let mut by_body = vec![false; index.levels.len() + 1];
         let mut by_others = by_body.clone();
         for t in &index.tensors {
@@ -65,31 +99,22 @@ impl PackStats {
                 continue;
             }
             let n = elements(&t.shape).unwrap_or(0);
-            weights = weights.saturating_add(n);
+            self.weights = self.weights.saturating_add(n);
             let users = if t.role == Role::Body { &mut by_body } else { &mut by_others };
             if let Encoding::Planes { level_ids, .. } = &t.encoding {
                 level_ids.iter().for_each(|&id| users[usize::from(id)] = true);
             }
             if t.role == Role::Body {
-                body_weights = body_weights.saturating_add(n);
-                body_bytes +=
+                self.body_weights = self.body_weights.saturating_add(n);
+                self.body_bytes +=
                     t.parts.iter().map(|p| p.stored_len.next_multiple_of(64)).sum::<u64>();
             }
         }
         // Tables that only the body uses are charged to it.
         for (id, table) in (1..).zip(&index.levels) {
             if by_body[id] && !by_others[id] {
-                body_bytes += table.levels.len() as u64;
+                self.body_bytes += table.levels.len() as u64;
             }
-        }
-        #[allow(clippy::cast_precision_loss, reason = "rates for display")]
-        let rate = |bytes: u64, n: u64| (n > 0).then(|| bytes as f64 * 8.0 / n as f64);
-        Self {
-            tensors: index.tensors.len() as u64,
-            weights,
-            body_weights,
-            body_bpw: rate(body_bytes, body_weights),
-            file_bpw: rate(file_len, weights),
         }
     }
 }
@@ -98,8 +123,12 @@ impl PackStats {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PackReport {
-    /// Length and roots of the file.
-    pub summary: WriteSummary,
+    /// The files that were written, with their lengths: the pack, or its shards and their index file.
+    pub files: Vec<(PathBuf, u64)>,
+    /// Root over the stored bytes.
+    pub stored_root: Digest,
+    /// Root over the decoded tensors.
+    pub decoded_root: Digest,
     /// Counts and rates.
     pub stats: PackStats,
     /// What became of every tensor.
@@ -130,20 +159,37 @@ impl PackOptions {
         self
     }
 
+    /// Sets [`PackOptions::max_ram`].
+    #[must_use]
+    pub fn with_max_ram(mut self, bytes: u64) -> Self {
+        self.max_ram = bytes;
+        self
+    }
+
+    /// Sets [`PackOptions::shard_size`].
+    #[must_use]
+    pub fn with_shard_size(mut self, bytes: Option<u64>) -> Self {
+        self.shard_size = bytes;
+        self
+    }
+
     /// What becomes of each tensor: reads the whole source, writes nothing.
     ///
     /// # Errors
     /// As [`PackOptions::pack`].
     pub fn plan(&self, source: &Source, progress: &dyn Progress) -> Result<Plan> {
-        Ok(self.plan_and_scan(source, progress)?.0)
+        Ok(self.plan_and_scan(source, false, progress)?.0)
     }
 
-    fn plan_and_scan(&self, source: &Source, progress: &dyn Progress) -> Result<(Plan, Vec<Scan>)> {
+    fn plan_and_scan(
+        &self,
+        source: &Source,
+        with_files: bool,
+        progress: &dyn Progress,
+    ) -> Result<(Plan, Scans)> {
         let mut plan = Plan::new(source, &self.recipe)?;
-        let scans =
-            par::map(source.tensors().len(), |i| scan(source, &source.tensors()[i], progress));
-        let scans = scans.into_iter().collect::<Result<Vec<_>>>()?;
-        plan.refine(&scans);
+        let scans = scan(source, with_files, progress)?;
+        plan.refine(&scans.tensors);
         Ok((plan, scans))
     }
 
@@ -164,7 +210,9 @@ impl PackOptions {
         Ok(carried.chain(tensors).sum())
     }
 
-    /// Packs a source into the file `output`, which appears only when it is complete.
+    /// Packs a source into the file `output`, which appears only when it is complete. With
+    /// [`PackOptions::shard_size`], and where that makes more than one file, into shards that are called
+    /// after it, and their index file.
     ///
     /// ```no_run
     /// use std::path::Path;
@@ -172,18 +220,18 @@ impl PackOptions {
     ///
     /// let source = Source::open(Path::new("SmolLM-135M"))?;
     /// let report = PackOptions::new().pack(&source, Path::new("model.uc"))?;
-    /// println!("{}", report.summary.decoded_root);
+    /// println!("{}", report.decoded_root);
     /// # Ok::<(), ultracompress::Error>(())
     /// ```
     ///
     /// # Errors
-    /// `Source` for a damaged or already quantized checkpoint, `InvalidArgument` for an impossible
-    /// recipe, `Io`.
+    /// `Source` for a damaged or already quantized checkpoint, or one that changes meanwhile;
+    /// `InvalidArgument` for an impossible recipe or too little memory; `Io`.
     pub fn pack(&self, source: &Source, output: &Path) -> Result<PackReport> {
         self.pack_with(source, output, &NoProgress)
     }
 
-    /// As [`PackOptions::pack`], with progress: every source byte is reported twice, once hashed and
+    /// As [`PackOptions::pack`], with progress: every byte of a tensor is reported twice, once hashed and
     /// once encoded.
     ///
     /// # Errors
@@ -195,59 +243,93 @@ impl PackOptions {
         progress: &dyn Progress,
     ) -> Result<PackReport> {
         source.refuse_as_output(output)?;
-        let out = NewFile::create(output, self.force)?;
-        let in_output = |e: Error| e.in_file(output.display().to_string());
-        let (scanned, digests) = par::join(
-            || self.plan_and_scan(source, progress),
-            || hash_files(&source.files, progress),
-        );
-        let ((plan, scans), digests) = (scanned?, digests?);
+        check_shard_size(self.shard_size)?;
+        let budget = self.budget(source, &Plan::new(source, &self.recipe)?)?;
+        // Whether the folder can be written shows before hours of reading.
+        let probe =
+            if self.shard_size.is_none() { output } else { &output.with_extension("probe") };
+        drop(NewFile::create(probe, self.force)?);
+        let (plan, scans) = self.plan_and_scan(source, true, progress)?;
 
-        let mut writer = PackWriter::new(BufWriter::new(out)).map_err(in_output)?;
-        for batch in batches(source.tensors()) {
-            let encoded = par::map(batch.len(), |i| {
-                let i = batch.start + i;
-                let tensor = self.encode(source, &source.tensors()[i], &plan.tensors[i], &scans[i]);
-                step(progress, source.tensors()[i].len)?;
-                tensor
-            });
-            for tensor in encoded {
-                if let Some(tensor) = tensor? {
-                    writer.add_tensor(tensor).map_err(in_output)?;
-                }
-            }
-        }
-        for t in &plan.tensors {
-            if let Decision::Alias(target) = &t.decision {
-                writer.add_alias_as(&t.name, target, Some(t.role)).map_err(in_output)?;
-            }
-        }
+        let shards = assign(&self.placed(source, &plan)?, self.shard_size);
+        let count = shards.iter().max().map_or(1, |last| last + 1);
+        let mut pack = NewPack::create(output, self.force, count)?;
+        let manifest = self.manifest(source, &plan, &scans)?.to_bytes()?;
+        self.write(source, &plan, &scans, &shards, budget, &mut pack, &manifest, progress)?;
+
+        let written = pack.open()?;
+        written.manifest()?;
+        let stats = PackStats::of(&written);
+        let (stored_root, decoded_root) = (written.stored_root(), written.decoded_root());
+        let files = pack.commit(&written)?;
+        let odd = plan.tensors.iter().zip(&scans.tensors).filter(|(_, s)| s.odd.is_some());
+        Ok(PackReport {
+            files,
+            stored_root,
+            decoded_root,
+            stats,
+            odd: odd.map(|(t, _)| t.name.clone()).collect(),
+            plan,
+            left_out: source.left_out().into_iter().map(str::to_owned).collect(),
+        })
+    }
+
+    /// What decides in which shard each tensor is.
+    fn placed(&self, source: &Source, plan: &Plan) -> Result<Vec<Placed>> {
+        let names: Vec<&str> = plan.tensors.iter().map(|t| t.name.as_str()).collect();
+        plan.tensors
+            .iter()
+            .zip(source.tensors())
+            .map(|(p, t)| {
+                Ok(match &p.decision {
+                    Decision::Raw => Placed::Bytes(t.len),
+                    Decision::Planes { planes, row_dims } => {
+                        let layout = PlaneLayout::new(&t.shape, *row_dims, self.recipe.group)?;
+                        Placed::Bytes(layout.uniform_bytes(*planes))
+                    }
+                    Decision::Alias(target) => {
+                        Placed::With(names.binary_search(&target.as_str()).map_err(|_| {
+                            Error::argument("no such tensor to alias").in_tensor(target)
+                        })?)
+                    }
+                })
+            })
+            .collect()
+    }
+
+    /// Memory for encoding.
+    fn budget(&self, source: &Source, plan: &Plan) -> Result<u64> {
+        // Names, shapes, records and the manifest's text and value, as measured on a checkpoint of
+        // 100,000 tensors; and a chunk table.
+        let tables = source.tensors().len() as u64 * 3072 + source.bytes() / (1 << 20) * 64;
+        let (largest, name) =
+            Jobs::new(source, plan, &self.recipe, &vec![0; plan.tensors.len()])?.largest(source);
+        let budget = memory::for_work(self.max_ram, tables, largest).map_err(|e| match name {
+            Some(name) => e.in_tensor(&name),
+            None => e,
+        })?;
+        Ok(budget.min(par::threads() * BUSY_BYTES).max(largest))
+    }
+
+    fn manifest(&self, source: &Source, plan: &Plan, scans: &Scans) -> Result<Manifest> {
         let mut manifest = Manifest::new(ENCODER_ID);
         manifest.recipe = self.recipe.to_json()?;
-        for (file, sha256) in source.files.iter().zip(digests) {
-            if file.role == FileRole::Carried {
-                let bytes = std::fs::read(&file.on_disk)
-                    .map_err(|e| Error::io("can't read", e).in_file(&file.path))?;
-                if file.path == "README.md" {
-                    manifest.licence = declared_licence(&bytes);
-                }
-                writer
-                    .add_file(StoredFile::new(&file.path, &bytes, self.zstd())?)
-                    .map_err(in_output)?;
-            }
+        for (file, scan) in source.files.iter().zip(&scans.files) {
             // What stays behind must not change the bytes of the pack; the report lists it.
-            if file.role == FileRole::LeftOut {
-                continue;
+            let Some(scan) = scan else { continue };
+            if file.path == "README.md" {
+                manifest.licence = declared_licence(&file.on_disk)
+                    .map_err(|e| Error::io("can't read", e).in_file(&file.path))?;
             }
             manifest.files.push(SourceFile {
                 path: file.path.clone(),
                 bytes: file.bytes,
                 role: file.role,
-                sha256: sha256.map(|d| d.to_string()),
+                sha256: Some(scan.sha256.to_string()),
                 metadata: source.metadata.get(&file.path).cloned(),
             });
         }
-        for ((t, planned), scan) in source.tensors().iter().zip(&plan.tensors).zip(&scans) {
+        for ((t, planned), scan) in source.tensors().iter().zip(&plan.tensors).zip(&scans.tensors) {
             manifest.tensors.insert(
                 t.name.clone(),
                 TensorSource {
@@ -257,146 +339,50 @@ impl PackOptions {
                 },
             );
         }
-        let (summary, out) = writer.finish(&manifest.to_bytes()?).map_err(in_output)?;
-        let out =
-            out.into_inner().map_err(|e| in_output(Error::io("can't write", e.into_error())))?;
-        let pack = Container::open(out.file())?;
-        // Raw tensors and carried files that changed since they were hashed show here.
-        Manifest::read(&pack).map_err(changed)?;
-        let stats = PackStats::of(pack.index(), summary.file_len);
-        out.commit()?;
-        Ok(PackReport {
-            summary,
-            stats,
-            odd: plan
-                .tensors
-                .iter()
-                .zip(&scans)
-                .filter(|(_, s)| s.odd.is_some())
-                .map(|(t, _)| t.name.clone())
-                .collect(),
-            plan,
-            left_out: source.left_out().into_iter().map(str::to_owned).collect(),
-        })
+        Ok(manifest)
     }
 
-    fn zstd(&self) -> Option<i32> {
-        (self.recipe.zstd_level > 0).then_some(i32::from(self.recipe.zstd_level))
-    }
-
-    fn encode(
+    /// Reads, encodes and writes everything, one job after the other.
+    #[allow(clippy::too_many_arguments, reason = "one step of `pack_with`")]
+    fn write(
         &self,
         source: &Source,
-        t: &SourceTensor,
-        planned: &PlannedTensor,
-        scan: &Scan,
-    ) -> Result<Option<EncodedTensor>> {
-        let options = EncodeOptions::new()
-            .with_role(planned.role)
-            .with_group(self.recipe.group)
-            .with_zstd_level(self.zstd());
-        let bytes = || {
-            let bytes = source.read(t, 0, t.len)?;
-            if crc32fast::hash(&bytes) != scan.crc32 {
-                return Err(Error::source_file("changed while it was packed").in_tensor(&t.name));
-            }
-            Ok(bytes)
-        };
-        Ok(match planned.decision {
-            Decision::Alias(_) => None,
-            Decision::Raw => {
-                Some(EncodedTensor::raw(&t.name, t.dtype, &t.shape, &bytes()?, &options)?)
-            }
-            Decision::Planes { planes, row_dims } => {
-                let options = options.with_planes(planes).with_row_dims(row_dims);
-                Some(EncodedTensor::planes(&t.name, t.dtype, &t.shape, &bytes()?, &options)?)
-            }
-        })
+        plan: &Plan,
+        scans: &Scans,
+        shards: &[usize],
+        budget: u64,
+        pack: &mut NewPack,
+        manifest: &[u8],
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let jobs = Jobs::new(source, plan, &self.recipe, shards)?;
+        let mut output = Some(Output::new(source, plan, scans, shards, pack, manifest)?);
+        par::pipeline(
+            jobs.len(),
+            budget,
+            Until::Taken,
+            |j| jobs.cost(source, j),
+            |j| read(source, jobs.get(j)),
+            |j, bytes| encode(source, plan, &self.recipe, jobs.get(j), bytes),
+            |j, done| {
+                let job = jobs.get(j);
+                output = output.take().map(|o| o.take(job, done)).transpose()?;
+                step(progress, if matches!(job.item, Item::Tensor(_)) { job.len } else { 0 })
+            },
+        )?;
+        output.map_or(Ok(()), Output::end)
     }
-}
-
-fn changed(e: Error) -> Error {
-    Error::source_file(format!("a file changed while it was packed: {e}")).with_source(e)
-}
-
-/// Consecutive tensors that are encoded together: [`BATCH_BYTES`] of source, at least one tensor.
-fn batches(tensors: &[SourceTensor]) -> Vec<std::ops::Range<usize>> {
-    let mut batches = Vec::new();
-    let (mut start, mut bytes) = (0, 0u64);
-    for (i, t) in tensors.iter().enumerate() {
-        if i > start && bytes.saturating_add(t.len) > BATCH_BYTES {
-            batches.push(start..i);
-            (start, bytes) = (i, 0);
-        }
-        bytes = bytes.saturating_add(t.len);
-    }
-    batches.push(start..tensors.len());
-    batches
-}
-
-/// Digest of a tensor's bytes, and whether its values are all finite binary32 numbers.
-fn scan(source: &Source, t: &SourceTensor, progress: &dyn Progress) -> Result<Scan> {
-    let mut sha = Sha256::new();
-    let mut crc = crc32fast::Hasher::new();
-    let mut odd = None;
-    let mut at = 0;
-    source.tiles(t, |bytes| {
-        sha.update(bytes);
-        crc.update(bytes);
-        if odd.is_none() && t.dtype.has_planes() {
-            odd = first_odd(bytes, t.dtype).map(|i| at * 8 / t.dtype.bits() + i);
-        }
-        at += bytes.len() as u64;
-        step(progress, bytes.len() as u64)
-    })?;
-    Ok(Scan { sha256: Digest(sha.finalize().into()), crc32: crc.finalize(), odd })
-}
-
-/// Index of the first element that isn't a finite binary32 number.
-fn first_odd(bytes: &[u8], dtype: Dtype) -> Option<u64> {
-    let found = match dtype {
-        Dtype::F16 => bytes.chunks_exact(2).position(|b| b[1] & 0x7c == 0x7c),
-        Dtype::Bf16 => bytes.chunks_exact(2).position(|b| b[1] & 0x7f == 0x7f && b[0] & 0x80 != 0),
-        Dtype::F32 => bytes.chunks_exact(4).position(|b| b[3] & 0x7f == 0x7f && b[2] & 0x80 != 0),
-        _ => {
-            let mut values = Vec::with_capacity(bytes.len() / 8);
-            read_f32(bytes, dtype, &mut values);
-            values.iter().position(|v| !v.is_finite())
-        }
-    };
-    found.map(|i| i as u64)
-}
-
-/// SHA-256 of every file that is in the pack, as weights or carried.
-pub(super) fn hash_files(
-    files: &[FoundFile],
-    progress: &dyn Progress,
-) -> Result<Vec<Option<Digest>>> {
-    let digests = par::map(files.len(), |i| {
-        let file = &files[i];
-        if file.role == FileRole::LeftOut {
-            return Ok(None);
-        }
-        let io = |e| Error::io("can't read", e).in_file(&file.path);
-        let mut sha = Sha256::new();
-        let mut input = File::open(&file.on_disk).map_err(io)?;
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            step(progress, 0)?;
-            match input.read(&mut buffer).map_err(io)? {
-                0 => return Ok(Some(Digest(sha.finalize().into()))),
-                n => sha.update(&buffer[..n]),
-            }
-        }
-    });
-    digests.into_iter().collect()
 }
 
 /// The `license` of a model card's front matter.
-fn declared_licence(readme: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(readme).ok()?.strip_prefix("---")?;
-    let front = text.split("\n---").next()?;
-    let value = front.lines().find_map(|l| l.strip_prefix("license:"))?.trim();
-    let value = value.trim_matches(['"', '\'']);
-    (!value.is_empty()).then(|| value.to_owned())
+fn declared_licence(readme: &Path) -> std::io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(readme)?.take(1 << 20).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let value = text
+        .strip_prefix("---")
+        .and_then(|t| t.split("\n---").next())
+        .and_then(|front| front.lines().find_map(|l| l.strip_prefix("license:")))
+        .map(|value| value.trim().trim_matches(['"', '\'']));
+    Ok(value.filter(|v| !v.is_empty()).map(str::to_owned))
 }

@@ -4,6 +4,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::scan::Scan;
 use super::source::{Source, SourceTensor};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Role, elements};
@@ -101,6 +102,11 @@ impl Recipe {
             .map_err(|e| Error::argument(format!("recipe: {e}")).with_source(e))
     }
 
+    /// The level for raw tensors and carried files; nothing for plain storage.
+    pub(crate) fn zstd_level(&self) -> Option<i32> {
+        (self.zstd_level > 0).then_some(i32::from(self.zstd_level))
+    }
+
     /// Checks every setting and pattern.
     ///
     /// # Errors
@@ -168,16 +174,6 @@ pub struct PlannedTensor {
 pub struct Plan {
     /// The tensors, by name.
     pub tensors: Vec<PlannedTensor>,
-}
-
-/// What a scan of the data found out about a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Scan {
-    pub sha256: crate::format::Digest,
-    /// CRC-32 of the bytes, to notice cheaply that they changed since.
-    pub crc32: u32,
-    /// First element that isn't a finite binary32 number.
-    pub odd: Option<u64>,
 }
 
 struct Patterns {

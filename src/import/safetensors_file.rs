@@ -1,12 +1,11 @@
 //! Headers of safetensors files, read without the payload and written with alignment.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::fs::File;
 
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::json::check_keys;
 use crate::container::ReadAt;
 use crate::error::{Error, Result};
 use crate::format::{Dtype, to_usize};
@@ -105,27 +104,6 @@ fn check_tensor(
     }
     let offset = base.saturating_add(from);
     Ok(HeaderTensor { name: name.to_owned(), dtype, shape, offset, len: to - from })
-}
-
-/// JSON maps keep the last of two equal keys; a header that has two is refused instead.
-fn check_keys(json: &[u8]) -> serde_json::Result<()> {
-    struct Keys;
-    impl<'de> Visitor<'de> for Keys {
-        type Value = ();
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-            let mut seen = HashSet::new();
-            while let Some((key, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
-                if !seen.insert(key.clone()) {
-                    return Err(serde::de::Error::custom(format!("\"{key}\" stands there twice")));
-                }
-            }
-            Ok(())
-        }
-    }
-    serde_json::Deserializer::from_slice(json).deserialize_map(Keys)
 }
 
 /// A header to be written: widest types first, then by name, so that every tensor is aligned to its

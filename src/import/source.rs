@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::json::check_keys;
 use super::safetensors_file::{Header, read_header};
 use crate::container::ReadAt;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,7 +36,7 @@ const DUPLICATES: &[&str] = &[
 ];
 
 /// Bytes of a tensor that are read at a time.
-const PIECE_BYTES: u64 = 4 << 20;
+pub(super) const PIECE_BYTES: u64 = 4 << 20;
 
 /// A checkpoint on disk: a Hugging Face folder, one `.safetensors` file, or an index file.
 #[derive(Debug)]
@@ -283,6 +284,12 @@ impl Source {
         self.files.iter().filter(|f| f.role == role).map(|f| f.path.as_str()).collect()
     }
 
+    /// A weights file with its path.
+    pub(super) fn handle(&self, handle: usize) -> (&str, &File) {
+        let (path, file) = &self.handles[handle];
+        (path, file)
+    }
+
     /// The bytes `offset..offset + len` of a tensor.
     pub(crate) fn read(&self, t: &SourceTensor, offset: u64, len: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; to_usize(len)?];
@@ -320,8 +327,9 @@ impl Source {
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = std::fs::read(path).map_err(|e| Error::io("can't read", e))?;
-    let index: ShardIndex = serde_json::from_slice(&text)
-        .map_err(|e| Error::source_file(format!("not a safetensors index: {e}")).with_source(e))?;
+    let bad = |e| Error::source_file(format!("not a safetensors index: {e}")).with_source(e);
+    check_keys(&text).map_err(bad)?;
+    let index: ShardIndex = serde_json::from_slice(&text).map_err(bad)?;
     for shard in index.weight_map.values() {
         if check_file_path(shard).is_err() || shard.contains('/') {
             return Err(Error::source_file(format!(

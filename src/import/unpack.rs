@@ -10,10 +10,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::output::NewFolder;
 use super::safetensors_file::build_header;
-use crate::container::{Container, DecodeOptions, ReadAt, TensorView};
+use crate::container::{DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Dtype, Rule, TreeHasher, tensor_leaf};
-use crate::manifest::Manifest;
+use crate::manifest::Pack;
+use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
 
@@ -21,7 +22,7 @@ use crate::progress::{NoProgress, Progress, step};
 const DEFAULT_FILE: &str = "model.safetensors";
 
 /// How to unpack.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct UnpackOptions {
     /// Element type of float tensors; the source's by default.
@@ -32,6 +33,15 @@ pub struct UnpackOptions {
     pub tensors: Option<String>,
     /// Write into a folder that isn't empty, replacing files of the same name. Default false.
     pub force: bool,
+    /// Bytes of memory to stay within, whatever the size of the pack; at least
+    /// [`MIN_MAX_RAM`](crate::MIN_MAX_RAM). Default [`DEFAULT_MAX_RAM`](crate::DEFAULT_MAX_RAM).
+    pub max_ram: u64,
+}
+
+impl Default for UnpackOptions {
+    fn default() -> Self {
+        Self { dtype: None, planes: None, tensors: None, force: false, max_ram: DEFAULT_MAX_RAM }
+    }
 }
 
 /// What was unpacked.
@@ -84,16 +94,19 @@ impl UnpackOptions {
         self
     }
 
+    /// Sets [`UnpackOptions::max_ram`].
+    #[must_use]
+    pub fn with_max_ram(mut self, bytes: u64) -> Self {
+        self.max_ram = bytes;
+        self
+    }
+
     /// Unpacks into the folder `output`, which appears only when it is complete.
     ///
     /// # Errors
     /// `Integrity` where a checksum or digest disagrees, `Malformed`, `InvalidArgument` for a pattern
-    /// that matches nothing, `Io`.
-    pub fn unpack<R: ReadAt + Sync>(
-        &self,
-        pack: &Container<R>,
-        output: &Path,
-    ) -> Result<UnpackReport> {
+    /// that matches nothing, a single shard, or too little memory; `Io`.
+    pub fn unpack<R: ReadAt + Sync>(&self, pack: &Pack<R>, output: &Path) -> Result<UnpackReport> {
         self.unpack_with(pack, output, &NoProgress)
     }
 
@@ -103,21 +116,26 @@ impl UnpackOptions {
     /// As [`UnpackOptions::unpack`]; `Cancelled`.
     pub fn unpack_with<R: ReadAt + Sync>(
         &self,
-        pack: &Container<R>,
+        pack: &Pack<R>,
         output: &Path,
         progress: &dyn Progress,
     ) -> Result<UnpackReport> {
-        let manifest = Manifest::read(pack)?;
-        let pattern = self.pattern()?;
+        let manifest = pack.manifest()?;
+        let budget = self.budget(pack)?;
+        let wanted = self.wanted()?;
+        // A sharded pack of which only the shards with these tensors are open will do.
+        if self.tensors.is_none() || pack.shard_index().is_none() {
+            pack.require_complete()?;
+        }
         let folder = NewFolder::create(output, self.force)?;
         let mut files: BTreeMap<&str, Vec<TensorView<'_, R>>> = BTreeMap::new();
         for view in pack.tensors() {
-            if pattern.as_ref().is_none_or(|p| p.is_match(view.name())) {
+            if wanted(view.name()) {
                 let file = manifest.tensors.get(view.name()).and_then(|t| t.file.as_deref());
                 files.entry(file.unwrap_or(DEFAULT_FILE)).or_default().push(view);
             }
         }
-        if let Some(pattern) = pattern.filter(|_| files.is_empty()) {
+        if let Some(pattern) = self.tensors.as_ref().filter(|_| files.is_empty()) {
             return Err(Error::argument(format!("no tensor matches \"{pattern}\"")));
         }
         let mut report =
@@ -127,7 +145,7 @@ impl UnpackOptions {
             let own = manifest.files.iter().find(|f| f.path == *file);
             let metadata = own.and_then(|f| f.metadata.as_ref());
             let (bytes, digests) =
-                self.write_weights(folder.path(), file, views, metadata, progress)?;
+                self.write_weights(folder.path(), file, views, metadata, budget, progress)?;
             report.bytes += bytes;
             report.tensors += views.len() as u64;
             for (view, (digest, compared)) in views.iter().zip(digests) {
@@ -137,16 +155,16 @@ impl UnpackOptions {
             }
         }
         if self.tensors.is_none() {
-            for file in &pack.index().files {
+            for file in pack.files() {
+                let io = |e| Error::io("can't write", e).in_file(&file.path);
                 let path = folder.path().join(&file.path);
-                let bytes = pack.read_file(file)?;
-                let write = || {
-                    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-                    let mut out = File::create_new(&path)?;
-                    out.write_all(&bytes)?;
-                    out.sync_all()
-                };
-                write().map_err(|e| Error::io("can't write", e).in_file(&file.path))?;
+                path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
+                let mut out = File::create_new(&path).map_err(io)?;
+                pack.stream_file(file, |piece| {
+                    step(progress, 0)?;
+                    out.write_all(piece).map_err(io)
+                })?;
+                out.sync_all().map_err(io)?;
                 report.bytes += file.len;
             }
         }
@@ -161,14 +179,29 @@ impl UnpackOptions {
     ///
     /// # Errors
     /// `InvalidArgument` for a bad pattern.
-    pub fn output_bytes<R: ReadAt>(&self, pack: &Container<R>) -> Result<u64> {
-        let pattern = self.pattern()?;
+    pub fn output_bytes<R: ReadAt>(&self, pack: &Pack<R>) -> Result<u64> {
+        let wanted = self.wanted()?;
         let tensors = pack
             .tensors()
-            .filter(|v| pattern.as_ref().is_none_or(|p| p.is_match(v.name())))
+            .filter(|v| wanted(v.name()))
             .filter_map(|v| self.decode_options().target(&v).tensor_bytes(v.shape()));
-        let files = pack.index().files.iter().filter(|_| self.tensors.is_none()).map(|f| f.len);
+        let files = pack.files().iter().filter(|_| self.tensors.is_none()).map(|f| f.len);
         Ok(tensors.chain(files).fold(0, u64::saturating_add))
+    }
+
+    /// Whether a tensor of this name will be unpacked.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a bad pattern.
+    pub fn wanted(&self) -> Result<impl Fn(&str) -> bool + use<>> {
+        let pattern = self.pattern()?;
+        Ok(move |name: &str| pattern.as_ref().is_none_or(|p| p.is_match(name)))
+    }
+
+    fn budget<R: ReadAt>(&self, pack: &Pack<R>) -> Result<u64> {
+        let p = || pack.containers().iter().map(|c| c.preamble());
+        let held = p().map(|p| p.index_len * 3 + p.manifest_len * 8).sum();
+        memory::for_work(self.max_ram, held, 0)
     }
 
     fn pattern(&self) -> Result<Option<Regex>> {
@@ -194,6 +227,7 @@ impl UnpackOptions {
         file_name: &str,
         views: &[TensorView<'_, R>],
         metadata: Option<&BTreeMap<String, String>>,
+        budget: u64,
         progress: &dyn Progress,
     ) -> Result<(u64, Vec<(Digest, bool)>)> {
         let options = self.decode_options();
@@ -208,10 +242,12 @@ impl UnpackOptions {
         let file = File::create_new(&path).map_err(io)?;
         file.set_len(len).map_err(io)?;
         write_at(&file, 0, &head).map_err(io)?;
-        let digests = par::map(views.len(), |i| {
+        let whole = par::share(budget, WHOLE_BYTES);
+        let cost = |i: usize| DecodeOptions::tiles_cost(&views[i], whole);
+        let digests = par::map_within(views.len(), budget, cost, |i| {
             let mut at = offsets[i];
             let mut sha = Sha256::new();
-            options.decode_tiles(&views[i], |bytes| {
+            options.decode_tiles_within(&views[i], whole, |bytes| {
                 write_at(&file, at, bytes).map_err(io)?;
                 at += bytes.len() as u64;
                 sha.update(bytes);
@@ -228,7 +264,7 @@ impl UnpackOptions {
                 .in_tensor(views[i].name()));
             }
             Ok((digest, as_packed))
-        });
+        })?;
         let digests = digests.into_iter().collect::<Result<_>>()?;
         file.sync_all().map_err(io)?;
         Ok((len, digests))

@@ -1,7 +1,15 @@
-//! The manifest: where the tensors come from and how they were made (spec/manifest.md).
+//! The manifest (where the tensors come from and how they were made, spec/manifest.md), packs of one
+//! or several files, and their verification.
 
+mod json;
 mod model;
+mod pack;
+mod shards;
 mod verify;
 
 pub use model::{FileRole, Manifest, SourceFile, TensorSource};
+pub use pack::Pack;
+#[cfg(feature = "safetensors")]
+pub(crate) use shards::INDEX_ENDING;
+pub use shards::{ShardFile, ShardIndex};
 pub use verify::{Check, Failure, VerifyOptions, VerifyReport};

@@ -5,16 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::json::{self, is_hex_digest};
 use crate::container::{Container, ReadAt, StoredFile};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, Index, Rule};
+use crate::format::{Digest, Encoding, FileEntry, Rule, TensorEntry};
 
 /// What the manifest's `format` member says.
 const FORMAT: &str = "ultracompress-manifest-1";
-/// Deepest nesting of arrays and objects below the manifest itself.
-const MAX_DEPTH: usize = 64;
-/// Largest integer that every JSON reader holds exactly.
-const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
 /// What happened to a file of the source folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,10 +117,7 @@ impl Manifest {
     /// # Errors
     /// `Malformed(UC-MAN-1)` for numbers that are not safe integers.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let value = serde_json::to_value(self)
-            .map_err(|e| Error::malformed(Rule::MAN_2, e.to_string()).with_source(e))?;
-        check_values(&value, 0)?;
-        canonical(&value)
+        json::to_canonical(self, Rule::MAN_1)
     }
 
     /// Parses canonical bytes.
@@ -131,28 +125,23 @@ impl Manifest {
     /// # Errors
     /// `Malformed` (UC-MAN-1, UC-MAN-2).
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|e| Error::malformed(Rule::MAN_1, format!("not JSON: {e}")).with_source(e))?;
-        check_values(&value, 0)?;
-        // Catches duplicate members too: parsing keeps only one of them.
-        if canonical(&value)? != bytes {
-            return Err(Error::malformed(Rule::MAN_1, "JSON is not in canonical form (RFC 8785)"));
-        }
-        let manifest: Self = serde_json::from_value(value)
-            .map_err(|e| Error::malformed(Rule::MAN_2, e.to_string()).with_source(e))?;
+        let manifest: Self = json::from_canonical(bytes, Rule::MAN_1, Rule::MAN_2)?;
         manifest.check()?;
         Ok(manifest)
     }
 
-    /// Reads, parses and compares the manifest of a pack with its index.
+    /// Reads, parses and compares the manifest of a file with its index. The manifest of a sharded pack
+    /// names the tensors of all shards: [`Pack::manifest`](crate::Pack::manifest) compares it with them.
     ///
     /// # Errors
     /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3).
     pub fn read<R: ReadAt>(pack: &Container<R>) -> Result<Self> {
         let bytes = pack.manifest_bytes()?;
-        let place = |e: Error| e.in_part("manifest").at(pack.preamble().manifest_offset);
+        let place =
+            |e: Error| pack.place(e.in_part("manifest").at(pack.preamble().manifest_offset));
         let manifest = Self::parse(&bytes).map_err(place)?;
-        manifest.check_against(pack.index()).map_err(place)?;
+        let (index, whole) = (pack.index(), !pack.preamble().is_sharded());
+        manifest.check_against(index.tensors.iter(), &index.files, whole).map_err(place)?;
         Ok(manifest)
     }
 
@@ -192,20 +181,28 @@ impl Manifest {
         Ok(())
     }
 
-    /// UC-MAN-3: names, digests and carried files agree with the index.
-    fn check_against(&self, index: &Index) -> Result<()> {
+    /// UC-MAN-3: names, digests and carried files agree with the index. `tensors` are sorted by name; a
+    /// manifest may name others unless they are the `whole` pack.
+    pub(super) fn check_against<'a>(
+        &self,
+        tensors: impl Iterator<Item = &'a TensorEntry> + Clone,
+        files: &[FileEntry],
+        whole: bool,
+    ) -> Result<()> {
         let fail =
             |name: &str, text: &str| Err(Error::malformed(Rule::MAN_3, text).in_tensor(name));
-        for t in &index.tensors {
+        let raw: HashSet<&str> =
+            tensors.clone().filter(|t| t.encoding == Encoding::Raw).map(|t| &*t.name).collect();
+        let mut n = 0;
+        for t in tensors.clone() {
+            n += 1;
             let Some(source) = self.tensors.get(&t.name) else {
                 return fail(&t.name, "tensor is not in the manifest");
             };
             let exact = match &t.encoding {
                 Encoding::Raw => true,
                 Encoding::Planes { .. } => false,
-                Encoding::Alias { target } => {
-                    index.tensor(target).is_some_and(|other| other.encoding == Encoding::Raw)
-                }
+                Encoding::Alias { target } => raw.contains(target.as_str()),
             };
             if exact && source.sha256 != t.decoded_sha256.to_string() {
                 return fail(
@@ -214,8 +211,9 @@ impl Manifest {
                 );
             }
         }
-        if self.tensors.len() != index.tensors.len() {
-            let extra = self.tensors.keys().find(|n| index.tensor(n).is_none());
+        if whole && self.tensors.len() != n {
+            let held: HashSet<&str> = tensors.map(|t| &*t.name).collect();
+            let extra = self.tensors.keys().find(|n| !held.contains(n.as_str()));
             return fail(
                 extra.map_or("", |n| n),
                 "manifest names a tensor that isn't in the index",
@@ -223,45 +221,10 @@ impl Manifest {
         }
         let carried: Vec<_> = self.files.iter().filter(|f| f.role == FileRole::Carried).collect();
         let listed = carried.iter().map(|f| (f.path.as_str(), f.bytes, f.sha256.clone()));
-        let stored =
-            index.files.iter().map(|f| (f.path.as_str(), f.len, Some(f.sha256.to_string())));
+        let stored = files.iter().map(|f| (f.path.as_str(), f.len, Some(f.sha256.to_string())));
         if !listed.eq(stored) {
             return fail("", "carried files of manifest and index differ");
         }
         Ok(())
-    }
-}
-
-fn is_hex_digest(s: &str) -> bool {
-    Digest::from_hex(s).is_some_and(|d| d.to_string() == s)
-}
-
-fn canonical(value: &Value) -> Result<Vec<u8>> {
-    serde_json_canonicalizer::to_vec(value)
-        .map_err(|e| Error::malformed(Rule::MAN_1, e.to_string()).with_source(e))
-}
-
-/// UC-MAN-1: safe integers only, and no deep nesting.
-fn check_values(value: &Value, depth: usize) -> Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(Error::malformed(
-            Rule::MAN_1,
-            format!("values are nested more than {MAX_DEPTH} deep"),
-        ));
-    }
-    match value {
-        Value::Number(n) => {
-            let safe = n.as_i64().map(i64::unsigned_abs).or(n.as_u64());
-            if safe.is_none_or(|n| n > MAX_SAFE_INTEGER) {
-                return Err(Error::malformed(
-                    Rule::MAN_1,
-                    format!("{n} is not an integer within 2^53 - 1"),
-                ));
-            }
-            Ok(())
-        }
-        Value::Array(items) => items.iter().try_for_each(|v| check_values(v, depth + 1)),
-        Value::Object(members) => members.values().try_for_each(|v| check_values(v, depth + 1)),
-        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
     }
 }

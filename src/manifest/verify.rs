@@ -1,14 +1,19 @@
 //! Verifying a whole pack: every stored byte, both roots, every decoded tensor.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use sha2::{Digest as _, Sha256};
 
-use super::Manifest;
-use crate::container::{Container, DecodeOptions, ReadAt};
+use super::shards::stored_root_of;
+use super::{Manifest, Pack};
+use crate::container::{Container, DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     ALIGN_BYTES, CHUNK_BYTES, Digest, Encoding, PREAMBLE_BYTES, Rule, TreeHasher, decoded_root,
-    to_usize,
+    tensor_leaf, to_usize,
 };
+use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
 
@@ -36,6 +41,15 @@ impl Check {
     fn of(failures: &[Failure]) -> Self {
         if failures.is_empty() { Self::Ok } else { Self::Mismatch }
     }
+
+    /// The outcome over two files.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Mismatch, _) | (_, Self::Mismatch) => Self::Mismatch,
+            (Self::NotChecked, _) | (_, Self::NotChecked) => Self::NotChecked,
+            (Self::Ok, Self::Ok) => Self::Ok,
+        }
+    }
 }
 
 /// One thing that is wrong with a pack.
@@ -43,7 +57,9 @@ impl Check {
 pub struct Failure {
     /// What kind of error it is.
     pub kind: ErrorKind,
-    /// The tensor or file concerned.
+    /// The file, where it has a name.
+    pub file: Option<String>,
+    /// The tensor or carried file concerned.
     pub tensor: Option<String>,
     /// The part or section concerned.
     pub part: Option<String>,
@@ -61,6 +77,7 @@ impl From<&Error> for Failure {
         };
         Self {
             kind: e.kind().clone(),
+            file: e.file().map(str::to_owned),
             tensor: e.tensor().map(str::to_owned),
             part: e.part().map(str::to_owned),
             offset_bytes: e.offset_bytes(),
@@ -75,11 +92,14 @@ impl From<&Error> for Failure {
 pub struct VerifyOptions {
     /// Decode every tensor and compare it with its digest. Default true.
     pub decode: bool,
+    /// Bytes of memory to stay within, whatever the size of the pack; at least
+    /// [`MIN_MAX_RAM`](crate::MIN_MAX_RAM). Default [`DEFAULT_MAX_RAM`](crate::DEFAULT_MAX_RAM).
+    pub max_ram: u64,
 }
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { decode: true }
+        Self { decode: true, max_ram: DEFAULT_MAX_RAM }
     }
 }
 
@@ -102,6 +122,8 @@ pub struct VerifyReport {
     pub decoded_root: Digest,
     /// Everything that is wrong.
     pub failures: Vec<Failure>,
+    /// Digests of the tensors of one file as found, by name.
+    digests: Vec<Digest>,
 }
 
 impl VerifyReport {
@@ -124,30 +146,112 @@ impl VerifyOptions {
         self
     }
 
-    /// Verifies an open pack. What is wrong is listed in the report; an error means that the pack
-    /// could not be examined.
-    ///
-    /// # Errors
-    /// `Io`, `Cancelled`, `LimitExceeded`.
-    pub fn verify<R: ReadAt + Sync>(&self, pack: &Container<R>) -> Result<VerifyReport> {
-        self.verify_with(pack, &NoProgress)
+    /// Sets [`VerifyOptions::max_ram`].
+    #[must_use]
+    pub fn with_max_ram(mut self, bytes: u64) -> Self {
+        self.max_ram = bytes;
+        self
     }
 
-    /// As [`VerifyOptions::verify`], with progress in bytes of the file (stored part) and of decoded
+    /// Verifies one file. What is wrong is listed in the report; an error means that the file could not
+    /// be examined. Of a sharded pack this is one shard: [`VerifyOptions::verify_pack`] verifies all.
+    ///
+    /// # Errors
+    /// `Io`, `Cancelled`, `LimitExceeded`; `InvalidArgument` for too little memory.
+    pub fn verify<R: ReadAt + Sync>(&self, file: &Container<R>) -> Result<VerifyReport> {
+        self.verify_file(file, self.work_budget(file)?, Some(&|| manifest_of(file)), &NoProgress)
+    }
+
+    /// Verifies a whole pack: each file, the manifest against all of them, the roots of a sharded pack.
+    ///
+    /// # Errors
+    /// As [`VerifyOptions::verify`].
+    pub fn verify_pack<R: ReadAt + Sync>(&self, pack: &Pack<R>) -> Result<VerifyReport> {
+        self.verify_pack_with(pack, &NoProgress)
+    }
+
+    /// As [`VerifyOptions::verify_pack`], with progress in bytes of the file (stored part) and of decoded
     /// tensors.
     ///
     /// # Errors
     /// As [`VerifyOptions::verify`].
-    pub fn verify_with<R: ReadAt + Sync>(
+    pub fn verify_pack_with<R: ReadAt + Sync>(
         &self,
-        pack: &Container<R>,
+        pack: &Pack<R>,
         progress: &dyn Progress,
     ) -> Result<VerifyReport> {
-        let mut failures = check_structure(pack, progress)?;
+        let Some(index) = pack.shard_index() else {
+            let file = &pack.containers()[0];
+            let manifest = || match pack.require_complete() {
+                Ok(()) => pack.manifest().map(drop),
+                Err(_) => manifest_of(file),
+            };
+            return self.verify_file(file, self.work_budget(file)?, Some(&manifest), progress);
+        };
+        pack.require_complete()?;
+        let mut whole = VerifyReport {
+            structure: Check::Ok,
+            stored: Check::Ok,
+            decoded: Check::Ok,
+            tensors_checked: 0,
+            stored_root: pack.stored_root(),
+            decoded_root: pack.decoded_root(),
+            failures: vec![],
+            digests: vec![],
+        };
+        let held = pack.containers().iter().map(held_bytes).sum();
+        let (mut stored_roots, mut leaves) = (vec![], BTreeMap::new());
+        for (i, file) in pack.containers().iter().enumerate() {
+            let manifest = || pack.manifest().map(drop);
+            let manifest: Option<&dyn Fn() -> Result<()>> = (i == 0).then_some(&manifest);
+            let budget = memory::for_work(self.max_ram, held, 0)?;
+            let report = self.verify_file(file, budget, manifest, progress)?;
+            whole.structure = whole.structure.and(report.structure);
+            whole.stored = whole.stored.and(report.stored);
+            whole.decoded = whole.decoded.and(report.decoded);
+            whole.tensors_checked += report.tensors_checked;
+            stored_roots.push(report.stored_root);
+            for (t, digest) in file.index().tensors.iter().zip(report.digests) {
+                leaves.insert(t.name.as_str(), tensor_leaf(&t.name, t.dtype, &t.shape, digest));
+            }
+            whole.failures.extend(report.failures);
+        }
+        whole.stored_root = stored_root_of(stored_roots);
+        let mut tree = TreeHasher::new();
+        leaves.into_values().for_each(|leaf| tree.push(leaf));
+        whole.decoded_root = tree.root();
+        for (what, found, listed, check) in [
+            ("stored", whole.stored_root, &index.stored_root, &mut whole.stored),
+            ("decoded", whole.decoded_root, &index.decoded_root, &mut whole.decoded),
+        ] {
+            if found.to_string() != *listed {
+                *check = Check::Mismatch;
+                let e = Error::integrity(format!(
+                    "{what} root of all shards is {found}, the index says {listed} ({})",
+                    Rule::SHD_6
+                ));
+                whole.failures.push(Failure::from(&e));
+            }
+        }
+        Ok(whole)
+    }
+
+    fn work_budget<R: ReadAt>(&self, file: &Container<R>) -> Result<u64> {
+        memory::for_work(self.max_ram, held_bytes(file), 0)
+    }
+
+    fn verify_file<R: ReadAt + Sync>(
+        &self,
+        pack: &Container<R>,
+        budget: u64,
+        manifest: Option<&dyn Fn() -> Result<()>>,
+        progress: &dyn Progress,
+    ) -> Result<VerifyReport> {
+        let (stored_root, padding) = compute_stored_root(pack, budget, progress)?;
+        let mut failures = check_structure(pack, padding, budget, manifest, progress)?;
         let structure = Check::of(&failures);
 
         let p = pack.preamble();
-        let stored_root = compute_stored_root(pack, progress)?;
         let mut stored = Check::Ok;
         if stored_root != p.stored_root {
             stored = Check::Mismatch;
@@ -156,45 +260,46 @@ impl VerifyOptions {
                 p.stored_root,
                 Rule::ROOT_3
             ));
-            failures.push(Failure::from(&e.in_part("preamble").at(128)));
+            failures.push(Failure::from(&pack.place(e.in_part("preamble").at(128))));
         }
 
-        let mut root = decoded_root(&pack.index().tensors);
+        let entries = &pack.index().tensors;
+        let mut digests: Vec<Digest> = entries.iter().map(|t| t.decoded_sha256).collect();
         let mut tensors_checked = 0;
         let mut decoded_failures = Vec::new();
         if self.decode {
-            let digests = decode_all(pack, progress)?;
-            tensors_checked = digests.iter().filter(|d| d.is_ok()).count();
-            let mut entries = pack.index().tensors.clone();
-            for (entry, digest) in entries.iter_mut().zip(digests) {
-                let found = match digest {
-                    Ok(found) if found == entry.decoded_sha256 => continue,
-                    Ok(found) => {
-                        let e = Error::integrity(format!(
-                            "decoded SHA-256 is {found}, the index says {} ({})",
-                            entry.decoded_sha256,
-                            Rule::TEN_5
-                        ));
-                        decoded_failures.push(Failure::from(&e.in_tensor(&entry.name)));
-                        found
-                    }
-                    Err(failure) => {
-                        decoded_failures.push(failure);
-                        continue;
-                    }
-                };
-                entry.decoded_sha256 = found;
+            for ((entry, digest), found) in
+                entries.iter().zip(&mut digests).zip(decode_all(pack, budget, progress)?)
+            {
+                if let Some(failure) = found.failure {
+                    decoded_failures.push(failure);
+                    continue;
+                }
+                tensors_checked += 1;
+                if found.digest != *digest {
+                    let e = Error::integrity(format!(
+                        "decoded SHA-256 is {}, the index says {digest} ({})",
+                        found.digest,
+                        Rule::TEN_5
+                    ));
+                    let e = pack.place(e.in_tensor(&entry.name));
+                    decoded_failures.push(Failure::from(&e));
+                    *digest = found.digest;
+                }
             }
-            root = decoded_root(&entries);
         }
-        if decoded_root(&pack.index().tensors) != p.decoded_root {
+        let recorded = decoded_root(entries);
+        if recorded != p.decoded_root {
             let e = Error::integrity(format!(
-                "decoded root over the index is {}, the preamble says {} ({})",
-                decoded_root(&pack.index().tensors),
+                "decoded root over the index is {recorded}, the preamble says {} ({})",
                 p.decoded_root,
                 Rule::ROOT_2
             ));
-            decoded_failures.push(Failure::from(&e.in_part("preamble").at(96)));
+            decoded_failures.push(Failure::from(&pack.place(e.in_part("preamble").at(96))));
+        }
+        let mut tree = TreeHasher::new();
+        for (t, digest) in entries.iter().zip(&digests) {
+            tree.push(tensor_leaf(&t.name, t.dtype, &t.shape, *digest));
         }
         let decoded = match (self.decode, Check::of(&decoded_failures)) {
             (false, Check::Ok) => Check::NotChecked,
@@ -207,10 +312,22 @@ impl VerifyOptions {
             decoded,
             tensors_checked,
             stored_root,
-            decoded_root: root,
+            decoded_root: tree.root(),
             failures,
+            digests,
         })
     }
+}
+
+/// The manifest of a file that is looked at by itself. Only the first shard of a pack has one.
+fn manifest_of<R: ReadAt>(file: &Container<R>) -> Result<()> {
+    if file.preamble().shard_number == 1 { Manifest::read(file).map(drop) } else { Ok(()) }
+}
+
+/// About how much memory index and manifest take while a file is verified.
+fn held_bytes<R: ReadAt>(file: &Container<R>) -> u64 {
+    let p = file.preamble();
+    p.index_len.saturating_mul(3).saturating_add(p.manifest_len.saturating_mul(8))
 }
 
 /// Errors that speak of the pack become failures, the others end the run.
@@ -230,8 +347,28 @@ fn sort_out(result: Result<()>, failures: &mut Vec<Failure>) -> Result<()> {
     }
 }
 
+/// Consecutive jobs of about this much memory go to a thread together.
+const GROUP_BYTES: u64 = 4 << 20;
+
+/// Cuts `0..n` into runs of about [`GROUP_BYTES`].
+fn groups(n: usize, cost: impl Fn(usize) -> u64) -> Vec<(Range<usize>, u64)> {
+    let mut groups = Vec::new();
+    let (mut start, mut sum) = (0, 0u64);
+    for i in 0..n {
+        sum = sum.saturating_add(cost(i));
+        if sum >= GROUP_BYTES || i + 1 == n {
+            groups.push((start..i + 1, sum));
+            (start, sum) = (i + 1, 0);
+        }
+    }
+    groups
+}
+
 fn check_structure<R: ReadAt + Sync>(
     pack: &Container<R>,
+    padding: Vec<Failure>,
+    budget: u64,
+    manifest: Option<&dyn Fn() -> Result<()>>,
     progress: &dyn Progress,
 ) -> Result<Vec<Failure>> {
     let mut failures = Vec::new();
@@ -241,29 +378,35 @@ fn check_structure<R: ReadAt + Sync>(
         .parts()
         .flat_map(|(name, part)| (0..part.chunks.len()).map(move |i| (name, part, i)))
         .collect();
-    let results = par::map(jobs.len(), |j| {
-        let (name, part, i) = jobs[j];
-        step(progress, 0)?;
-        let from = i as u64 * CHUNK_BYTES;
-        pack.read_part(part, from..from + part.chunk_len(i))
-            .map(drop)
-            .map_err(|e| e.in_tensor(name))
-    });
-    for result in results {
-        sort_out(result, &mut failures)?;
+    // Stored bytes and content of a chunk, and as much again while it is decompressed.
+    let groups = groups(jobs.len(), |j| 4096 + 3 * jobs[j].1.chunk_len(jobs[j].2));
+    let check = |g: usize| -> Result<Vec<Failure>> {
+        let mut failures = Vec::new();
+        for &(name, part, i) in &jobs[groups[g].0.clone()] {
+            step(progress, 0)?;
+            let from = i as u64 * CHUNK_BYTES;
+            let chunk = pack.read_part(part, from..from + part.chunk_len(i));
+            sort_out(chunk.map(drop).map_err(|e| e.in_tensor(name)), &mut failures)?;
+        }
+        Ok(failures)
+    };
+    for found in par::map_within(groups.len(), budget, |g| groups[g].1, check)? {
+        failures.extend(found?);
     }
     for file in &pack.index().files {
-        sort_out(pack.read_file(file).map(drop), &mut failures)?;
+        sort_out(pack.stream_file(file, |_| step(progress, 0)), &mut failures)?;
     }
-    sort_out(check_padding(pack), &mut failures)?;
-    sort_out(Manifest::read(pack).map(drop), &mut failures)?;
+    failures.extend(padding);
+    if let Some(manifest) = manifest {
+        sort_out(manifest(), &mut failures)?;
+    }
     sort_out(pack.attachments().map(drop), &mut failures)?;
     failures.dedup();
     Ok(failures)
 }
 
-/// UC-PRT-3, UC-HDR-7: what lies between parts and sections is zero.
-fn check_padding<R: ReadAt>(pack: &Container<R>) -> Result<()> {
+/// UC-PRT-3, UC-HDR-7: what must be zero, by offset.
+fn gaps<R: ReadAt>(pack: &Container<R>) -> Vec<(Range<u64>, Rule)> {
     let p = pack.preamble();
     let sections = [
         (p.index_offset + p.index_len, p.manifest_offset, Rule::HDR_7),
@@ -273,68 +416,88 @@ fn check_padding<R: ReadAt>(pack: &Container<R>) -> Result<()> {
         let end = part.offset + part.stored_len;
         (end, end.next_multiple_of(ALIGN_BYTES), Rule::PRT_3)
     });
-    for (from, to, rule) in parts.chain(sections) {
-        let mut gap = vec![0u8; to_usize(to - from)?];
-        pack.reader().read_exact_at(from, &mut gap)?;
-        if let Some(i) = gap.iter().position(|&b| b != 0) {
-            return Err(Error::malformed(rule, "padding is not zero")
-                .in_part("padding")
-                .at(from + i as u64));
-        }
-    }
-    Ok(())
+    let all = parts.chain(sections).filter(|(from, to, _)| from < to);
+    let mut all: Vec<_> = all.map(|(from, to, rule)| (from..to, rule)).collect();
+    all.sort_by_key(|(gap, _)| gap.start);
+    all
 }
 
-/// UC-ROOT-3: the root over 1 MiB chunks of the core, preamble bytes from 128 on read as zero.
+/// UC-ROOT-3: the root over 1 MiB chunks of the core, preamble bytes from 128 on read as zero; and
+/// padding that isn't zero.
 fn compute_stored_root<R: ReadAt + Sync>(
     pack: &Container<R>,
+    budget: u64,
     progress: &dyn Progress,
-) -> Result<Digest> {
+) -> Result<(Digest, Vec<Failure>)> {
     let p = pack.preamble();
     let n = to_usize(p.core_len.div_ceil(CHUNK_BYTES))?;
-    let leaves = par::map(n, |i| {
+    let gaps = gaps(pack);
+    let leaf = |i: usize| -> Result<(Digest, Option<Failure>)> {
         let from = i as u64 * CHUNK_BYTES;
         let len = CHUNK_BYTES.min(p.core_len - from);
         step(progress, 0)?;
         let mut bytes = vec![0; to_usize(len)?];
-        pack.reader().read_exact_at(from, &mut bytes)?;
+        pack.reader().read_exact_at(from, &mut bytes).map_err(|e| pack.place(e))?;
+        let first = gaps.partition_point(|(gap, _)| gap.end <= from);
+        let mut failure = None;
+        for (gap, rule) in gaps[first..].iter().take_while(|(gap, _)| gap.start < from + len) {
+            for at in gap.start.max(from)..gap.end.min(from + len) {
+                if failure.is_none() && bytes[to_usize(at - from)?] != 0 {
+                    let e = Error::malformed(*rule, "padding is not zero");
+                    failure = Some(Failure::from(&pack.place(e.in_part("padding").at(at))));
+                }
+            }
+        }
         if i == 0 {
             bytes[..PREAMBLE_BYTES].copy_from_slice(&p.rooted_bytes());
         }
-        step(progress, len)?;
-        Ok(TreeHasher::leaf(&bytes))
-    });
+        progress.advance(len);
+        Ok((TreeHasher::leaf(&bytes), failure))
+    };
     let mut tree = TreeHasher::new();
-    for leaf in leaves {
-        tree.push(leaf?);
+    let mut failures = Vec::new();
+    for found in par::map_within(n, budget, |_| CHUNK_BYTES, leaf)? {
+        let (leaf, failure) = found?;
+        tree.push(leaf);
+        failures.extend(failure);
     }
-    Ok(tree.root())
+    // One message is enough: the first.
+    failures.truncate(1);
+    Ok((tree.root(), failures))
 }
 
-/// The SHA-256 of every tensor's decoded bytes, in the order of the index.
+/// A tensor that was decoded.
+struct Decoded {
+    digest: Digest,
+    failure: Option<Failure>,
+}
+
+/// Decodes every tensor.
 fn decode_all<R: ReadAt + Sync>(
     pack: &Container<R>,
+    budget: u64,
     progress: &dyn Progress,
-) -> Result<Vec<Result<Digest, Failure>>> {
+) -> Result<Vec<Decoded>> {
     let views: Vec<_> = pack.tensors().collect();
-    let digests = par::map(views.len(), |i| {
-        let mut sha = Sha256::new();
+    let whole = par::share(budget, WHOLE_BYTES);
+    let decode = |view: &TensorView<'_, R>| -> Result<Decoded> {
         // An alias was found to have its target's digest when the pack was opened.
-        if matches!(views[i].entry().encoding, Encoding::Alias { .. }) {
-            return (Ok(()), views[i].entry().decoded_sha256);
+        if matches!(view.entry().encoding, Encoding::Alias { .. }) {
+            return Ok(Decoded { digest: view.entry().decoded_sha256, failure: None });
         }
-        let result = DecodeOptions::new().decode_tiles(&views[i], |bytes| {
+        let mut sha = Sha256::new();
+        let result = DecodeOptions::new().decode_tiles_within(view, whole, |bytes| {
             sha.update(bytes);
             step(progress, bytes.len() as u64)
         });
-        (result, Digest(sha.finalize().into()))
-    });
-    digests
-        .into_iter()
-        .map(|(result, digest)| {
-            let mut failures = Vec::new();
-            sort_out(result, &mut failures)?;
-            Ok(failures.pop().map_or(Ok(digest), Err))
-        })
-        .collect()
+        let mut failures = Vec::new();
+        sort_out(result, &mut failures)?;
+        Ok(Decoded { digest: Digest(sha.finalize().into()), failure: failures.pop() })
+    };
+    let groups = groups(views.len(), |i| DecodeOptions::tiles_cost(&views[i], whole));
+    let decode_group =
+        |g: usize| views[groups[g].0.clone()].iter().map(decode).collect::<Result<Vec<_>>>();
+    let cost = |g: usize| groups[g].1;
+    let found = par::map_within(groups.len(), budget, cost, decode_group)?;
+    Ok(found.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }

@@ -48,6 +48,33 @@ fn parse_threads(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Parses a number of bytes.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000u64,
+        _ => return Err("expected a number of bytes such as 512M, 2GiB or 5GB".into()),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    bytes.ok_or_else(|| "expected a number of bytes such as 512M, 2GiB or 5GB".into())
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Memory {
+    /// Memory to stay within, such as 512M or 2GiB; at least 128M [default: a quarter of the machine's].
+    /// Results never depend on it.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_ram: Option<u64>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Pack a checkpoint into a .uc file.
@@ -65,6 +92,9 @@ pub enum Command {
     /// Tell whether two models decode to the same tensors.
     #[command(after_help = SAME_EXAMPLES)]
     Same(Pair),
+    /// Cut a pack into shards, or join them, without touching what is stored.
+    #[command(after_help = RESHARD_EXAMPLES)]
+    Reshard(Reshard),
     /// Measure the error of each tensor of B against A.
     #[command(after_help = DIFF_EXAMPLES)]
     Diff(Pair),
@@ -84,6 +114,7 @@ Examples:
   uc pack ./model -o model.uc --dry-run                 what becomes of each tensor, and why
   uc pack ./model -o model.uc --bits 6 --tensor 'v_proj=8' --tensor 'layers\\.0\\.=raw'
   uc pack model.safetensors.index.json -o model.uc --recipe recipe.toml
+  uc pack ./big-model -o big.uc --max-ram 512M --shard-size 5GB
 
 A recipe file holds the same settings, for example:
   bits = 5                  # linear layers
@@ -116,6 +147,12 @@ pub struct Pack {
     /// Keep every tensor as it is.
     #[arg(long)]
     pub raw_all: bool,
+    /// Cut the pack into files OUT-00001-of-0000N.uc of at most this many bytes of tensors each (1M or
+    /// more; K, M, G are powers of 1024, KB, MB, GB of 1000), with an index file OUT.uc.index.json.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub shard_size: Option<u64>,
+    #[command(flatten)]
+    pub memory: Memory,
     /// Show what becomes of each tensor and why; write nothing.
     #[arg(long)]
     pub dry_run: bool,
@@ -127,11 +164,12 @@ pub struct Pack {
 const INFO_EXAMPLES: &str = "\
 Examples:
   uc info model.uc
+  uc info https://example.org/model.uc               reads the header and the index only
   uc info model.uc --json | jq '.tensors[] | select(.encoding == \"raw\") | .name'";
 
 #[derive(Debug, ClapArgs)]
 pub struct Info {
-    /// The pack.
+    /// The pack: a .uc file, a .uc.index.json of shards, or the address of one.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -148,7 +186,7 @@ answer is \"consistent, not authenticated\".";
 
 #[derive(Debug, ClapArgs)]
 pub struct Verify {
-    /// The pack.
+    /// The pack: a .uc file, a .uc.index.json of shards, or the address of one.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Stop before decoding.
@@ -161,6 +199,8 @@ pub struct Verify {
     /// tensor claims, and every file.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
+    #[command(flatten)]
+    pub memory: Memory,
 }
 
 fn parse_root(text: &str) -> Result<Digest, String> {
@@ -172,11 +212,12 @@ Examples:
   uc unpack model.uc -o ./model-5bit
   uc unpack model.uc -o ./model-f32 --dtype f32
   uc unpack model.uc -o ./coarse --rung 4             read four planes of each row
-  uc unpack model.uc -o ./head --tensor 'lm_head'     some tensors only, no carried files";
+  uc unpack model.uc -o ./head --tensor 'lm_head'     some tensors only, no carried files
+  uc unpack https://example.org/model.uc -o ./head --tensor 'lm_head'     fetches these tensors only";
 
 #[derive(Debug, ClapArgs)]
 pub struct Unpack {
-    /// The pack.
+    /// The pack: a .uc file, a .uc.index.json of shards, or the address of one.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// The folder to write.
@@ -192,6 +233,31 @@ pub struct Unpack {
     #[arg(long, value_name = "REGEX")]
     pub tensor: Option<String>,
     /// Write into a folder that isn't empty, replacing files of the same name.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub memory: Memory,
+}
+
+const RESHARD_EXAMPLES: &str = "\
+Examples:
+  uc reshard big.uc -o parts/big.uc --shard-size 5GB     parts/big-00001-of-00004.uc ... and an index file
+  uc reshard parts/big.uc.index.json -o big.uc           one file again
+
+The decoded root stays the same. The files are those that `uc pack` with this --shard-size makes.";
+
+#[derive(Debug, ClapArgs)]
+pub struct Reshard {
+    /// The pack: a .uc file, a .uc.index.json of shards, or the address of one.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The file to write, or the name that shards are called after.
+    #[arg(short, long, value_name = "OUT.uc")]
+    pub output: PathBuf,
+    /// Most bytes of tensors in a file, 1M or more [default: one file].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub shard_size: Option<u64>,
+    /// Replace existing files.
     #[arg(long)]
     pub force: bool,
 }
@@ -232,7 +298,7 @@ Example:
 
 #[derive(Debug, ClapArgs)]
 pub struct Pair {
-    /// A .uc file, a .safetensors file, an index file or a folder.
+    /// A .uc file, a .safetensors file, an index file of either, a folder, or the address of a pack.
     pub a: PathBuf,
     /// Another one.
     pub b: PathBuf,

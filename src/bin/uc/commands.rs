@@ -3,15 +3,16 @@
 mod compare;
 mod info;
 mod pack;
+mod reshard;
 mod unpack;
 mod verify;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
-use ultracompress::{Error, ErrorKind};
+use ultracompress::{DEFAULT_MAX_RAM, Error, ErrorKind, MIN_MAX_RAM};
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, Memory};
 use crate::console::Console;
 
 type Outcome = Result<u8, Error>;
@@ -24,6 +25,7 @@ pub fn run(args: Args, console: &mut Console) -> Outcome {
         Command::Verify(a) => verify::run(&a, console),
         Command::Unpack(a) => unpack::run(&a, console),
         Command::Same(a) => compare::same(&a, console),
+        Command::Reshard(a) => reshard::run(&a, console),
         Command::Diff(a) => compare::diff(&a, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -60,6 +62,32 @@ fn check_free_disk(output: &Path, needed: u64) -> Result<(), Error> {
         .in_file(output.display().to_string())),
         _ => Ok(()),
     }
+}
+
+/// The memory to stay within: as asked for, or a quarter of what the machine, or the container that the
+/// process runs in, has.
+fn max_ram(args: &Memory) -> u64 {
+    args.max_ram.unwrap_or_else(|| {
+        // A platform that can't tell.
+        let Ok(mut system) = sysinfo::System::new() else { return DEFAULT_MAX_RAM };
+        system.refresh_memory();
+        let limit = system.cgroup_limits().map_or(u64::MAX, |c| c.total_memory);
+        match system.total_memory().min(limit) / 4 {
+            0 => DEFAULT_MAX_RAM,
+            quarter => quarter.max(MIN_MAX_RAM),
+        }
+    })
+}
+
+/// The files of a result, as JSON.
+fn files_json(files: &[(PathBuf, u64)]) -> Vec<serde_json::Value> {
+    let file = |(path, bytes): &(PathBuf, u64)| serde_json::json!({ "path": path.display().to_string(), "bytes": bytes });
+    files.iter().map(file).collect()
+}
+
+/// What names the pack that was written: its file, or its index file, which is the last.
+fn output_name(files: &[(PathBuf, u64)]) -> String {
+    files.last().map_or(String::new(), |(path, _)| path.display().to_string())
 }
 
 /// Refuses to write over an input.

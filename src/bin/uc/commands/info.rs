@@ -2,7 +2,8 @@
 
 use serde_json::json;
 use ultracompress::import::PackStats;
-use ultracompress::{Container, Encoding, Manifest, TensorEntry};
+use ultracompress::manifest::ShardFile;
+use ultracompress::{Container, Encoding, Input, Pack, TensorEntry};
 
 use super::{Outcome, rate, size};
 use crate::args::Info;
@@ -12,13 +13,29 @@ fn stored_bytes(t: &TensorEntry) -> u64 {
     t.parts.iter().map(|p| p.stored_len).sum()
 }
 
+/// The shards, as the index file lists them; nothing for a pack of one file.
+fn shards(pack: &Pack<Input>) -> serde_json::Value {
+    let Some(index) = pack.shard_index() else { return json!(null) };
+    let shard = |(listed, c): (&ShardFile, &Container<Input>)| {
+        json!({
+            "file": listed.file, "bytes": c.preamble().file_len, "tensors": c.tensors().len(),
+            "stored_root": listed.stored_root, "decoded_root": listed.decoded_root,
+        })
+    };
+    index.shards.iter().zip(pack.containers()).map(shard).collect()
+}
+
 pub fn run(args: &Info, console: &Console) -> Outcome {
     let file = args.file.display().to_string();
-    let pack = Container::open_path(&args.file)?;
-    let manifest = Manifest::read(&pack).map_err(|e| e.in_file(&file))?;
-    let attachments = pack.attachments().map_err(|e| e.in_file(&file))?;
-    let p = pack.preamble();
-    let stats = PackStats::of(pack.index(), p.file_len);
+    let pack = Pack::open_path(&args.file)?;
+    let p = pack.containers()[0].preamble();
+    // A shard that isn't the first has none.
+    let manifest = (p.shard_number == 1).then(|| pack.manifest()).transpose()?;
+    let attachments = pack.attachments()?;
+    let stats = PackStats::of(&pack);
+    let source = |name: &str| manifest.as_ref().and_then(|m| m.tensors.get(name));
+    let encoder = manifest.as_ref().map(|m| m.encoder.as_str());
+    let licence = manifest.as_ref().and_then(|m| m.licence.as_deref());
     let version = format!("{}.{}", p.format_major, p.format_minor);
     if console.json {
         let tensors: Vec<_> = pack
@@ -31,7 +48,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
                     Encoding::Alias { target } => (json!(null), None, Some(target)),
                     Encoding::Raw => (json!(null), None, None),
                 };
-                let source = manifest.tensors.get(&e.name);
+                let source = source(&e.name);
                 json!({
                     "name": e.name, "dtype": e.dtype.name(), "shape": e.shape, "role": e.role.name(),
                     "encoding": e.encoding.name(), "planes": planes, "group": group,
@@ -45,41 +62,51 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             })
             .collect();
         let files: Vec<_> = pack
-            .index()
-            .files
+            .files()
             .iter()
             .map(|f| json!({ "path": f.path, "bytes": f.len, "sha256": f.sha256.to_string() }))
             .collect();
         console.print_json(&json!({
             "format_version": version,
-            "file_bytes": p.file_len,
+            "file_bytes": pack.bytes(),
+            "shards": shards(&pack),
             "weights": stats.weights,
             "body_weights": stats.body_weights,
             "body_bpw": stats.body_bpw,
             "file_bpw": stats.file_bpw,
-            "stored_root": p.stored_root.to_string(),
-            "decoded_root": p.decoded_root.to_string(),
-            "encoder": manifest.encoder,
-            "licence": manifest.licence,
-            "recipe": manifest.recipe,
-            "source_files": manifest.files,
+            "stored_root": pack.stored_root().to_string(),
+            "decoded_root": pack.decoded_root().to_string(),
+            "encoder": encoder,
+            "licence": licence,
+            "recipe": manifest.as_ref().map(|m| &m.recipe),
+            "source_files": manifest.as_ref().map(|m| &m.files),
             "carried_files": files,
             "attachments": attachments.iter().map(|a| &a.name).collect::<Vec<_>>(),
             "tensors": tensors,
         }))?;
         return Ok(0);
     }
+    let part = match (pack.shard_index(), p.shard_count) {
+        (Some(index), _) => format!(" in {} shards", index.shards.len()),
+        (None, 1) => String::new(),
+        (None, n) => format!(", shard {} of {n}", p.shard_number),
+    };
     console.print(format!(
-        "{file}: UltraCompress format {version}, {}\n{} tensors, {} weights; body {} bpw, file {} bpw\nencoder {}, licence {}\nstored root  {}\ndecoded root {}\n",
-        size(p.file_len),
+        "{file}: UltraCompress format {version}, {}{part}\n{} tensors, {} weights; body {} bpw, file {} bpw",
+        size(pack.bytes()),
         stats.tensors,
         stats.weights,
         rate(stats.body_bpw),
         rate(stats.file_bpw),
-        manifest.encoder,
-        manifest.licence.as_deref().unwrap_or("not declared"),
-        p.stored_root,
-        p.decoded_root,
+    ))?;
+    if let Some(encoder) = encoder {
+        let licence = licence.unwrap_or("not declared");
+        console.print(format!("encoder {encoder}, licence {licence}"))?;
+    }
+    console.print(format!(
+        "stored root  {}\ndecoded root {}\n",
+        pack.stored_root(),
+        pack.decoded_root()
     ))?;
     let width = pack.tensors().map(|t| t.name().len()).max().unwrap_or(0);
     for t in pack.tensors() {
@@ -101,7 +128,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             stored_bytes(e),
         ))?;
     }
-    for f in &pack.index().files {
+    for f in pack.files() {
         console.print(format!("carries {} ({} bytes)", f.path, f.len))?;
     }
     for a in &attachments {

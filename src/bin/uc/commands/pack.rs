@@ -6,12 +6,18 @@ use ultracompress::import::{
 };
 use ultracompress::{Error, ErrorKind};
 
-use super::{Outcome, check_distinct, check_free_disk, rate, size};
+use super::{
+    Outcome, check_distinct, check_free_disk, files_json, max_ram, output_name, rate, size,
+};
 use crate::args::Pack;
 use crate::console::Console;
 
 pub fn run(args: &Pack, console: &mut Console) -> Outcome {
-    let options = PackOptions::new().with_recipe(recipe(args)?).with_force(args.force);
+    let options = PackOptions::new()
+        .with_recipe(recipe(args)?)
+        .with_force(args.force)
+        .with_max_ram(max_ram(&args.memory))
+        .with_shard_size(args.shard_size);
     let source = Source::open(&args.source)?;
     let bytes = source.bytes();
     if args.dry_run {
@@ -35,26 +41,26 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
     let PackStats { tensors, weights, body_bpw, file_bpw, .. } = report.stats;
     if console.json {
         console.print_json(&json!({
-            "output": output.display().to_string(),
-            "files": [{ "path": output.display().to_string(), "bytes": report.summary.file_len }],
+            "output": output_name(&report.files),
+            "files": files_json(&report.files),
             "left_out": report.left_out,
             "stored_raw_not_finite": report.odd,
             "tensors": tensors,
             "weights": weights,
             "body_bpw": body_bpw,
             "file_bpw": file_bpw,
-            "stored_root": report.summary.stored_root.to_string(),
-            "decoded_root": report.summary.decoded_root.to_string(),
+            "stored_root": report.stored_root.to_string(),
+            "decoded_root": report.decoded_root.to_string(),
         }))?;
     } else {
         console.print(format!(
             "{}: {tensors} tensors, {weights} weights in {}\nbody {} bpw, file {} bpw\nstored root  {}\ndecoded root {}",
-            output.display(),
-            size(report.summary.file_len),
+            output_name(&report.files),
+            size(report.files.iter().map(|(_, bytes)| bytes).sum()),
             rate(body_bpw),
             rate(file_bpw),
-            report.summary.stored_root,
-            report.summary.decoded_root,
+            report.stored_root,
+            report.decoded_root,
         ))?;
     }
     Ok(0)

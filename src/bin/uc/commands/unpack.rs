@@ -1,21 +1,24 @@
 //! `uc unpack`.
 
 use serde_json::json;
-use ultracompress::Container;
+use ultracompress::Pack;
 use ultracompress::import::UnpackOptions;
 
-use super::{Outcome, check_distinct, check_free_disk, size};
+use super::{Outcome, check_distinct, check_free_disk, max_ram, size};
 use crate::args::Unpack;
 use crate::console::Console;
 
 pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
     let file = args.file.display().to_string();
-    let pack = Container::open_path(&args.file)?;
     let options = UnpackOptions::new()
         .with_dtype(args.dtype.dtype())
         .with_planes(args.rung)
         .with_tensors(args.tensor.clone())
-        .with_force(args.force);
+        .with_force(args.force)
+        .with_max_ram(max_ram(&args.memory));
+    // Of a sharded pack only what is needed, which is much where it is far away.
+    let wanted = options.wanted()?;
+    let pack = Pack::open_some(&args.file, wanted)?;
     check_distinct(&args.file, &args.output)?;
     let bytes = options.output_bytes(&pack)?;
     check_free_disk(&args.output, bytes)?;

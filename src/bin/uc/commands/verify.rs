@@ -2,40 +2,37 @@
 
 use serde_json::json;
 use ultracompress::import::{Source, against};
-use ultracompress::{
-    Check, Container, Digest, Error, ErrorKind, Failure, Manifest, VerifyOptions, VerifyReport,
-};
+use ultracompress::{Check, Digest, Error, ErrorKind, Failure, Pack, VerifyOptions, VerifyReport};
 
-use super::Outcome;
+use super::{Outcome, max_ram};
 use crate::args::Verify;
 use crate::console::Console;
 use crate::{FAILED, MISMATCH};
 
 pub fn run(args: &Verify, console: &mut Console) -> Outcome {
     let file = args.file.display().to_string();
-    let pack = match Container::open_path(&args.file) {
+    let pack = match Pack::open_path(&args.file) {
         Ok(pack) => pack,
         Err(e) => return refused(&e, console),
     };
     // Before any work, so that a wrong path shows at once.
     let source = args.against.as_deref().map(Source::open).transpose()?;
-    let p = pack.preamble();
     let decoded: u64 = if args.fast {
         0
     } else {
         let sizes = pack.tensors().filter_map(|t| t.dtype().tensor_bytes(t.shape()));
         sizes.fold(0, u64::saturating_add)
     };
-    console.start("verifying", p.core_len.saturating_add(decoded));
-    let options = VerifyOptions::new().with_decode(!args.fast);
-    let mut report = options.verify_with(&pack, console).map_err(|e| e.in_file(&file))?;
+    console.start("verifying", pack.bytes().saturating_add(decoded));
+    let options = VerifyOptions::new().with_decode(!args.fast).with_max_ram(max_ram(&args.memory));
+    let mut report = options.verify_pack_with(&pack, console).map_err(|e| e.in_file(&file))?;
     let mut compared = Check::NotChecked;
     if let Some(root) = args.root {
         compared = compare_root(root, &mut report);
     }
     let mut note = None;
     if let Some(source) = &source {
-        let failures = match &Manifest::read(&pack) {
+        let failures = match &pack.manifest() {
             Ok(manifest) => {
                 let found = against(&pack, manifest, source, console)?;
                 note = Some(format!(
@@ -80,7 +77,10 @@ fn refused(e: &Error, console: &Console) -> Outcome {
 }
 
 fn failure(f: &Failure) -> serde_json::Value {
-    json!({ "tensor": f.tensor, "part": f.part, "offset": f.offset_bytes, "reason": f.reason })
+    json!({
+        "file": f.file, "tensor": f.tensor, "part": f.part, "offset": f.offset_bytes,
+        "reason": f.reason,
+    })
 }
 
 fn compare_root(root: Digest, report: &mut VerifyReport) -> Check {
@@ -92,6 +92,7 @@ fn compare_root(root: Digest, report: &mut VerifyReport) -> Check {
     let also = if report.decoded == Check::NotChecked { " (nothing was decoded)" } else { "" };
     report.failures.push(Failure {
         kind: ErrorKind::Integrity,
+        file: None,
         tensor: None,
         part: None,
         offset_bytes: None,
@@ -125,6 +126,7 @@ fn print(
         let tensor = f.tensor.as_ref().map_or(String::new(), |t| format!("\"{t}\": "));
         let part = f.part.as_ref().map_or(String::new(), |p| format!("{p}: "));
         let at = f.offset_bytes.map_or(String::new(), |o| format!(", at byte {o}"));
+        let file = f.file.as_deref().unwrap_or(file);
         console.print(format!("{file}: {tensor}{part}{}{at}", f.reason))?;
     }
     console.print(format!(

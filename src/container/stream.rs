@@ -1,0 +1,174 @@
+//! Writing tensors and files piece by piece, so that none has to fit in memory.
+
+use std::io::{Seek, Write};
+
+use super::writer::PackWriter;
+use crate::error::{Error, Result};
+use crate::format::{
+    CHUNK_BYTES, Chunk, Digest, FileEntry, LevelsEntry, OtherEntry, Part, PartKind, TensorEntry,
+};
+
+/// A `planes` tensor whose rows arrive piece by piece.
+#[derive(Debug)]
+pub(crate) struct OpenPlanes {
+    entry: TensorEntry,
+    parts: Vec<OpenPart>,
+}
+
+/// How far a part is written.
+#[derive(Debug, Default)]
+struct OpenPart {
+    written: u64,
+    crc: crc32fast::Hasher,
+}
+
+/// A data part whose chunks arrive one by one.
+#[derive(Debug)]
+pub(crate) struct OpenData {
+    part: Part,
+}
+
+impl<W: Write + Seek> PackWriter<W> {
+    /// Starts a `planes` tensor with parts of known length, whose rows will be given in storage order.
+    ///
+    /// # Errors
+    /// `Io`; `Malformed` when the file grows beyond 2^64 bytes.
+    pub(crate) fn begin_planes(&mut self, mut entry: TensorEntry) -> Result<OpenPlanes> {
+        for part in &mut entry.parts {
+            part.offset = self.allot(part.len).map_err(|e| e.in_tensor(&entry.name))?;
+        }
+        let parts = entry.parts.iter().map(|_| OpenPart::default()).collect();
+        Ok(OpenPlanes { entry, parts })
+    }
+
+    /// Writes the next rows of a tensor: for each part the bytes that follow.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn put_rows(&mut self, tensor: &mut OpenPlanes, pieces: &[Vec<u8>]) -> Result<()> {
+        debug_assert_eq!(pieces.len(), tensor.parts.len());
+        for ((part, open), bytes) in
+            tensor.entry.parts.iter_mut().zip(&mut tensor.parts).zip(pieces)
+        {
+            self.write(part.offset + open.written, bytes)
+                .map_err(|e| e.in_tensor(&tensor.entry.name))?;
+            open.checksum(part, bytes);
+        }
+        Ok(())
+    }
+
+    /// Ends a tensor whose rows are all written.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when rows are missing.
+    pub(crate) fn end_planes(&mut self, tensor: OpenPlanes, decoded_sha256: Digest) -> Result<()> {
+        let mut entry = tensor.entry;
+        if entry.parts.iter().zip(&tensor.parts).any(|(p, open)| p.len != open.written) {
+            return Err(Error::argument("rows are missing").in_tensor(&entry.name));
+        }
+        entry.decoded_sha256 = decoded_sha256;
+        self.list(entry);
+        Ok(())
+    }
+
+    /// Starts the data part of a raw tensor or a carried file.
+    ///
+    /// # Errors
+    /// `Io`; `Malformed` when the file grows beyond 2^64 bytes.
+    pub(crate) fn begin_data(&mut self) -> Result<OpenData> {
+        Ok(OpenData { part: Part::empty(PartKind::Data, self.allot(0)?) })
+    }
+
+    /// Writes the next chunk: `len` bytes of content, as they are or as a shorter frame.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn put_chunk(
+        &mut self,
+        data: &mut OpenData,
+        len: usize,
+        stored: &[u8],
+    ) -> Result<()> {
+        let part = &mut data.part;
+        self.write(part.offset + part.stored_len, stored)?;
+        self.end += stored.len() as u64;
+        part.push_chunk(len, stored);
+        Ok(())
+    }
+
+    /// Ends a raw tensor.
+    pub(crate) fn end_raw(&mut self, mut entry: TensorEntry, data: OpenData) {
+        entry.parts.extend((data.part.len > 0).then_some(data.part));
+        self.list(entry);
+    }
+
+    /// Writes `len` bytes of a part as they are stored elsewhere: `next` gives them piece by piece.
+    /// Returns where they are.
+    ///
+    /// # Errors
+    /// `Io`, and whatever `next` returns.
+    pub(crate) fn copy_part(
+        &mut self,
+        len: u64,
+        mut next: impl FnMut() -> Result<Vec<u8>>,
+    ) -> Result<u64> {
+        let offset = self.allot(len)?;
+        let mut at = offset;
+        while at < offset + len {
+            let bytes = next()?;
+            self.write(at, &bytes)?;
+            at += bytes.len() as u64;
+        }
+        Ok(offset)
+    }
+
+    /// The number of a table like this, which is added if there is none.
+    ///
+    /// # Errors
+    /// As [`PackWriter::add_levels`].
+    pub(crate) fn share_levels(&mut self, table: &LevelsEntry) -> Result<u16> {
+        let like = |t: &LevelsEntry| (t.native, &t.levels) == (table.native, &table.levels);
+        match self.index.levels.iter().position(like) {
+            Some(i) => Ok(u16::try_from(i + 1).expect("numbers are checked when tables are added")),
+            None => self.add_levels(table.native, table.levels.clone()),
+        }
+    }
+
+    /// Lists a carried file that is written.
+    pub(crate) fn list_file(&mut self, entry: FileEntry) {
+        self.index.files.push(entry);
+    }
+
+    /// Lists a record of a kind that this writer doesn't know.
+    pub(crate) fn list_other(&mut self, entry: OtherEntry) {
+        self.index.others.push(entry);
+    }
+
+    /// Ends a carried file.
+    pub(crate) fn end_file(&mut self, mut entry: FileEntry, data: OpenData) {
+        entry.parts.extend((data.part.len > 0).then_some(data.part));
+        self.list_file(entry);
+    }
+}
+
+impl OpenPart {
+    /// Closes a chunk of `part` each 1 MiB and at its end.
+    fn checksum(&mut self, part: &mut Part, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let chunk_end = part.len.min((part.chunks.len() as u64 + 1) * CHUNK_BYTES);
+            let left = usize::try_from(chunk_end - self.written).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(bytes.len().min(left));
+            self.crc.update(now);
+            self.written += now.len() as u64;
+            if self.written == chunk_end {
+                let start = part.chunks.len() as u64 * CHUNK_BYTES;
+                part.chunks.push(Chunk {
+                    crc32: std::mem::take(&mut self.crc).finalize(),
+                    stored_len: u32::try_from(chunk_end - start).expect("at most 1 MiB"),
+                    start,
+                });
+            }
+            bytes = later;
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The jobs that packing consists of: read a piece of the source, encode it, write it.
+
+use std::fs::File;
+
+use sha2::{Digest as _, Sha256};
+
+use super::plan::{Decision, Plan, Recipe};
+use super::scan::{Scan, Scans};
+use super::shards::{NewPack, ShardWriter};
+use super::source::Source;
+use crate::container::{
+    EncodeOptions, EncodedTile, OpenData, OpenPlanes, ReadAt, TileEncoder, store_chunk,
+};
+use crate::error::{Error, Result};
+use crate::format::{Digest, Encoding, FileEntry, TensorEntry, to_usize};
+use crate::manifest::FileRole;
+
+/// Weights of one job, unless a row has more.
+const TILE_WEIGHTS: usize = 1 << 19;
+/// Bytes of one job that are kept as they are: whole chunks.
+const RAW_BYTES: u64 = 4 << 20;
+const CHUNK_LEN: usize = 1 << 20;
+
+/// What a job is part of: a tensor or a carried file, by its place in the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Item {
+    Tensor(usize),
+    File(usize),
+}
+
+/// Consecutive bytes of one item: whole rows, or whole chunks. An empty item has one empty job.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Job {
+    pub item: Item,
+    pub from: u64,
+    pub len: u64,
+    pub last: bool,
+}
+
+/// All jobs of a pack, in the order of the bytes in it.
+#[derive(Debug)]
+pub(super) struct Jobs(Vec<Job>);
+
+impl Jobs {
+    /// Tensors by shard and name, then the carried files at the end of the first shard.
+    pub(super) fn new(
+        source: &Source,
+        plan: &Plan,
+        recipe: &Recipe,
+        shards: &[usize],
+    ) -> Result<Self> {
+        let mut order: Vec<usize> = (0..plan.tensors.len()).collect();
+        order.sort_by_key(|&i| shards[i]);
+        let first = order.partition_point(|&i| shards[i] == 0);
+        let mut jobs = Self(vec![]);
+        order[..first].iter().try_for_each(|&i| jobs.push_tensor(source, plan, recipe, i))?;
+        for (i, file) in source.files.iter().enumerate() {
+            if file.role == FileRole::Carried {
+                jobs.push(Item::File(i), file.bytes, RAW_BYTES);
+            }
+        }
+        order[first..].iter().try_for_each(|&i| jobs.push_tensor(source, plan, recipe, i))?;
+        Ok(jobs)
+    }
+
+    fn push_tensor(
+        &mut self,
+        source: &Source,
+        plan: &Plan,
+        recipe: &Recipe,
+        i: usize,
+    ) -> Result<()> {
+        let t = &source.tensors()[i];
+        let job = match &plan.tensors[i].decision {
+            Decision::Alias(_) => return Ok(()),
+            Decision::Raw => RAW_BYTES,
+            Decision::Planes { .. } => {
+                let encoder = tile_encoder(source, plan, recipe, i)?;
+                encoder.row_bytes()? as u64 * encoder.tile_rows(TILE_WEIGHTS)? as u64
+            }
+        };
+        self.push(Item::Tensor(i), t.len, job);
+        Ok(())
+    }
+
+    fn push(&mut self, item: Item, len: u64, step: u64) {
+        let mut from = 0;
+        loop {
+            let to = len.min(from + step);
+            self.0.push(Job { item, from, len: to - from, last: to == len });
+            if to == len {
+                return;
+            }
+            from = to;
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn get(&self, j: usize) -> &Job {
+        &self.0[j]
+    }
+
+    /// About how many bytes of memory a job needs.
+    pub(super) fn cost(&self, source: &Source, j: usize) -> u64 {
+        let job = &self.0[j];
+        let weights = match job.item {
+            Item::Tensor(i) => job.len * 8 / source.tensors()[i].dtype.bits(),
+            Item::File(_) => 0,
+        };
+        // What is read and what it decodes to or is stored as; parts and binary32 values on top.
+        4096 + 2 * job.len + 4 * weights + (4 * weights).min(8 << 16)
+    }
+
+    /// Memory of the job that needs most, and its tensor.
+    pub(super) fn largest(&self, source: &Source) -> (u64, Option<String>) {
+        let most = (0..self.len()).map(|j| (self.cost(source, j), j)).max();
+        most.map_or((0, None), |(cost, j)| match self.0[j].item {
+            Item::Tensor(i) => (cost, Some(source.tensors()[i].name.clone())),
+            Item::File(_) => (cost, None),
+        })
+    }
+}
+
+fn tile_encoder(source: &Source, plan: &Plan, recipe: &Recipe, i: usize) -> Result<TileEncoder> {
+    let (t, planned) = (&source.tensors()[i], &plan.tensors[i]);
+    let Decision::Planes { planes, row_dims } = planned.decision else {
+        return Err(Error::argument("is not stored as planes").in_tensor(&t.name));
+    };
+    let options =
+        EncodeOptions::new().with_planes(planes).with_row_dims(row_dims).with_group(recipe.group);
+    TileEncoder::new(t.dtype, &t.shape, &options).map_err(|e| e.in_tensor(&t.name))
+}
+
+/// Reads the source bytes of a job.
+pub(super) fn read(source: &Source, job: &Job) -> Result<Vec<u8>> {
+    match job.item {
+        Item::Tensor(i) => source.read(&source.tensors()[i], job.from, job.len),
+        Item::File(i) => {
+            let file = &source.files[i];
+            let mut bytes = vec![0; to_usize(job.len)?];
+            let io = |e| Error::io("can't read", e).in_file(&file.path);
+            let input = File::open(&file.on_disk).map_err(io)?;
+            input.read_exact_at(job.from, &mut bytes).map_err(|e| e.in_file(&file.path))?;
+            Ok(bytes)
+        }
+    }
+}
+
+/// What a job comes to.
+pub(super) struct Done {
+    /// Checksum of the source bytes.
+    crc: crc32fast::Hasher,
+    what: Encoded,
+}
+
+enum Encoded {
+    /// Rows, with the tensor's record if they are the first.
+    Tile(EncodedTile, Option<TensorEntry>),
+    /// Content length and stored bytes of each chunk.
+    Chunks(Vec<(usize, Vec<u8>)>),
+}
+
+/// Encodes the source bytes of a job.
+pub(super) fn encode(
+    source: &Source,
+    plan: &Plan,
+    recipe: &Recipe,
+    job: &Job,
+    bytes: Vec<u8>,
+) -> Result<Done> {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&bytes);
+    let planes = match job.item {
+        Item::Tensor(i) if matches!(plan.tensors[i].decision, Decision::Planes { .. }) => Some(i),
+        _ => None,
+    };
+    let what = match planes {
+        Some(i) => {
+            let encoder = tile_encoder(source, plan, recipe, i)?;
+            let first_row = to_usize(job.from)? / encoder.row_bytes()?;
+            let tile = encoder.encode(first_row, &bytes).map_err(|e| {
+                // The scan found nothing odd in it.
+                changed(e.message()).in_tensor(&source.tensors()[i].name)
+            })?;
+            let (t, planned) = (&source.tensors()[i], &plan.tensors[i]);
+            let entry = || encoder.entry(&t.name, &t.shape, planned.role);
+            Encoded::Tile(tile, (job.from == 0).then(entry).transpose()?)
+        }
+        None => {
+            let level = recipe.zstd_level();
+            let chunk = |c: &[u8]| Ok((c.len(), store_chunk(c, level)?.into_owned()));
+            Encoded::Chunks(bytes.chunks(CHUNK_LEN).map(chunk).collect::<Result<_>>()?)
+        }
+    };
+    Ok(Done { crc, what })
+}
+
+fn changed(what: &str) -> Error {
+    Error::source_file(format!("changed while it was packed: {what}"))
+}
+
+/// An item that is being written.
+enum Open {
+    Planes(Box<OpenPlanes>, Sha256),
+    Data(OpenData),
+}
+
+/// Takes what the jobs come to, in their order, and writes it to the files of the pack.
+pub(super) struct Output<'a> {
+    source: &'a Source,
+    plan: &'a Plan,
+    scans: &'a Scans,
+    shards: &'a [usize],
+    pack: &'a mut NewPack,
+    manifest: &'a [u8],
+    shard: usize,
+    writer: ShardWriter,
+    open: Option<(Open, crc32fast::Hasher)>,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(
+        source: &'a Source,
+        plan: &'a Plan,
+        scans: &'a Scans,
+        shards: &'a [usize],
+        pack: &'a mut NewPack,
+        manifest: &'a [u8],
+    ) -> Result<Self> {
+        let writer = pack.start()?;
+        Ok(Self { source, plan, scans, shards, pack, manifest, shard: 0, writer, open: None })
+    }
+
+    /// Writes what a job came to.
+    ///
+    /// # Errors
+    /// `Source` when the source isn't what it was when it was scanned; `Io`.
+    pub(super) fn take(self, job: &Job, done: Done) -> Result<Self> {
+        let (name, shard) = match job.item {
+            Item::Tensor(i) => (&self.source.tensors()[i].name, self.shards[i]),
+            Item::File(i) => (&self.source.files[i].path, 0),
+        };
+        let mut output = if shard == self.shard { self } else { self.next_shard(shard)? };
+        output.write(job, name, done).map_err(|e| e.in_tensor(name))?;
+        Ok(output)
+    }
+
+    fn write(&mut self, job: &Job, name: &str, done: Done) -> Result<()> {
+        let (mut open, mut crc) = match (self.open.take(), &done.what) {
+            (Some(open), _) => open,
+            (None, Encoded::Tile(_, Some(entry))) => {
+                let planes = self.writer.begin_planes(entry.clone())?;
+                (Open::Planes(Box::new(planes), Sha256::new()), crc32fast::Hasher::new())
+            }
+            (None, _) => (Open::Data(self.writer.begin_data()?), crc32fast::Hasher::new()),
+        };
+        crc.combine(&done.crc);
+        match (&mut open, done.what) {
+            (Open::Planes(planes, sha), Encoded::Tile(tile, _)) => {
+                self.writer.put_rows(planes, &tile.pieces)?;
+                sha.update(&tile.decoded);
+            }
+            (Open::Data(data), Encoded::Chunks(chunks)) => {
+                for (len, stored) in chunks {
+                    self.writer.put_chunk(data, len, &stored)?;
+                }
+            }
+            _ => return Err(Error::argument("jobs came in the wrong order")),
+        }
+        if !job.last {
+            self.open = Some((open, crc));
+            return Ok(());
+        }
+        let scan = match job.item {
+            Item::Tensor(i) => Some(self.scans.tensors[i]),
+            Item::File(i) => self.scans.files[i],
+        };
+        let same = |scan: &Scan| scan.crc32 == crc.finalize();
+        let scan = scan.filter(same).ok_or_else(|| changed("its checksum differs"))?;
+        match (open, job.item) {
+            (Open::Planes(planes, sha), _) => {
+                self.writer.end_planes(*planes, Digest(sha.finalize().into()))?;
+            }
+            (Open::Data(data), Item::Tensor(i)) => {
+                let t = &self.source.tensors()[i];
+                let entry = TensorEntry {
+                    name: t.name.clone(),
+                    dtype: t.dtype,
+                    role: self.plan.tensors[i].role,
+                    shape: t.shape.clone(),
+                    decoded_sha256: scan.sha256,
+                    encoding: Encoding::Raw,
+                    parts: vec![],
+                };
+                self.writer.end_raw(entry, data);
+            }
+            (Open::Data(data), Item::File(_)) => {
+                let (path, len) = (name.to_owned(), job.from + job.len);
+                let entry = FileEntry { path, len, sha256: scan.sha256, parts: vec![] };
+                self.writer.end_file(entry, data);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the open shard and starts another.
+    fn next_shard(mut self, shard: usize) -> Result<Self> {
+        self.add_aliases()?;
+        self.pack.end(self.writer, self.manifest)?;
+        let writer = self.pack.start()?;
+        Ok(Self { shard, writer, ..self })
+    }
+
+    fn add_aliases(&mut self) -> Result<()> {
+        for (t, _) in self.plan.tensors.iter().zip(self.shards).filter(|(_, s)| **s == self.shard) {
+            if let Decision::Alias(target) = &t.decision {
+                self.writer.add_alias_as(&t.name, target, Some(t.role))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the last shard.
+    ///
+    /// # Errors
+    /// As [`NewPack::end`].
+    pub(super) fn end(mut self) -> Result<()> {
+        self.add_aliases()?;
+        self.pack.end(self.writer, self.manifest)
+    }
+}

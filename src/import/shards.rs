@@ -1,0 +1,205 @@
+//! Cutting a pack into shards, and naming them.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::output::{ClosedFile, NewFile};
+use crate::container::{Container, PackWriter, WriteSummary};
+use crate::error::{Error, Result};
+use crate::manifest::{Pack, ShardIndex};
+
+/// Least `shard_size`, in bytes: smaller files than a chunk make no sense.
+pub(crate) const MIN_SHARD_BYTES: u64 = 1 << 20;
+
+/// The shard of each tensor, from 0: tensors in the order given, each shard filled until the next
+/// tensor would make it larger than `limit`. `bytes` is the content of its parts; nothing for an alias,
+/// which goes where its target is.
+pub(crate) fn assign(tensors: &[Placed], limit: Option<u64>) -> Vec<usize> {
+    let limit = limit.unwrap_or(u64::MAX);
+    let (mut shard, mut filled) = (0, 0u64);
+    let mut shards = vec![0; tensors.len()];
+    for (slot, tensor) in shards.iter_mut().zip(tensors) {
+        let Placed::Bytes(bytes) = tensor else { continue };
+        if filled > 0 && *bytes > 0 && filled.saturating_add(*bytes) > limit {
+            (shard, filled) = (shard + 1, 0);
+        }
+        filled = filled.saturating_add(*bytes);
+        *slot = shard;
+    }
+    for i in 0..shards.len() {
+        if let Placed::With(target) = tensors[i] {
+            shards[i] = shards[target];
+        }
+    }
+    shards
+}
+
+/// What decides in which shard a tensor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placed {
+    /// Bytes of its content.
+    Bytes(u64),
+    /// It is an alias of this tensor.
+    With(usize),
+}
+
+/// # Errors
+/// `InvalidArgument` for a size that is too small.
+pub(crate) fn check_shard_size(limit: Option<u64>) -> Result<()> {
+    match limit {
+        Some(n) if n < MIN_SHARD_BYTES => Err(Error::argument(format!(
+            "shards of {n} bytes: at least {MIN_SHARD_BYTES} are possible"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The file or files of a new pack.
+#[derive(Debug)]
+pub(crate) struct NewPack {
+    output: PathBuf,
+    force: bool,
+    count: usize,
+    done: Vec<(ClosedFile, WriteSummary)>,
+}
+
+/// Writes one file of a new pack.
+pub(crate) type ShardWriter = PackWriter<BufWriter<NewFile>>;
+
+impl NewPack {
+    /// A pack of `count` files: `output` itself if it is one, else shards beside an index file that
+    /// are called after it.
+    ///
+    /// # Errors
+    /// `Io` when one of the files exists (unless `force`) or can't be written.
+    pub(crate) fn create(output: &Path, force: bool, count: usize) -> Result<Self> {
+        let pack = Self { output: output.to_owned(), force, count, done: vec![] };
+        pack.targets()?.iter().try_for_each(|t| NewFile::check(t, force))?;
+        Ok(pack)
+    }
+
+    /// The pack's name without ending.
+    fn stem(&self) -> Result<String> {
+        let name = self.output.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
+            Error::argument("output has no name in UTF-8")
+                .in_file(self.output.display().to_string())
+        })?;
+        Ok(name.strip_suffix(".uc").unwrap_or(name).to_owned())
+    }
+
+    /// Every file that the pack will have.
+    fn targets(&self) -> Result<Vec<PathBuf>> {
+        if self.count == 1 {
+            return Ok(vec![self.output.clone()]);
+        }
+        let stem = self.stem()?;
+        let mut all = vec![];
+        for i in 0..self.count {
+            all.push(self.output.with_file_name(self.shard_name(&stem, i)?));
+        }
+        all.push(self.output.with_file_name(format!("{stem}{}", crate::manifest::INDEX_ENDING)));
+        Ok(all)
+    }
+
+    fn shard_name(&self, stem: &str, i: usize) -> Result<String> {
+        let number = |n: usize| {
+            u32::try_from(n).ok().filter(|&n| n <= crate::format::MAX_SHARDS).ok_or_else(|| {
+                Error::argument(format!(
+                    "{n} shards, at most {} are possible",
+                    crate::format::MAX_SHARDS
+                ))
+            })
+        };
+        Ok(ShardIndex::file_name(stem, number(i + 1)?, number(self.count)?))
+    }
+
+    /// Starts the next file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn start(&self) -> Result<ShardWriter> {
+        let i = self.done.len();
+        let target = &self.targets()?[i];
+        let out = BufWriter::with_capacity(1 << 20, NewFile::create(target, self.force)?);
+        let number = |n: usize| u32::try_from(n).expect("checked with the names");
+        let writer = PackWriter::new(out)
+            .map_err(|e| e.in_file(target.display().to_string()))?
+            .with_shard(number(i + 1), number(self.count));
+        Ok(writer)
+    }
+
+    /// Ends the file that was started last. `manifest` belongs to the first.
+    ///
+    /// # Errors
+    /// As [`PackWriter::finish`].
+    pub(crate) fn end(&mut self, writer: ShardWriter, manifest: &[u8]) -> Result<()> {
+        let target = self.targets()?[self.done.len()].display().to_string();
+        let end = || {
+            let manifest = if self.done.is_empty() { manifest } else { &[] };
+            let (summary, out) = writer.finish(manifest)?;
+            let out = out.into_inner().map_err(|e| Error::io("can't write", e.into_error()))?;
+            Ok((out.close()?, summary))
+        };
+        let done = end().map_err(|e: Error| e.in_file(target))?;
+        self.done.push(done);
+        Ok(())
+    }
+
+    /// Opens what was written, which has no name yet.
+    ///
+    /// # Errors
+    /// As [`Pack::open_path`].
+    pub(crate) fn open(&self) -> Result<Pack<File>> {
+        let open = |file: &ClosedFile| {
+            let file = File::open(file.path()).map_err(|e| Error::io("can't read", e))?;
+            Container::open(file)
+        };
+        if let [(file, _)] = &self.done[..] {
+            return Ok(open(file)?.into());
+        }
+        let stem = self.stem()?;
+        let shards: Vec<_> = self
+            .done
+            .iter()
+            .enumerate()
+            .map(|(i, (file, _))| Ok((self.shard_name(&stem, i)?, open(file)?)))
+            .collect::<Result<_>>()?;
+        let index = ShardIndex::of(&shards);
+        Pack::from_shards(index, shards.into_iter().map(|(_, c)| Some(c)).collect())
+    }
+
+    /// Gives the files their names: shards first, the index file last. Returns all paths with lengths.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn commit(self, pack: &Pack<File>) -> Result<Vec<(PathBuf, u64)>> {
+        let targets = self.targets()?;
+        let mut lengths: Vec<u64> = self.done.iter().map(|(_, s)| s.file_len).collect();
+        let mut files: Vec<ClosedFile> = self.done.into_iter().map(|(file, _)| file).collect();
+        if let Some(index) = pack.shard_index() {
+            let target = targets.last().expect("the index file is the last");
+            let bytes = index.to_bytes()?;
+            let mut out = NewFile::create(target, self.force)?;
+            out.write_all(&bytes)
+                .map_err(|e| Error::io("can't write", e).in_file(target.display().to_string()))?;
+            files.push(out.close()?);
+            lengths.push(bytes.len() as u64);
+        }
+        ClosedFile::commit(files)?;
+        Ok(targets.into_iter().zip(lengths).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_filled_in_order_and_aliases_follow_their_targets() {
+        use Placed::{Bytes, With};
+        let tensors = [With(3), Bytes(4), Bytes(6), Bytes(1), Bytes(20), Bytes(0), Bytes(3)];
+        assert_eq!(assign(&tensors, None), [0; 7]);
+        assert_eq!(assign(&tensors, Some(10)), [1, 0, 0, 1, 2, 2, 3]);
+    }
+}

@@ -1,0 +1,28 @@
+//! How much memory long operations may take (`--max-ram`).
+
+use crate::error::{Error, Result};
+
+/// Least `max_ram` that operations accept, in bytes.
+pub const MIN_MAX_RAM: u64 = 128 << 20;
+/// `max_ram` unless the caller says otherwise, in bytes.
+pub const DEFAULT_MAX_RAM: u64 = 1 << 30;
+
+/// What a process takes before it does any work: code, stacks, buffers of libraries.
+const BASE: u64 = 32 << 20;
+
+/// What is left of `max_ram` for work in progress when `held` bytes of tables stay in memory, of which
+/// one job needs `one_job`.
+///
+/// # Errors
+/// `InvalidArgument` with the least value that would do.
+pub(crate) fn for_work(max_ram: u64, held: u64, one_job: u64) -> Result<u64> {
+    let needed = (BASE + held).saturating_add(one_job).max(MIN_MAX_RAM);
+    if max_ram < needed {
+        let mib = needed.div_ceil(1 << 20);
+        return Err(Error::argument(format!(
+            "max-ram of {} MiB is too little: this needs at least {mib} MiB",
+            max_ram >> 20
+        )));
+    }
+    Ok(max_ram - BASE - held)
+}
