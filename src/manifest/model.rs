@@ -75,6 +75,12 @@ pub struct Manifest {
     pub tensors: BTreeMap<String, TensorSource>,
 }
 
+impl json::Canonical for Manifest {
+    fn values_are_safe(&self) -> bool {
+        self.files.iter().all(|f| json::is_safe(f.bytes)) && json::is_safe_value(&self.recipe)
+    }
+}
+
 impl Manifest {
     /// A manifest without files and tensors.
     pub fn new(encoder: impl Into<String>) -> Self {

@@ -65,7 +65,11 @@ impl Console {
 
     /// A line of the result; a closed pipe is no error.
     pub fn print(&self, text: impl AsRef<str>) -> Result<(), Error> {
-        match writeln!(std::io::stdout().lock(), "{}", text.as_ref()) {
+        self.write(format!("{}\n", text.as_ref()).as_bytes())
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), Error> {
+        match std::io::stdout().lock().write_all(bytes) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
                 Err(Error::new(ErrorKind::Io, format!("can't write to stdout: {e}")))
             }
@@ -75,7 +79,10 @@ impl Console {
 
     /// The JSON object of the result.
     pub fn print_json(&self, value: &serde_json::Value) -> Result<(), Error> {
-        self.print(format!("{value:#}"))
+        let mut text = serde_json::to_vec_pretty(value)
+            .map_err(|e| Error::new(ErrorKind::Io, format!("can't write JSON: {e}")))?;
+        text.push(b'\n');
+        self.write(&text)
     }
 }
 

@@ -66,7 +66,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             .iter()
             .map(|f| json!({ "path": f.path, "bytes": f.len, "sha256": f.sha256.to_string() }))
             .collect();
-        console.print_json(&json!({
+        let mut all = json!({
             "format_version": version,
             "file_bytes": pack.bytes(),
             "shards": shards(&pack),
@@ -82,8 +82,10 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             "source_files": manifest.as_ref().map(|m| &m.files),
             "carried_files": files,
             "attachments": attachments.iter().map(|a| &a.name).collect::<Vec<_>>(),
-            "tensors": tensors,
-        }))?;
+        });
+        // Moved, not copied: a pack may have a hundred thousand.
+        all["tensors"] = tensors.into();
+        console.print_json(&all)?;
         return Ok(0);
     }
     let part = match (pack.shard_index(), p.shard_count) {
@@ -109,6 +111,8 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
         pack.decoded_root()
     ))?;
     let width = pack.tensors().map(|t| t.name().len()).max().unwrap_or(0);
+    // One write for all lines.
+    let mut lines = String::new();
     for t in pack.tensors() {
         let e = t.entry();
         let how = match &e.encoding {
@@ -120,19 +124,17 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             Encoding::Alias { target } => format!("alias of {target}"),
         };
         let shape = format!("{:?}", e.shape);
-        console.print(format!(
-            "{:width$}  {:5} {shape:18} {:9} {:>11} bytes  {how}",
-            e.name,
-            e.dtype.name(),
-            e.role.name(),
-            stored_bytes(e),
-        ))?;
+        let (dtype, role, bytes) = (e.dtype.name(), e.role.name(), stored_bytes(e));
+        let name = &e.name;
+        lines +=
+            &format!("{name:width$}  {dtype:5} {shape:18} {role:9} {bytes:>11} bytes  {how}\n");
     }
     for f in pack.files() {
-        console.print(format!("carries {} ({} bytes)", f.path, f.len))?;
+        lines += &format!("carries {} ({} bytes)\n", f.path, f.len);
     }
     for a in &attachments {
-        console.print(format!("attached {:?} {} ({} bytes)", a.kind, a.name, a.data.len()))?;
+        lines += &format!("attached {:?} {} ({} bytes)\n", a.kind, a.name, a.data.len());
     }
+    console.print(lines.trim_end())?;
     Ok(0)
 }
