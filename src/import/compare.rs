@@ -6,8 +6,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::model::Model;
 use crate::codec::convert_raw;
+use crate::container::WHOLE_BYTES;
 use crate::error::Result;
 use crate::format::{Digest, Dtype, TreeHasher, tensor_leaf};
+use crate::memory::DEFAULT_MAX_RAM;
 use crate::par;
 use crate::progress::{Progress, step};
 
@@ -62,7 +64,8 @@ struct Hashed<'a> {
 
 fn digests<'a>(model: &'a Model, progress: &dyn Progress) -> Result<BTreeMap<&'a str, Hashed<'a>>> {
     let tensors = model.tensors();
-    let hashed = par::map(tensors.len(), |i| {
+    let cost = |_| 2 * WHOLE_BYTES;
+    let hashed = par::map_within(tensors.len(), DEFAULT_MAX_RAM, cost, |i| {
         let (name, dtype, shape) = tensors[i];
         let mut sha = Sha256::new();
         model.read(name, |bytes| {
@@ -70,7 +73,7 @@ fn digests<'a>(model: &'a Model, progress: &dyn Progress) -> Result<BTreeMap<&'a
             step(progress, bytes.len() as u64)
         })?;
         Ok((name, Hashed { dtype, shape, sha256: Digest(sha.finalize().into()) }))
-    });
+    })?;
     hashed.into_iter().collect()
 }
 
@@ -120,12 +123,18 @@ pub fn diff(a: &Model, b: &Model, progress: &dyn Progress) -> Result<DiffReport>
     let pairs: Vec<_> = first.values().filter_map(|x| Some((*x, *second.get(x.0)?))).collect();
     let (pairs, shapes): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|(x, y)| x.2 == y.2);
     unmatched.extend(shapes.iter().map(|(x, y)| format!("{} {:?} and {:?}", x.0, x.2, y.2)));
-    let results = par::map(pairs.len(), |i| {
+    // Both as they are and as binary64.
+    let cost = |i: usize| {
+        let (x, y) = pairs[i];
+        let bytes = |d: Dtype| d.tensor_bytes(x.2).unwrap_or(u64::MAX / 4);
+        (bytes(x.1) + bytes(y.1)).saturating_add(2 * bytes(Dtype::F64))
+    };
+    let results = par::map_within(pairs.len(), DEFAULT_MAX_RAM, cost, |i| {
         let (x, y) = pairs[i];
         let (bytes_a, bytes_b) = (a.read_all(x.0, x.1, x.2)?, b.read_all(y.0, y.1, y.2)?);
         step(progress, bytes_a.len() as u64)?;
         Ok(measure(x, y.1, bytes_a, bytes_b))
-    });
+    })?;
     let mut report =
         DiffReport { tensors: vec![], worst: None, total_sqnr_db: f64::INFINITY, unmatched };
     let (mut signal, mut noise, mut lowest) = (0.0, 0.0, f64::INFINITY);
