@@ -19,7 +19,7 @@ use crate::par::{self, Until};
 use crate::progress::{NoProgress, Progress, step};
 
 /// Names the encoder. It changes whenever the bytes that it makes could change.
-pub const ENCODER_ID: &str = "uc-rtn-1+zstd-1.5.7";
+pub const ENCODER_ID: &str = "uc-rtn-2+zstd-1.5.7";
 
 /// Most memory that is kept busy for each thread: more would not make it faster.
 const BUSY_BYTES: u64 = 64 << 20;
@@ -244,6 +244,7 @@ impl PackOptions {
     ) -> Result<PackReport> {
         source.refuse_as_output(output)?;
         check_shard_size(self.shard_size)?;
+        self.check_zstd()?;
         let budget = self.budget(source, &Plan::new(source, &self.recipe)?)?;
         // Whether the folder can be written shows before hours of reading.
         let probe =
@@ -272,6 +273,23 @@ impl PackOptions {
             plan,
             left_out: source.left_out().into_iter().map(str::to_owned).collect(),
         })
+    }
+
+    /// A build may have been linked with another zstd library than the one that it names.
+    fn check_zstd(&self) -> Result<()> {
+        #[cfg(feature = "zstd")]
+        if self.recipe.zstd_level().is_some() {
+            let linked = zstd::zstd_safe::version_string();
+            if !ENCODER_ID.ends_with(&format!("zstd-{linked}")) {
+                return Err(Error::new(
+                    crate::error::ErrorKind::UnsupportedFeature,
+                    format!(
+                        "this build has zstd {linked}, {ENCODER_ID} is another: use zstd_level = 0"
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// What decides in which shard each tensor is.

@@ -376,6 +376,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<FoundFile>) -> Result<()> {
         let ending = name.rsplit_once('.').map_or("", |(_, e)| e).to_ascii_lowercase();
         let left_out = DUPLICATES.contains(&ending.as_str())
             || name.ends_with(".bin.index.json")
+            || name.ends_with(crate::manifest::INDEX_ENDING)
             || !meta.is_file();
         let role = if left_out { FileRole::LeftOut } else { FileRole::Carried };
         files.push(FoundFile { path, on_disk, bytes: meta.len(), role });
