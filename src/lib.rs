@@ -50,14 +50,15 @@
 //! | `safetensors` | `import`: checkpoints in and out, recipes | with `cli` |
 //! | `zstd` | parts stored as zstd frames | with `cli` |
 //! | `rayon` | threads; results never depend on them | with `cli` |
+//! | `http` | packs on web servers, read by ranges | with `cli` |
 //!
 //! With `default-features = false` the crate reads, decodes, verifies and writes packs.
 //!
 //! # Layers
 //!
 //! [`mod@format`] (bytes to headers) and [`codec`] (codes to values) stand at the bottom and don't know
-//! each other's callers; [`container`] joins them; [`manifest`] adds provenance and verification;
-//! `import` adds checkpoints.
+//! each other's callers; [`container`] joins them to one file; [`manifest`] adds provenance, packs of
+//! several files and verification; `import` adds checkpoints.
 
 pub mod codec;
 pub mod container;
