@@ -27,7 +27,7 @@ pub use reader::Container;
 #[cfg(feature = "safetensors")]
 pub(crate) use stream::{OpenData, OpenPlanes};
 #[cfg(feature = "safetensors")]
-pub(crate) use tile::{EncodedTile, TileEncoder};
+pub(crate) use tile::{CACHE_WEIGHTS, EncodedTile, TileEncoder};
 pub(crate) use view::WHOLE_BYTES;
 pub use view::{DecodeOptions, TensorView};
 

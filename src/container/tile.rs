@@ -7,7 +7,7 @@ use crate::format::{Digest, Dtype, Encoding, Part, PartKind, Role, TensorEntry, 
 use super::encode::EncodeOptions;
 
 /// Weights whose binary32 values are at hand at a time: they stay in a core's own cache.
-const CACHE_WEIGHTS: usize = 1 << 16;
+pub(crate) const CACHE_WEIGHTS: usize = 1 << 16;
 
 /// Encodes tiles of one `planes` tensor with uniform counts and the default levels.
 #[derive(Debug)]

@@ -64,7 +64,8 @@ struct Hashed<'a> {
 
 fn digests<'a>(model: &'a Model, progress: &dyn Progress) -> Result<BTreeMap<&'a str, Hashed<'a>>> {
     let tensors = model.tensors();
-    let cost = |_| 2 * WHOLE_BYTES;
+    let bytes = |i: usize| tensors[i].1.tensor_bytes(tensors[i].2).unwrap_or(u64::MAX);
+    let cost = |i: usize| bytes(i).min(2 * WHOLE_BYTES);
     let hashed = par::map_within(tensors.len(), DEFAULT_MAX_RAM, cost, |i| {
         let (name, dtype, shape) = tensors[i];
         let mut sha = Sha256::new();

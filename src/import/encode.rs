@@ -9,7 +9,8 @@ use super::scan::{Scan, Scans};
 use super::shards::{NewPack, ShardWriter};
 use super::source::Source;
 use crate::container::{
-    EncodeOptions, EncodedTile, OpenData, OpenPlanes, ReadAt, TileEncoder, store_chunk,
+    CACHE_WEIGHTS, EncodeOptions, EncodedTile, OpenData, OpenPlanes, ReadAt, TileEncoder,
+    store_chunk,
 };
 use crate::error::{Error, Result};
 use crate::format::{Digest, Encoding, FileEntry, TensorEntry, to_usize};
@@ -39,7 +40,11 @@ pub(super) struct Job {
 
 /// All jobs of a pack, in the order of the bytes in it.
 #[derive(Debug)]
-pub(super) struct Jobs(Vec<Job>);
+pub(super) struct Jobs {
+    jobs: Vec<Job>,
+    /// Weights of a row of each `planes` tensor.
+    row_weights: Vec<u64>,
+}
 
 impl Jobs {
     /// Tensors by shard and name, then the carried files at the end of the first shard.
@@ -52,7 +57,7 @@ impl Jobs {
         let mut order: Vec<usize> = (0..plan.tensors.len()).collect();
         order.sort_by_key(|&i| shards[i]);
         let first = order.partition_point(|&i| shards[i] == 0);
-        let mut jobs = Self(vec![]);
+        let mut jobs = Self { jobs: vec![], row_weights: vec![0; plan.tensors.len()] };
         order[..first].iter().try_for_each(|&i| jobs.push_tensor(source, plan, recipe, i))?;
         for (i, file) in source.files.iter().enumerate() {
             if file.role == FileRole::Carried {
@@ -76,6 +81,7 @@ impl Jobs {
             Decision::Raw => RAW_BYTES,
             Decision::Planes { .. } => {
                 let encoder = tile_encoder(source, plan, recipe, i)?;
+                self.row_weights[i] = encoder.layout.cols;
                 encoder.row_bytes()? as u64 * encoder.tile_rows(TILE_WEIGHTS)? as u64
             }
         };
@@ -87,7 +93,7 @@ impl Jobs {
         let mut from = 0;
         loop {
             let to = len.min(from + step);
-            self.0.push(Job { item, from, len: to - from, last: to == len });
+            self.jobs.push(Job { item, from, len: to - from, last: to == len });
             if to == len {
                 return;
             }
@@ -96,28 +102,28 @@ impl Jobs {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.jobs.len()
     }
 
     pub(super) fn get(&self, j: usize) -> &Job {
-        &self.0[j]
+        &self.jobs[j]
     }
 
     /// About how many bytes of memory a job needs.
     pub(super) fn cost(&self, source: &Source, j: usize) -> u64 {
-        let job = &self.0[j];
-        let weights = match job.item {
-            Item::Tensor(i) => job.len * 8 / source.tensors()[i].dtype.bits(),
-            Item::File(_) => 0,
-        };
-        // What is read and what it decodes to or is stored as; parts and binary32 values on top.
-        4096 + 2 * job.len + 4 * weights + (4 * weights).min(8 << 16)
+        let job = &self.jobs[j];
+        let Item::Tensor(i) = job.item else { return 4096 + 2 * job.len };
+        let bits = source.tensors()[i].dtype.bits();
+        let weights = job.len * 8 / bits;
+        // Rows are encoded some at a time, in binary32, with codes, planes and what they decode to.
+        let at_once = weights.min(self.row_weights[i].max(CACHE_WEIGHTS as u64));
+        4096 + 2 * job.len + 2 * weights + at_once * (8 + bits / 8)
     }
 
     /// Memory of the job that needs most, and its tensor.
     pub(super) fn largest(&self, source: &Source) -> (u64, Option<String>) {
         let most = (0..self.len()).map(|j| (self.cost(source, j), j)).max();
-        most.map_or((0, None), |(cost, j)| match self.0[j].item {
+        most.map_or((0, None), |(cost, j)| match self.jobs[j].item {
             Item::Tensor(i) => (cost, Some(source.tensors()[i].name.clone())),
             Item::File(_) => (cost, None),
         })

@@ -319,7 +319,7 @@ impl PackOptions {
     fn budget(&self, source: &Source, plan: &Plan) -> Result<u64> {
         // Names, shapes, records and the manifest's text and value, as measured on a checkpoint of
         // 100,000 tensors; and a chunk table.
-        let tables = source.tensors().len() as u64 * 3072 + source.bytes() / (1 << 20) * 64;
+        let tables = source.tensors().len() as u64 * 4608 + source.bytes() / (1 << 20) * 64;
         let (largest, name) =
             Jobs::new(source, plan, &self.recipe, &vec![0; plan.tensors.len()])?.largest(source);
         let budget = memory::for_work(self.max_ram, tables, largest).map_err(|e| match name {

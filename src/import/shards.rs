@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::output::{ClosedFile, NewFile};
 use crate::container::{Container, PackWriter, WriteSummary};
 use crate::error::{Error, Result};
-use crate::manifest::{Pack, ShardIndex};
+use crate::format::MAX_SHARDS;
+use crate::manifest::{INDEX_ENDING, Pack, ShardIndex};
 
 /// Least `shard_size`, in bytes: smaller files than a chunk make no sense.
 pub(crate) const MIN_SHARD_BYTES: u64 = 1 << 20;
@@ -58,8 +59,10 @@ pub(crate) fn check_shard_size(limit: Option<u64>) -> Result<()> {
 /// The file or files of a new pack.
 #[derive(Debug)]
 pub(crate) struct NewPack {
-    output: PathBuf,
+    /// The pack, or its shards and the index file.
+    targets: Vec<PathBuf>,
     force: bool,
+    /// How many of them are containers.
     count: usize,
     done: Vec<(ClosedFile, WriteSummary)>,
 }
@@ -74,44 +77,9 @@ impl NewPack {
     /// # Errors
     /// `Io` when one of the files exists (unless `force`) or can't be written.
     pub(crate) fn create(output: &Path, force: bool, count: usize) -> Result<Self> {
-        let pack = Self { output: output.to_owned(), force, count, done: vec![] };
-        pack.targets()?.iter().try_for_each(|t| NewFile::check(t, force))?;
-        Ok(pack)
-    }
-
-    /// The pack's name without ending.
-    fn stem(&self) -> Result<String> {
-        let name = self.output.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
-            Error::argument("output has no name in UTF-8")
-                .in_file(self.output.display().to_string())
-        })?;
-        Ok(name.strip_suffix(".uc").unwrap_or(name).to_owned())
-    }
-
-    /// Every file that the pack will have.
-    fn targets(&self) -> Result<Vec<PathBuf>> {
-        if self.count == 1 {
-            return Ok(vec![self.output.clone()]);
-        }
-        let stem = self.stem()?;
-        let mut all = vec![];
-        for i in 0..self.count {
-            all.push(self.output.with_file_name(self.shard_name(&stem, i)?));
-        }
-        all.push(self.output.with_file_name(format!("{stem}{}", crate::manifest::INDEX_ENDING)));
-        Ok(all)
-    }
-
-    fn shard_name(&self, stem: &str, i: usize) -> Result<String> {
-        let number = |n: usize| {
-            u32::try_from(n).ok().filter(|&n| n <= crate::format::MAX_SHARDS).ok_or_else(|| {
-                Error::argument(format!(
-                    "{n} shards, at most {} are possible",
-                    crate::format::MAX_SHARDS
-                ))
-            })
-        };
-        Ok(ShardIndex::file_name(stem, number(i + 1)?, number(self.count)?))
+        let targets = targets(output, count)?;
+        targets.iter().try_for_each(|t| NewFile::check(t, force))?;
+        Ok(Self { targets, force, count, done: vec![] })
     }
 
     /// Starts the next file.
@@ -120,7 +88,7 @@ impl NewPack {
     /// `Io`.
     pub(crate) fn start(&self) -> Result<ShardWriter> {
         let i = self.done.len();
-        let target = &self.targets()?[i];
+        let target = &self.targets[i];
         let out = BufWriter::with_capacity(1 << 20, NewFile::create(target, self.force)?);
         let number = |n: usize| u32::try_from(n).expect("checked with the names");
         let writer = PackWriter::new(out)
@@ -134,7 +102,7 @@ impl NewPack {
     /// # Errors
     /// As [`PackWriter::finish`].
     pub(crate) fn end(&mut self, writer: ShardWriter, manifest: &[u8]) -> Result<()> {
-        let target = self.targets()?[self.done.len()].display().to_string();
+        let target = self.targets[self.done.len()].display().to_string();
         let end = || {
             let manifest = if self.done.is_empty() { manifest } else { &[] };
             let (summary, out) = writer.finish(manifest)?;
@@ -158,12 +126,14 @@ impl NewPack {
         if let [(file, _)] = &self.done[..] {
             return Ok(open(file)?.into());
         }
-        let stem = self.stem()?;
+        let name = |path: &PathBuf| {
+            path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+        };
         let shards: Vec<_> = self
-            .done
+            .targets
             .iter()
-            .enumerate()
-            .map(|(i, (file, _))| Ok((self.shard_name(&stem, i)?, open(file)?)))
+            .zip(&self.done)
+            .map(|(target, (file, _))| Ok((name(target), open(file)?)))
             .collect::<Result<_>>()?;
         let index = ShardIndex::of(&shards);
         Pack::from_shards(index, shards.into_iter().map(|(_, c)| Some(c)).collect())
@@ -174,7 +144,7 @@ impl NewPack {
     /// # Errors
     /// `Io`.
     pub(crate) fn commit(self, pack: &Pack<File>) -> Result<Vec<(PathBuf, u64)>> {
-        let targets = self.targets()?;
+        let targets = self.targets;
         let mut lengths: Vec<u64> = self.done.iter().map(|(_, s)| s.file_len).collect();
         let mut files: Vec<ClosedFile> = self.done.into_iter().map(|(file, _)| file).collect();
         if let Some(index) = pack.shard_index() {
@@ -189,6 +159,23 @@ impl NewPack {
         ClosedFile::commit(files)?;
         Ok(targets.into_iter().zip(lengths).collect())
     }
+}
+
+/// Every file of a pack of `count` containers that is called after `output`.
+fn targets(output: &Path, count: usize) -> Result<Vec<PathBuf>> {
+    if count == 1 {
+        return Ok(vec![output.to_owned()]);
+    }
+    let name = output.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
+        Error::argument("output has no name in UTF-8").in_file(output.display().to_string())
+    })?;
+    let stem = name.strip_suffix(".uc").unwrap_or(name);
+    let count = u32::try_from(count).ok().filter(|&n| n <= MAX_SHARDS).ok_or_else(|| {
+        Error::argument(format!("{count} shards, at most {MAX_SHARDS} are possible"))
+    })?;
+    let shards = (1..=count).map(|number| ShardIndex::file_name(stem, number, count));
+    let all = shards.chain([format!("{stem}{INDEX_ENDING}")]);
+    Ok(all.map(|name| output.with_file_name(name)).collect())
 }
 
 #[cfg(test)]
