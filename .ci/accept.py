@@ -1,16 +1,19 @@
-"""Runs the tool as a user would: pack, info, verify, unpack, same, diff on real models, then damages a pack.
+"""Runs the tool as a user would: pack, info, verify, unpack, same, diff on real models, then damages a pack, cuts it into
+shards, and reads it over HTTP.
 
 python3 .ci/accept.py UC FOLDER [--record FILE]
 
 Uses examples/data/tiny-llama and, where they are present, the models of ../shared/models.
 """
 
+import http.server
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -101,6 +104,72 @@ def flips(uc, pack, folder):
     return results
 
 
+def shards(uc, pack, folder):
+    """Cuts a pack, joins it again, looks at the pieces."""
+    cut, joined = folder / "cut", folder / "joined.uc"
+    shutil.rmtree(cut, ignore_errors=True)
+    cut.mkdir()
+    made = json_of(uc, "reshard", pack, "-o", cut / "m.uc", "--shard-size", "1M")
+    index = cut / "m.uc.index.json"
+    whole = json_of(uc, "info", pack)
+    if not index.exists():
+        assert (cut / "m.uc").read_bytes() == pack.read_bytes()
+        return 1
+    assert made["output"] == str(index) and json_of(uc, "verify", index)["decoded"] == "ok"
+    assert json_of(uc, "same", pack, index)["same"] and made["decoded_root"] == whole["decoded_root"]
+    listed = json_of(uc, "info", index)["shards"]
+    for shard in listed:
+        assert json_of(uc, "verify", cut / shard["file"])["stored_root"] == shard["stored_root"]
+    run(uc, "reshard", index, "-o", joined, "--force")
+    assert joined.read_bytes() == pack.read_bytes()
+    return len(listed)
+
+
+class Ranges(http.server.BaseHTTPRequestHandler):
+    """Serves one folder by ranges; `sent` counts."""
+
+    protocol_version = "HTTP/1.1"
+    folder, sent = None, 0
+
+    def do_GET(self):
+        path = self.folder / self.path.lstrip("/")
+        if not path.is_file():
+            return self.send_error(404)
+        data = path.read_bytes()
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        first, last = int(first), min(int(last), len(data) - 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+        Ranges.sent += last + 1 - first
+
+    def log_message(self, *_):
+        pass
+
+
+def remote(uc, pack, folder):
+    """Reads a pack over HTTP: the header and the index, then one tensor."""
+    Ranges.folder = pack.parent
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/{pack.name}"
+    local = json_of(uc, "info", pack)
+    assert json_of(uc, "info", url) == local
+    tensor = max((t for t in local["tensors"] if t["encoding"] == "planes"), key=lambda t: t["stored_bytes"])
+    out, Ranges.sent = folder / "one", 0
+    shutil.rmtree(out, ignore_errors=True)
+    run(uc, "unpack", url, "-o", out, "--tensor", f"^{tensor['name']}$")
+    # Padding between the parts of the tensor comes along.
+    word = lambda at: int.from_bytes(pack.read_bytes()[at : at + 8], "little")
+    needed = 256 + word(48) + word(64) + tensor["stored_bytes"]
+    assert needed <= Ranges.sent < needed + 64 * 10, (needed, Ranges.sent)
+    assert "404" in run(uc, "info", url + ".missing", expect=(1,)).stderr
+    server.shutdown()
+    return Ranges.sent
+
+
 def main():
     uc, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     models = [ROOT / "examples" / "data" / "tiny-llama"]
@@ -110,9 +179,12 @@ def main():
     rows = [round_trip(uc, model, folder) for model in models]
     pack = folder / ("dense-4m.uc" if shared.is_dir() else "tiny-llama.uc")
     damage = flips(uc, pack, folder)
+    pieces = shards(uc, pack, folder)
+    fetched = remote(uc, pack, folder)
     for row in rows:
         print(f"{row['model']}: body {row['body_bpw']:.4f} bpw, {row['total_sqnr_db']:.3f} dB, {row['decoded_root']}")
     print(f"{pack.name}: {len(damage)} flipped bytes, all noticed and placed")
+    print(f"{pack.name}: cut into {pieces} and joined; its largest tensor costs {fetched} bytes over HTTP")
     if "--record" in sys.argv:
         record = {
             "what": "round trips of real models, then one byte flipped in each part of one pack",
@@ -120,6 +192,8 @@ def main():
             "commit": os.environ.get("UC_COMMIT", "unknown"),
             "models": rows,
             "damaged": pack.name,
+            "shards": pieces,
+            "bytes_over_http_for_one_tensor": fetched,
             "flips": damage,
         }
         pathlib.Path(sys.argv[sys.argv.index("--record") + 1]).write_text(json.dumps(record, indent=1) + "\n")
