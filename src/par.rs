@@ -63,14 +63,17 @@ pub(crate) fn threads() -> u64 {
 }
 
 /// As [`map`], with no more jobs at a time than fit into `budget` bytes, but always one.
+///
+/// # Errors
+/// That of the first job, in order, that fails. The run ends with it.
 pub(crate) fn map_within<T: Send>(
     n: usize,
     budget: u64,
     cost: impl Cost,
-    f: impl Fn(usize) -> T + Sync,
+    f: impl Fn(usize) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let mut all = Vec::with_capacity(n);
-    let work = |i, ()| Ok(f(i));
+    let work = |i, ()| f(i);
     pipeline(
         n,
         budget,
@@ -331,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_job_beyond_the_budget_still_runs_alone() {
-        let squares = map_within(5, 1, |_| 1000, |i| i * i).expect("nothing fails");
+        let squares = map_within(5, 1, |_| 1000, |i| Ok(i * i)).expect("nothing fails");
         assert_eq!(squares, [0, 1, 4, 9, 16]);
     }
 
@@ -358,6 +361,10 @@ mod tests {
     #[test]
     #[should_panic(expected = "scoped thread panicked")]
     fn a_panic_ends_the_run() {
-        let _ = map_within(100, 10, |_| 1, |i| assert_ne!(i, 50, "on purpose"));
+        let job = |i: usize| {
+            assert_ne!(i, 50, "on purpose");
+            Ok(())
+        };
+        let _ = map_within(100, 10, |_| 1, job);
     }
 }

@@ -1,8 +1,8 @@
 //! Reading a file on a web server by ranges.
 
 use std::io::Read;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use ureq::http::{Response, StatusCode};
@@ -26,7 +26,6 @@ const SLOWEST: u64 = 32 << 10;
 /// Broken connections and answers of 429 or 5xx are tried three times.
 #[derive(Debug)]
 pub struct HttpFile {
-    agent: Agent,
     url: String,
     len: u64,
     version: Option<String>,
@@ -35,6 +34,19 @@ pub struct HttpFile {
     requests: AtomicU64,
     bytes: AtomicU64,
 }
+
+/// Shared by all files, so that the shards of a pack share connections.
+static AGENT: LazyLock<Agent> = LazyLock::new(|| {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_resolve(Some(Duration::from_secs(20)))
+        .timeout_connect(Some(Duration::from_secs(20)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_per_read(Some(Duration::from_secs(30)))
+        .user_agent(concat!("ultracompress/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .into()
+});
 
 /// What went wrong, and whether asking again may help.
 enum Failure {
@@ -50,17 +62,7 @@ impl HttpFile {
     /// # Errors
     /// `Io` when the server can't be reached, answers with an error, or doesn't know ranges.
     pub fn open(url: &str) -> Result<Self> {
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_resolve(Some(Duration::from_secs(20)))
-            .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .timeout_per_read(Some(Duration::from_secs(30)))
-            .user_agent(concat!("ultracompress/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .into();
         let mut file = Self {
-            agent,
             url: url.to_owned(),
             len: 0,
             version: None,
@@ -99,8 +101,7 @@ impl HttpFile {
         let last = from + len as u64 - 1;
         self.requests.fetch_add(1, Ordering::Relaxed);
         let patience = Duration::from_secs(60 + len as u64 / SLOWEST);
-        let answer = self
-            .agent
+        let answer = AGENT
             .get(&self.url)
             .header("Range", format!("bytes={from}-{last}"))
             .header("Accept-Encoding", "identity")
@@ -108,15 +109,14 @@ impl HttpFile {
             .timeout_recv_body(Some(patience))
             .build()
             .call()
-            .map_err(|e| match e {
-                ureq::Error::BadUri(_) | ureq::Error::TooManyRedirects => Lasting(e.to_string()),
-                _ => Passing(e.to_string()),
-            })?;
+            .map_err(failure)?;
         let status = answer.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             return Err(Passing(format!("the server answered {status}")));
         }
-        if let Some(coding) = header(&answer, "content-encoding").filter(|c| *c != "identity") {
+        // Error pages may be compressed as they like.
+        let coding = header(&answer, "content-encoding").filter(|c| *c != "identity");
+        if let (StatusCode::PARTIAL_CONTENT, Some(coding)) = (status, coding) {
             return Err(Lasting(format!("the server sent bytes encoded as {coding}")));
         }
         Ok(answer)
@@ -169,7 +169,15 @@ impl HttpFile {
     }
 
     fn receive(&self, answer: Response<Body>, buf: &mut [u8]) -> std::result::Result<(), Failure> {
-        let mut body = answer.into_body().into_reader();
+        let body = answer.into_body();
+        // Told at once, as more bytes may never come.
+        if let Some(len) = body.content_length().filter(|&len| len != buf.len() as u64) {
+            return Err(Lasting(format!(
+                "the server announces {len} bytes, asked was for {}",
+                buf.len()
+            )));
+        }
+        let mut body = body.into_reader();
         let mut filled = 0;
         while filled < buf.len() {
             match body.read(&mut buf[filled..]) {
@@ -190,6 +198,7 @@ impl HttpFile {
             }
         }
         self.bytes.fetch_add(filled as u64, Ordering::Relaxed);
+        // Reading to the end also frees the connection for the next request.
         match body.read(&mut [0]) {
             Ok(0) | Err(_) => Ok(()),
             Ok(_) => {
@@ -239,6 +248,17 @@ fn persist<T>(mut once: impl FnMut() -> std::result::Result<T, Failure>) -> Resu
                 }
             },
         }
+    }
+}
+
+/// Only what the network did may pass.
+fn failure(e: ureq::Error) -> Failure {
+    use ureq::Error::{BadUri, ConnectionFailed, HostNotFound, Http, Io, Protocol, Timeout};
+    match e {
+        Io(_) | Timeout(_) | HostNotFound | ConnectionFailed => Passing(e.to_string()),
+        Http(_) | BadUri(_) => Lasting(format!("not a usable address: {e}")),
+        Protocol(_) => Lasting(format!("the answer is not proper HTTP: {e}")),
+        _ => Lasting(e.to_string()),
     }
 }
 

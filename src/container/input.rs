@@ -65,9 +65,20 @@ pub(crate) fn beside(location: &Path, name: &str) -> std::path::PathBuf {
                 None => (url, ""),
             };
             let folder = path.rfind('/').map_or(path, |at| &path[..=at]);
-            format!("{folder}{name}{query}").into()
+            format!("{folder}{}{query}", escaped(name)).into()
         }
     }
+}
+
+/// A file name as it stands in an address (RFC 3986, section 2).
+fn escaped(name: &str) -> String {
+    let byte = |b: u8| match b {
+        b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => {
+            char::from(b).to_string()
+        }
+        _ => format!("%{b:02X}"),
+    };
+    name.bytes().map(byte).collect()
 }
 
 /// The name of the file at `location`, without query.
@@ -110,6 +121,9 @@ mod tests {
         assert_eq!(next("http://h/x/a.uc"), "http://h/x/b.uc");
         assert_eq!(next("https://h/x/a.uc?download=true"), "https://h/x/b.uc?download=true");
         assert_eq!(file_name(Path::new("https://h/x/a.uc?q=1/2")), "a.uc");
+        let odd = |l: &str| beside(Path::new(l), "b c#?%é.uc").display().to_string();
+        assert_eq!(odd("/x/a.uc"), "/x/b c#?%é.uc");
+        assert_eq!(odd("http://h/x/a.uc"), "http://h/x/b%20c%23%3F%25%C3%A9.uc");
         assert_eq!(file_name(Path::new("https://h/x/a.uc?download=true")), "a.uc");
         assert_eq!(file_name(Path::new("/x/a?b.uc")), "a?b.uc");
     }

@@ -23,6 +23,7 @@ pub use http::HttpFile;
 pub use input::{Input, is_url};
 pub(crate) use input::{beside, file_name};
 pub use read_at::ReadAt;
+pub(crate) use read_at::read_section;
 pub use reader::Container;
 #[cfg(feature = "safetensors")]
 pub(crate) use stream::{OpenData, OpenPlanes};

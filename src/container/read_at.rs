@@ -4,6 +4,10 @@ use std::fs::File;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::{reserve_more, to_usize};
+
+/// Bytes of a section that are asked for before any has arrived.
+const FIRST_BYTES: usize = 32 << 20;
 
 /// A source of bytes that can be read at any position: a file, a slice, HTTP ranges.
 pub trait ReadAt {
@@ -38,6 +42,24 @@ impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         (**self).read_exact_at(offset, buf)
     }
+}
+
+/// The `len` bytes at `offset`. Memory is taken as bytes arrive: the length of a file on a server is no
+/// more than the server's word.
+///
+/// # Errors
+/// `LimitExceeded`, and as [`ReadAt::read_exact_at`].
+pub(crate) fn read_section(input: &impl ReadAt, offset: u64, len: u64) -> Result<Vec<u8>> {
+    let len = to_usize(len)?;
+    let mut bytes = Vec::new();
+    while bytes.len() < len {
+        let have = bytes.len();
+        let more = (len - have).min(have.max(FIRST_BYTES));
+        reserve_more(&mut bytes, more)?;
+        bytes.resize(have + more, 0);
+        input.read_exact_at(offset + have as u64, &mut bytes[have..])?;
+    }
+    Ok(bytes)
 }
 
 pub(super) fn truncated(needed: Range<u64>) -> Error {

@@ -7,7 +7,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::check::check_index;
-use super::read_at::ReadAt;
+use super::read_at::{ReadAt, read_section};
 use super::view::TensorView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
@@ -90,8 +90,7 @@ impl<R: ReadAt> Container<R> {
             limits.max_attachment_bytes,
             Limit::AttachmentBytes,
         )?;
-        let mut bytes = vec![0; to_usize(preamble.index_len)?];
-        reader.read_exact_at(preamble.index_offset, &mut bytes)?;
+        let bytes = read_section(&reader, preamble.index_offset, preamble.index_len)?;
         check_crc(&bytes, preamble.index_crc32, Rule::IDX_1)
             .map_err(|e| e.in_part("index").at(preamble.index_offset))?;
         let index = Index::parse(&bytes, preamble.index_offset, preamble.n_records)?;
@@ -180,8 +179,7 @@ impl<R: ReadAt> Container<R> {
         let p = &self.preamble;
         let read = || {
             check_limit(p.manifest_len, self.limits.max_manifest_bytes, Limit::ManifestBytes)?;
-            let mut bytes = vec![0; to_usize(p.manifest_len)?];
-            self.reader.read_exact_at(p.manifest_offset, &mut bytes)?;
+            let bytes = read_section(&self.reader, p.manifest_offset, p.manifest_len)?;
             check_crc(&bytes, p.manifest_crc32, Rule::MAN_4)?;
             Ok(bytes)
         };
@@ -197,8 +195,7 @@ impl<R: ReadAt> Container<R> {
         let len = p.attachments_len();
         let read = || {
             check_limit(len, self.limits.max_attachment_bytes, Limit::AttachmentBytes)?;
-            let mut bytes = vec![0; to_usize(len)?];
-            self.reader.read_exact_at(p.core_len, &mut bytes)?;
+            let bytes = read_section(&self.reader, p.core_len, len)?;
             if len > 0 {
                 check_crc(&bytes, p.attachments_crc32, Rule::ATT_1)
                     .map_err(|e| e.in_part("attachments").at(p.core_len))?;

@@ -48,14 +48,19 @@ pub(crate) fn align_up(n: u64, step: u64) -> Option<u64> {
 /// An empty buffer with room for `n` bytes, or an error where there is no such memory.
 pub(crate) fn reserve(n: usize) -> Result<Vec<u8>> {
     let mut buffer = Vec::new();
+    reserve_more(&mut buffer, n)?;
+    Ok(buffer)
+}
+
+/// Makes room for `n` more bytes, or fails where there is no such memory.
+pub(crate) fn reserve_more(buffer: &mut Vec<u8>, n: usize) -> Result<()> {
     buffer.try_reserve_exact(n).map_err(|e| {
         Error::new(
             ErrorKind::LimitExceeded(Limit::AddressSpace),
             format!("no memory for {n} bytes"),
         )
         .with_source(e)
-    })?;
-    Ok(buffer)
+    })
 }
 
 /// Converts a length of the file to this machine's `usize`.

@@ -75,7 +75,7 @@ fn digests<'a>(model: &'a Model, progress: &dyn Progress) -> Result<BTreeMap<&'a
         })?;
         Ok((name, Hashed { dtype, shape, sha256: Digest(sha.finalize().into()) }))
     })?;
-    hashed.into_iter().collect()
+    Ok(hashed.into_iter().collect())
 }
 
 /// The error of one tensor of the second model against the first.
@@ -139,8 +139,7 @@ pub fn diff(a: &Model, b: &Model, progress: &dyn Progress) -> Result<DiffReport>
     let mut report =
         DiffReport { tensors: vec![], worst: None, total_sqnr_db: f64::INFINITY, unmatched };
     let (mut signal, mut noise, mut lowest) = (0.0, 0.0, f64::INFINITY);
-    for result in results {
-        let (tensor, s, n) = result?;
+    for (tensor, s, n) in results {
         if n > 0.0 && n.is_finite() {
             signal += s;
             noise += n;

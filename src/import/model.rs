@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::source::Source;
-use crate::container::{DecodeOptions, Input};
+use crate::container::{DecodeOptions, Input, is_url};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, reserve, to_usize};
 use crate::manifest::{INDEX_ENDING, Pack};
@@ -26,7 +26,8 @@ impl Model {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.to_string_lossy();
         let index = name.ends_with(".index.json") && !name.ends_with(INDEX_ENDING);
-        if path.is_dir() || name.ends_with(".safetensors") || index {
+        let checkpoint = path.is_dir() || name.ends_with(".safetensors") || index;
+        if checkpoint && !is_url(path) {
             return Ok(Self::Checkpoint(Source::open(path)?));
         }
         let pack = Pack::open_path(path)?;

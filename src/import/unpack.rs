@@ -265,7 +265,6 @@ impl UnpackOptions {
             }
             Ok((digest, as_packed))
         })?;
-        let digests = digests.into_iter().collect::<Result<_>>()?;
         file.sync_all().map_err(io)?;
         Ok((len, digests))
     }

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::shards::{INDEX_ENDING, ShardIndex};
 use super::{Manifest, json};
-use crate::container::{Container, Input, ReadAt, TensorView, beside, file_name};
+use crate::container::{Container, Input, ReadAt, TensorView, beside, file_name, read_section};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Attachment, Digest, FileEntry, Rule, TensorEntry, decoded_root, to_usize};
+use crate::format::{Attachment, Digest, FileEntry, Rule, TensorEntry, decoded_root};
 use crate::limits::{Limit, Limits};
 
 /// A pack: one `.uc` file, or several shards that an index file lists.
@@ -77,9 +77,7 @@ fn read_index(location: &Path, limits: &Limits) -> Result<ShardIndex> {
             format!("{len} bytes, {} allows {}", Limit::ManifestBytes, limits.max_manifest_bytes),
         ));
     }
-    let mut bytes = vec![0; to_usize(len)?];
-    input.read_exact_at(0, &mut bytes)?;
-    ShardIndex::parse(&bytes)
+    ShardIndex::parse(&read_section(&input, 0, len)?)
 }
 
 impl<R: ReadAt> From<Container<R>> for Pack<R> {

@@ -391,7 +391,7 @@ fn check_structure<R: ReadAt + Sync>(
         Ok(failures)
     };
     for found in par::map_within(groups.len(), budget, |g| groups[g].1, check)? {
-        failures.extend(found?);
+        failures.extend(found);
     }
     for file in &pack.index().files {
         sort_out(pack.stream_file(file, |_| step(progress, 0)), &mut failures)?;
@@ -456,8 +456,7 @@ fn compute_stored_root<R: ReadAt + Sync>(
     };
     let mut tree = TreeHasher::new();
     let mut failures = Vec::new();
-    for found in par::map_within(n, budget, |_| CHUNK_BYTES, leaf)? {
-        let (leaf, failure) = found?;
+    for (leaf, failure) in par::map_within(n, budget, |_| CHUNK_BYTES, leaf)? {
         tree.push(leaf);
         failures.extend(failure);
     }
@@ -499,5 +498,5 @@ fn decode_all<R: ReadAt + Sync>(
         |g: usize| views[groups[g].0.clone()].iter().map(decode).collect::<Result<Vec<_>>>();
     let cost = |g: usize| groups[g].1;
     let found = par::map_within(groups.len(), budget, cost, decode_group)?;
-    Ok(found.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    Ok(found.into_iter().flatten().collect())
 }

@@ -164,7 +164,7 @@ pub struct Pack {
 const INFO_EXAMPLES: &str = "\
 Examples:
   uc info model.uc
-  uc info https://example.org/model.uc               reads the header and the index only
+  uc info https://example.org/model.uc               reads header, index and manifest only
   uc info model.uc --json | jq '.tensors[] | select(.encoding == \"raw\") | .name'";
 
 #[derive(Debug, ClapArgs)]
