@@ -16,7 +16,7 @@ const BASE: u64 = 32 << 20;
 /// # Errors
 /// `InvalidArgument` with the least value that would do.
 pub(crate) fn for_work(max_ram: u64, held: u64, one_job: u64) -> Result<u64> {
-    let needed = (BASE + held).saturating_add(one_job).max(MIN_MAX_RAM);
+    let needed = BASE.saturating_add(held).saturating_add(one_job).max(MIN_MAX_RAM);
     if max_ram < needed {
         let mib = needed.div_ceil(1 << 20);
         return Err(Error::argument(format!(

@@ -31,6 +31,7 @@ pub struct WriteSummary {
 #[derive(Debug)]
 pub struct PackWriter<W> {
     out: W,
+    name: Option<String>,
     start: u64,
     /// Where `out` stands, from `start`.
     position: u64,
@@ -53,6 +54,7 @@ impl<W: Write + Seek> PackWriter<W> {
         let start = out.stream_position().map_err(|e| Error::io("can't write", e))?;
         let mut writer = Self {
             out,
+            name: None,
             start,
             position: 0,
             end: PREAMBLE_BYTES as u64,
@@ -74,6 +76,21 @@ impl<W: Write + Seek> PackWriter<W> {
     pub fn with_shard(mut self, number: u32, count: u32) -> Self {
         self.shard = (number, count);
         self
+    }
+
+    /// Names the file in errors of writing: what is packed or copied may come from another.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    fn io(&self, e: std::io::Error) -> Error {
+        let e = Error::io("can't write", e);
+        match &self.name {
+            Some(name) => e.in_file(name),
+            None => e,
+        }
     }
 
     /// Adds a set of level tables (2^native, ..., 8 levels) and returns its number, which tensor
@@ -205,9 +222,8 @@ impl<W: Write + Seek> PackWriter<W> {
         p.stored_root = std::mem::take(&mut self.hasher).finish(&p)?;
         self.emit(p.core_len, &attachments)?;
         self.emit(0, &p.to_bytes())?;
-        let io = |e| Error::io("can't write", e);
-        self.out.seek(SeekFrom::Start(self.start + p.file_len)).map_err(io)?;
-        self.out.flush().map_err(io)?;
+        let end = SeekFrom::Start(self.start + p.file_len);
+        self.out.seek(end).and_then(|_| self.out.flush()).map_err(|e| self.io(e))?;
         let summary =
             WriteSummary { file_len: p.file_len, stored_root: p.stored_root, decoded_root };
         Ok((summary, self.out))
@@ -249,11 +265,11 @@ impl<W: Write + Seek> PackWriter<W> {
         if bytes.is_empty() {
             return Ok(());
         }
-        let io = |e| Error::io("can't write", e).at(at);
         if self.position != at {
-            self.out.seek(SeekFrom::Start(self.start + at)).map_err(io)?;
+            let to = SeekFrom::Start(self.start + at);
+            self.out.seek(to).map_err(|e| self.io(e).at(at))?;
         }
-        self.out.write_all(bytes).map_err(io)?;
+        self.out.write_all(bytes).map_err(|e| self.io(e).at(at))?;
         self.position = at + bytes.len() as u64;
         Ok(())
     }

@@ -20,6 +20,15 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+fn temp_beside(target: &Path) -> Result<NamedTempFile> {
+    let folder = parent(target);
+    tempfile::Builder::new()
+        .prefix(".uc-")
+        .suffix(".tmp")
+        .tempfile_in(folder)
+        .map_err(|e| Error::io("can't write here", e).in_file(folder.display().to_string()))
+}
+
 pub(crate) fn exists_error(path: &Path) -> Error {
     Error::new(ErrorKind::Io, "already exists; --force overwrites it")
         .in_file(path.display().to_string())
@@ -48,14 +57,15 @@ impl NewFile {
     /// `Io` when it exists (unless `force`), is a folder, or its folder can't be written.
     pub(crate) fn create(target: &Path, force: bool) -> Result<Self> {
         Self::check(target, force)?;
-        let temp = tempfile::Builder::new()
-            .prefix(".uc-")
-            .suffix(".tmp")
-            .tempfile_in(parent(target))
-            .map_err(|e| {
-                Error::io("can't write here", e).in_file(parent(target).display().to_string())
-            })?;
-        Ok(Self { temp, target: target.to_owned(), force })
+        Ok(Self { temp: temp_beside(target)?, target: target.to_owned(), force })
+    }
+
+    /// Whether files can be made in the folder of `target`.
+    ///
+    /// # Errors
+    /// `Io` when they can't.
+    pub(crate) fn probe(target: &Path) -> Result<()> {
+        temp_beside(target).map(drop)
     }
 
     /// Ends the file: syncs it and lets go of it. It still has no name.

@@ -4,7 +4,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::encode::{Item, Jobs, Output, encode, read};
-use super::output::NewFile;
 use super::plan::{Decision, Plan, Recipe};
 use super::scan::{Scans, scan};
 use super::shards::{NewPack, Placed, assign, check_shard_size};
@@ -245,15 +244,14 @@ impl PackOptions {
         source.refuse_as_output(output)?;
         check_shard_size(self.shard_size)?;
         self.check_zstd()?;
-        let budget = self.budget(source, &Plan::new(source, &self.recipe)?)?;
-        // Whether the folder can be written shows before hours of reading.
-        let probe =
-            if self.shard_size.is_none() { output } else { &output.with_extension("probe") };
-        drop(NewFile::create(probe, self.force)?);
+        let plan = Plan::new(source, &self.recipe)?;
+        let budget = self.budget(source, &plan)?;
+        // Whether the output can be written shows before hours of reading; equal tensors, which the scan
+        // finds, may make fewer shards of it.
+        NewPack::check(output, self.force, self.shards(source, &plan)?.1)?;
         let (plan, scans) = self.plan_and_scan(source, true, progress)?;
 
-        let shards = assign(&self.placed(source, &plan)?, self.shard_size);
-        let count = shards.iter().max().map_or(1, |last| last + 1);
+        let (shards, count) = self.shards(source, &plan)?;
         let mut pack = NewPack::create(output, self.force, count)?;
         let manifest = self.manifest(source, &plan, &scans)?.to_bytes()?;
         self.write(source, &plan, &scans, &shards, budget, &mut pack, &manifest, progress)?;
@@ -290,6 +288,13 @@ impl PackOptions {
             }
         }
         Ok(())
+    }
+
+    /// The shard of each tensor, and how many there are.
+    fn shards(&self, source: &Source, plan: &Plan) -> Result<(Vec<usize>, usize)> {
+        let shards = assign(&self.placed(source, plan)?, self.shard_size);
+        let count = shards.iter().max().map_or(1, |last| last + 1);
+        Ok((shards, count))
     }
 
     /// What decides in which shard each tensor is.

@@ -4,6 +4,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::json::check_keys;
 use super::scan::Scan;
 use super::source::{Source, SourceTensor};
 use crate::error::{Error, Result};
@@ -335,8 +336,9 @@ fn row_dims(shape: &[u64]) -> u8 {
 fn refuse_quantized(source: &Source) -> Result<()> {
     let mut method = None;
     if let Some(config) = source.carried("config.json")? {
-        let config: serde_json::Value = serde_json::from_slice(&config)
-            .map_err(|e| Error::source_file(format!("config.json: {e}")).with_source(e))?;
+        let bad = |e| Error::source_file(format!("config.json: {e}")).with_source(e);
+        check_keys(&config).map_err(bad)?;
+        let config: serde_json::Value = serde_json::from_slice(&config).map_err(bad)?;
         if let Some(q) = config.get("quantization_config").filter(|q| !q.is_null()) {
             let name = q.get("quant_method").cloned().unwrap_or(json!("unknown method"));
             method = Some(format!("config.json declares quantization_config: {name}"));

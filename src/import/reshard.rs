@@ -79,6 +79,7 @@ impl ReshardOptions {
         let shards = assign(&placed(pack)?, self.shard_size);
         let count = shards.iter().max().map_or(1, |last| last + 1);
         let mut new = NewPack::create(output, self.force, count)?;
+        new.refuse_inputs(pack.names())?;
         for shard in 0..count {
             let mut writer = new.start()?;
             let mut copy = Copy { writer: &mut writer, progress };

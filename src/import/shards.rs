@@ -1,13 +1,14 @@
 //! Cutting a pack into shards, and naming them.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::output::{ClosedFile, NewFile};
 use crate::container::{Container, PackWriter, WriteSummary};
-use crate::error::{Error, Result};
-use crate::format::MAX_SHARDS;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{MAX_SHARDS, check_file_path};
 use crate::manifest::{INDEX_ENDING, Pack, ShardIndex};
 
 /// Least `shard_size`, in bytes: smaller files than a chunk make no sense.
@@ -71,6 +72,15 @@ pub(crate) struct NewPack {
 pub(crate) type ShardWriter = PackWriter<BufWriter<NewFile>>;
 
 impl NewPack {
+    /// Whether the files of such a pack may be made, as far as that can be seen.
+    ///
+    /// # Errors
+    /// As [`NewPack::create`].
+    pub(crate) fn check(output: &Path, force: bool, count: usize) -> Result<()> {
+        Self::create(output, force, count)?;
+        NewFile::probe(output)
+    }
+
     /// A pack of `count` files: `output` itself if it is one, else shards beside an index file that
     /// are called after it.
     ///
@@ -82,6 +92,21 @@ impl NewPack {
         Ok(Self { targets, force, count, done: vec![] })
     }
 
+    /// Refuses to replace one of `inputs`.
+    ///
+    /// # Errors
+    /// `Io` naming the file.
+    pub(crate) fn refuse_inputs<'a>(&self, inputs: impl Iterator<Item = &'a str>) -> Result<()> {
+        let inputs: HashSet<PathBuf> =
+            inputs.filter_map(|path| Path::new(path).canonicalize().ok()).collect();
+        let same = |t: &&PathBuf| t.canonicalize().is_ok_and(|t| inputs.contains(&t));
+        match self.targets.iter().find(same) {
+            Some(target) => Err(Error::new(ErrorKind::Io, "output is the input")
+                .in_file(target.display().to_string())),
+            None => Ok(()),
+        }
+    }
+
     /// Starts the next file.
     ///
     /// # Errors
@@ -91,8 +116,10 @@ impl NewPack {
         let target = &self.targets[i];
         let out = BufWriter::with_capacity(1 << 20, NewFile::create(target, self.force)?);
         let number = |n: usize| u32::try_from(n).expect("checked with the names");
+        let name = target.display().to_string();
         let writer = PackWriter::new(out)
-            .map_err(|e| e.in_file(target.display().to_string()))?
+            .map_err(|e| e.in_file(&name))?
+            .with_name(name)
             .with_shard(number(i + 1), number(self.count));
         Ok(writer)
     }
@@ -170,6 +197,12 @@ fn targets(output: &Path, count: usize) -> Result<Vec<PathBuf>> {
         Error::argument("output has no name in UTF-8").in_file(output.display().to_string())
     })?;
     let stem = name.strip_suffix(".uc").unwrap_or(name);
+    if stem.is_empty() || check_file_path(stem).is_err() {
+        return Err(Error::argument(
+            "shards can't be called after it: no stem, or a character that an index can't list",
+        )
+        .in_file(output.display().to_string()));
+    }
     let count = u32::try_from(count).ok().filter(|&n| n <= MAX_SHARDS).ok_or_else(|| {
         Error::argument(format!("{count} shards, at most {MAX_SHARDS} are possible"))
     })?;

@@ -11,7 +11,7 @@ use super::safetensors_file::{Header, read_header};
 use crate::container::ReadAt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Dtype, MAX_RANK, check_file_path, check_name, to_usize};
-use crate::manifest::FileRole;
+use crate::manifest::{FileRole, INDEX_ENDING};
 
 /// Endings of files that hold the same weights in another format, or a training state.
 const DUPLICATES: &[&str] = &[
@@ -330,6 +330,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let bad = |e| Error::source_file(format!("not a safetensors index: {e}")).with_source(e);
     check_keys(&text).map_err(bad)?;
     let index: ShardIndex = serde_json::from_slice(&text).map_err(bad)?;
+    if index.weight_map.is_empty() {
+        return Err(Error::source_file("the index names no tensors"));
+    }
     for shard in index.weight_map.values() {
         if check_file_path(shard).is_err() || shard.contains('/') {
             return Err(Error::source_file(format!(
@@ -376,7 +379,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<FoundFile>) -> Result<()> {
         let ending = name.rsplit_once('.').map_or("", |(_, e)| e).to_ascii_lowercase();
         let left_out = DUPLICATES.contains(&ending.as_str())
             || name.ends_with(".bin.index.json")
-            || name.ends_with(crate::manifest::INDEX_ENDING)
+            || name.ends_with(INDEX_ENDING)
             || !meta.is_file();
         let role = if left_out { FileRole::LeftOut } else { FileRole::Carried };
         files.push(FoundFile { path, on_disk, bytes: meta.len(), role });

@@ -25,6 +25,7 @@ pub struct Pack<R> {
     /// Container and place of each tensor, by name.
     order: Vec<(usize, usize)>,
     index: Option<ShardIndex>,
+    index_name: Option<String>,
     complete: bool,
 }
 
@@ -64,7 +65,10 @@ impl Pack<Input> {
             })
         };
         let shards = (0..index.shards.len()).map(|i| open(i).transpose()).collect::<Result<_>>()?;
-        Self::from_shards(index, shards).map_err(|e| e.in_file(name))
+        match Self::from_shards(index, shards) {
+            Ok(pack) => Ok(Self { index_name: Some(name), ..pack }),
+            Err(e) => Err(e.in_file(name)),
+        }
     }
 }
 
@@ -84,7 +88,7 @@ impl<R: ReadAt> From<Container<R>> for Pack<R> {
     fn from(container: Container<R>) -> Self {
         let order = (0..container.index().tensors.len()).map(|i| (0, i)).collect();
         let complete = !container.preamble().is_sharded();
-        Self { containers: vec![container], order, index: None, complete }
+        Self { containers: vec![container], order, index: None, index_name: None, complete }
     }
 }
 
@@ -146,12 +150,17 @@ impl<R: ReadAt> Pack<R> {
                 )));
             }
         }
-        Ok(Self { containers, order, index: Some(index), complete })
+        Ok(Self { containers, order, index: Some(index), index_name: None, complete })
     }
 
     /// The files of the pack that are open.
     pub fn containers(&self) -> &[Container<R>] {
         &self.containers
+    }
+
+    /// Names of the files that are open, the index file included, as far as they have names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.containers.iter().filter_map(Container::name).chain(self.index_name.as_deref())
     }
 
     /// The index file of a sharded pack.

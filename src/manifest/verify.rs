@@ -199,7 +199,7 @@ impl VerifyOptions {
             failures: vec![],
             digests: vec![],
         };
-        let held = pack.containers().iter().map(held_bytes).sum();
+        let held = pack.containers().iter().map(held_bytes).fold(0, u64::saturating_add);
         let (mut stored_roots, mut leaves) = (vec![], BTreeMap::new());
         for (i, file) in pack.containers().iter().enumerate() {
             let manifest = || pack.manifest().map(drop);
