@@ -1742,7 +1742,7 @@ fn packs(set: &mut VectorSet) {
     let mut index = |id: &str, rule: &str, comment: &str, edit: &dyn Fn(&mut Value)| {
         let mut pack = good();
         edit(&mut pack.index);
-        let kind = if id == "decoded-root" { "integrity" } else { "malformed" };
+        let kind = if id.ends_with("-root") { "integrity" } else { "malformed" };
         add(id, rule, comment, kind, &pack, &pack.index_bytes());
     };
     index("index-format", "SHD-3", "another format", &|v| {
@@ -1872,6 +1872,24 @@ fn packs(set: &mut VectorSet) {
     let both =
         Sharded::new(vec![File::of(vec![raw("bias", Dtype::U8, &[3], &[1, 2, 3])]), second()]);
     add("tensor-twice", "SHD-5", "a tensor in two shards", "malformed", &both, &both.index_bytes());
+    let later = |n: u8| Record {
+        kind: 9,
+        flags: 1,
+        name: b"later".to_vec(),
+        body: vec![n],
+        ..Record::default()
+    };
+    let mut twice = [first(), second()];
+    (0u8..).zip(&mut twice).for_each(|(n, file)| file.records.push(later(n)));
+    let twice = Sharded::new(twice.to_vec());
+    add(
+        "record-twice",
+        "SHD-5",
+        "an optional record in two shards",
+        "malformed",
+        &twice,
+        &twice.index_bytes(),
+    );
     let mut lacking = first();
     lacking.manifest =
         Some(serde_json_canonicalizer::to_vec(&first().default_manifest()).expect("plain JSON"));
@@ -1939,6 +1957,12 @@ fn manifests(set: &mut VectorSet) {
             1,
         ),
     );
+    // The recipe is one level below the outermost object, its member `a` adds the others.
+    for (id, expect, arrays) in [("deep-most", "ok", 63), ("deep-one-more", "malformed", 64)] {
+        let nested = format!("\"recipe\":{{\"a\":{}1{}", "[".repeat(arrays), "]".repeat(arrays));
+        let comment = format!("{} levels of arrays and objects below the outermost", arrays + 1);
+        add(id, "MAN-1", &comment, expect, &text.replacen("\"recipe\":{", &nested, 1));
+    }
     let with = |key: &str, value: Value| {
         let mut m = base.clone();
         m[key] = value;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::memory::{INDEX_FACTOR, MANIFEST_FACTOR};
+
 /// Names the ceiling that an input ran into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -63,6 +65,17 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The default limits, lowered so that what they allow can be read within `max_ram` bytes of memory.
+    pub fn within(max_ram: u64) -> Self {
+        let default = Self::default();
+        Self {
+            max_index_bytes: default.max_index_bytes.min(max_ram / INDEX_FACTOR),
+            max_manifest_bytes: default.max_manifest_bytes.min(max_ram / MANIFEST_FACTOR),
+            max_attachment_bytes: default.max_attachment_bytes.min(max_ram / 2),
+            ..default
+        }
+    }
+
     /// Sets [`Limits::max_index_bytes`].
     #[must_use]
     pub fn with_max_index_bytes(mut self, bytes: u64) -> Self {

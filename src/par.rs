@@ -73,6 +73,21 @@ pub(crate) fn map_within<T: Send>(
     f: impl Fn(usize) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let mut all = Vec::with_capacity(n);
+    each_within(n, budget, cost, f, |result| all.push(result))?;
+    Ok(all)
+}
+
+/// As [`map_within`], but `take` gets the results, in order, one by one.
+///
+/// # Errors
+/// As [`map_within`].
+pub(crate) fn each_within<T: Send>(
+    n: usize,
+    budget: u64,
+    cost: impl Cost,
+    f: impl Fn(usize) -> Result<T> + Sync,
+    mut take: impl FnMut(T),
+) -> Result<()> {
     let work = |i, ()| f(i);
     pipeline(
         n,
@@ -82,11 +97,10 @@ pub(crate) fn map_within<T: Send>(
         |_| Ok(()),
         work,
         |_, result| {
-            all.push(result);
+            take(result);
             Ok(())
         },
-    )?;
-    Ok(all)
+    )
 }
 
 /// Three stages: one thread reads, all threads work, the calling thread takes the results, each in

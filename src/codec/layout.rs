@@ -158,28 +158,62 @@ impl PlaneCounts {
     /// The stored runs that hold the rows `range`, at most one for each count, and nothing for
     /// counts that don't occur. The rows of a run are the rows of `range` with its count, in order.
     pub fn runs(&self, range: Range<u64>) -> Vec<RowRun> {
-        let counts = match self {
-            Self::Uniform(native) => {
+        RunCursor::new(self).runs(self, range)
+    }
+}
+
+/// Goes through the rows of a tensor in order and says where each range is stored, without counting the
+/// rows in front of it again.
+#[derive(Debug, Clone)]
+pub(crate) struct RunCursor {
+    /// Rows of each count, 3 to 8.
+    all: [u64; 6],
+    /// Rows of each count in front of `at`.
+    before: [u64; 6],
+    at: u64,
+}
+
+impl RunCursor {
+    pub(crate) fn new(counts: &PlaneCounts) -> Self {
+        let mut all = [0; 6];
+        if let PlaneCounts::PerRow(counts) = counts {
+            counts.iter().for_each(|&n| all[usize::from(n) - 3] += 1);
+        }
+        Self { all, before: [0; 6], at: 0 }
+    }
+
+    /// As [`PlaneCounts::runs`] of the same counts.
+    pub(crate) fn runs(&mut self, counts: &PlaneCounts, range: Range<u64>) -> Vec<RowRun> {
+        let counts = match counts {
+            PlaneCounts::Uniform(native) => {
                 return Vec::from_iter(
                     (!range.is_empty()).then_some(RowRun { native: *native, stored: range }),
                 );
             }
-            Self::PerRow(counts) => counts,
+            PlaneCounts::PerRow(counts) => counts,
         };
+        if range.start < self.at {
+            (self.at, self.before) = (0, [0; 6]);
+        }
+        let mut count = |to: u64| {
+            let rows = (0u64..).zip(counts).skip(usize::try_from(self.at).unwrap_or(usize::MAX));
+            let mut found = [0u64; 6];
+            rows.take_while(|(r, _)| *r < to).for_each(|(_, &n)| found[usize::from(n) - 3] += 1);
+            self.at = self.at.max(to);
+            found
+        };
+        let skipped = count(range.start);
+        let inside = count(range.end);
         let mut runs = Vec::new();
-        let mut start = 0u64;
+        let mut start = 0;
         for native in (3..=8u8).rev() {
-            let (mut before, mut inside, mut all) = (0u64, 0u64, 0u64);
-            for (r, &n) in (0u64..).zip(counts) {
-                let hit = u64::from(n == native);
-                all += hit;
-                before += if r < range.start { hit } else { 0 };
-                inside += if range.contains(&r) { hit } else { 0 };
+            let i = usize::from(native) - 3;
+            let from = start + self.before[i] + skipped[i];
+            if inside[i] > 0 {
+                runs.push(RowRun { native, stored: from..from + inside[i] });
             }
-            if inside > 0 {
-                runs.push(RowRun { native, stored: start + before..start + before + inside });
-            }
-            start += all;
+            start += self.all[i];
+            self.before[i] += skipped[i] + inside[i];
         }
         runs
     }
@@ -197,6 +231,10 @@ mod tests {
         assert_eq!(counts.runs(0..6), [run(8, 0..2), run(5, 2..4), run(3, 4..6)]);
         assert_eq!(counts.runs(3..5), [run(5, 3..4), run(3, 5..6)]);
         assert_eq!(counts.rows_with(6), [6, 6, 6, 4, 4, 2, 2, 2]);
+        let mut cursor = RunCursor::new(&counts);
+        for range in [0..2, 2..3, 4..6, 1..4, 3..3, 0..6, 5..6] {
+            assert_eq!(cursor.runs(&counts, range.clone()), counts.runs(range));
+        }
         let part = counts.to_part().expect("not uniform");
         assert_eq!(PlaneCounts::parse(&part, 6).expect("valid"), counts);
     }

@@ -12,6 +12,7 @@ mod value;
 
 pub use convert::convert_raw;
 pub(crate) use convert::read_f32;
+pub(crate) use layout::RunCursor;
 pub use layout::{PlaneCounts, PlaneLayout, RowRun};
 pub use levels::{LevelSet, Levels};
 pub(crate) use quantize::RowEncoder;

@@ -5,7 +5,7 @@ use std::io::{Seek, Write};
 use super::writer::PackWriter;
 use crate::error::{Error, Result};
 use crate::format::{
-    CHUNK_BYTES, Chunk, Digest, FileEntry, LevelsEntry, OtherEntry, Part, PartKind, TensorEntry,
+    CHUNK_BYTES, Chunk, Digest, FileEntry, OtherEntry, Part, PartKind, TensorEntry,
 };
 
 /// A `planes` tensor whose rows arrive piece by piece.
@@ -120,18 +120,6 @@ impl<W: Write + Seek> PackWriter<W> {
             at += bytes.len() as u64;
         }
         Ok(offset)
-    }
-
-    /// The number of a table like this, which is added if there is none.
-    ///
-    /// # Errors
-    /// As [`PackWriter::add_levels`].
-    pub(crate) fn share_levels(&mut self, table: &LevelsEntry) -> Result<u16> {
-        let like = |t: &LevelsEntry| (t.native, &t.levels) == (table.native, &table.levels);
-        match self.index.levels.iter().position(like) {
-            Some(i) => Ok(u16::try_from(i + 1).expect("numbers are checked when tables are added")),
-            None => self.add_levels(table.native, table.levels.clone()),
-        }
     }
 
     /// Lists a carried file that is written.

@@ -6,7 +6,9 @@ use std::ops::Range;
 use super::fetch::{Piece, Rows, Want};
 use super::read_at::ReadAt;
 use super::reader::Container;
-use crate::codec::{Levels, PlaneCounts, PlaneLayout, RowRun, RunBytes, convert_raw, decode_run};
+use crate::codec::{
+    Levels, PlaneCounts, PlaneLayout, RowRun, RunBytes, RunCursor, convert_raw, decode_run,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CHUNK_BYTES, Dtype, Encoding, PartKind, Rule, TensorEntry, reserve, to_usize};
 
@@ -14,6 +16,8 @@ use crate::format::{CHUNK_BYTES, Dtype, Encoding, PartKind, Rule, TensorEntry, r
 const TILE_WEIGHTS: u64 = 1 << 20;
 /// Columns of one piece of a row that is longer than a tile: whole bytes in planes and steps.
 const SEGMENT_COLS: u64 = TILE_WEIGHTS;
+/// Bytes of a raw tensor that are read at a time: some chunks, so that a server is asked less often.
+const RAW_PIECE_BYTES: u64 = 4 << 20;
 /// Stored bytes of a tensor that are read at once and kept while it goes by in tiles. Above this,
 /// each part is read chunk by chunk.
 pub(crate) const WHOLE_BYTES: u64 = 64 << 20;
@@ -165,8 +169,8 @@ impl DecodeOptions {
             return Ok(());
         };
         let planes = PlanesReader::new(stored)?;
-        let mut source = Rows::Direct(view.container);
-        planes.decode_rows(&mut source, range, self.planes.unwrap_or(8), self.target(view), out)
+        let mut from = planes.from(Rows::Direct(view.container));
+        planes.decode_rows(&mut from, range, self.planes.unwrap_or(8), self.target(view), out)
     }
 
     /// Decodes tile by tile, in order, so that a tensor of any size needs little memory: calls
@@ -204,19 +208,21 @@ impl DecodeOptions {
         let rung = self.planes.unwrap_or(8);
         let planes = PlanesReader::new(stored).map_err(in_tensor)?;
         let parts: Vec<_> = stored.entry.parts.iter().filter(|p| is_read(p.kind, rung)).collect();
-        let mut source = if parts.iter().map(|p| p.stored_len).sum::<u64>() <= whole_bytes {
+        let source = if parts.iter().map(|p| p.stored_len).sum::<u64>() <= whole_bytes {
             Rows::whole(view.container, &parts).map_err(in_tensor)?
         } else {
             Rows::Forward(view.container, HashMap::new())
         };
+        let mut from = planes.from(source);
         let mut buffer = Vec::new();
         if cols > TILE_WEIGHTS {
             for row in range {
+                let Some(run) = from.runs.runs(&planes.counts, row..row + 1).pop() else { break };
                 for i in 0..cols.div_ceil(SEGMENT_COLS) {
                     let start = i * SEGMENT_COLS;
                     let segment = start..cols.min(start + SEGMENT_COLS);
                     planes
-                        .decode_segment(&mut source, row, segment, rung, target, &mut buffer)
+                        .decode_segment(&mut from, &run, segment, rung, target, &mut buffer)
                         .map_err(in_tensor)?;
                     emit(&buffer)?;
                 }
@@ -230,7 +236,7 @@ impl DecodeOptions {
             row = tile.end;
             let bytes = (tile.end - tile.start) * cols * target.bits() / 8;
             buffer.resize(to_usize(bytes)?, 0);
-            planes.decode_rows(&mut source, tile, rung, target, &mut buffer).map_err(in_tensor)?;
+            planes.decode_rows(&mut from, tile, rung, target, &mut buffer).map_err(in_tensor)?;
             emit(&buffer)?;
         }
         Ok(())
@@ -238,14 +244,17 @@ impl DecodeOptions {
 
     /// About how many bytes of memory [`DecodeOptions::decode_tiles_within`] needs.
     pub(crate) fn tiles_cost<R: ReadAt>(view: &TensorView<'_, R>, whole_bytes: u64) -> u64 {
-        let stored: u64 = view.entry.parts.iter().map(|p| p.stored_len).sum();
+        let entry = view.resolve().map_or(view.entry, |stored| stored.entry);
+        let stored: u64 = entry.parts.iter().map(|p| p.stored_len).sum();
         // Chunk by chunk, each plane of each native count has one at hand, and one for each of the
-        // scales and steps.
-        let chunks = if view.is_uniform() { 10 } else { 45 } * CHUNK_BYTES;
+        // scales and steps. Counts are held as stored and as a byte a row.
+        let counts = entry.parts.iter().find(|p| p.kind == PartKind::Counts).map(|p| 3 * p.len);
+        let chunks = if counts.is_none() { 10 } else { 45 } * CHUNK_BYTES;
         let held = if stored <= whole_bytes { stored } else { stored.min(chunks) };
         // A tile of up to eight bytes a weight, and what it is made from.
-        let decoded = view.dtype().tensor_bytes(view.shape()).unwrap_or(u64::MAX);
-        held + (2 * decoded.min(8 * TILE_WEIGHTS)).min(12 << 20) + (1 << 20)
+        let decoded = entry.dtype.tensor_bytes(&entry.shape).unwrap_or(u64::MAX);
+        let tile = decoded.saturating_mul(2).min(3 * RAW_PIECE_BYTES);
+        held.saturating_add(counts.unwrap_or(0)).saturating_add(tile + (1 << 20))
     }
 }
 
@@ -259,7 +268,8 @@ fn is_read(kind: PartKind, rung: u8) -> bool {
 }
 
 impl DecodeOptions {
-    /// Raw tensors go chunk by chunk, whatever their shape: a row may be as long as the tensor.
+    /// Raw tensors go in pieces of whole chunks, whatever their shape: a row may be as long as the
+    /// tensor.
     fn raw_tiles<R: ReadAt>(
         &self,
         view: &TensorView<'_, R>,
@@ -273,8 +283,8 @@ impl DecodeOptions {
         let at = |row: u64| u64::try_from(u128::from(row) * row_bits / 8).expect("within the part");
         let (mut from, end) = (at(rows.start), at(rows.end));
         while from < end {
-            // Elements of two bytes and more never straddle a chunk: both are powers of two.
-            let to = end.min((from / CHUNK_BYTES + 1) * CHUNK_BYTES);
+            // Elements of two bytes and more never straddle a piece: both are powers of two.
+            let to = end.min((from / RAW_PIECE_BYTES + 1) * RAW_PIECE_BYTES);
             let bytes = view.container.read_part(part, from..to)?;
             emit(&convert_raw(bytes, view.dtype(), self.target(view)).0)?;
             from = to;
@@ -332,10 +342,6 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
         }
     }
 
-    fn is_uniform(&self) -> bool {
-        !matches!(self.entry.encoding, Encoding::Planes { planes: None, .. })
-    }
-
     fn part(&self, kind: PartKind) -> Option<&'a crate::format::Part> {
         self.entry.parts.iter().find(|p| p.kind == kind)
     }
@@ -356,6 +362,12 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
             _ => Ok((1, crate::format::elements(shape).unwrap_or(0))),
         }
     }
+}
+
+/// One pass over the rows of a tensor, in order.
+struct Pass<'s, R> {
+    source: Rows<'s, R>,
+    runs: RunCursor,
 }
 
 /// A `planes` tensor with its counts and level tables at hand.
@@ -431,9 +443,14 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         (&pieces[0], steps, pieces[1 + grouped..].iter().map(|p| &**p).collect())
     }
 
+    /// The start of a pass over the rows.
+    fn from<'s>(&self, source: Rows<'s, R>) -> Pass<'s, R> {
+        Pass { source, runs: RunCursor::new(&self.counts) }
+    }
+
     fn decode_rows(
         &self,
-        source: &mut Rows<'_, R>,
+        from: &mut Pass<'_, R>,
         range: Range<u64>,
         rung: u8,
         target: Dtype,
@@ -441,35 +458,32 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
     ) -> Result<()> {
         let layout = &self.layout;
         let row_out = to_usize(layout.cols)? * to_usize(target.bits() / 8)?;
-        for run in self.counts.runs(range.clone()) {
-            let pieces = source.get(&self.wants(&run, rung)?)?;
+        for run in from.runs.runs(&self.counts, range.clone()) {
+            let pieces = from.source.get(&self.wants(&run, rung)?)?;
             let (scales, steps, planes) = self.split(&pieces);
             let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };
             // The rows of the run are those of the range with this count, in order.
-            let first = to_usize(range.start)?;
-            let places: Option<Vec<usize>> = match &self.counts {
-                PlaneCounts::Uniform(_) => None,
-                PlaneCounts::PerRow(counts) => Some(
-                    (first..to_usize(range.end)?)
-                        .filter(|&r| counts[r] == run.native)
-                        .map(|r| r - first)
-                        .collect(),
-                ),
+            let native = |r: &usize| match &self.counts {
+                PlaneCounts::Uniform(_) => true,
+                PlaneCounts::PerRow(counts) => counts[*r] == run.native,
             };
-            decode_run(layout, &self.levels, &bytes, self.view.dtype(), target, |i, row| {
-                let at = places.as_ref().map_or(i, |p| p[i]);
-                out[at * row_out..][..row_out].copy_from_slice(row);
+            let first = to_usize(range.start)?;
+            let mut places = (first..to_usize(range.end)?).filter(native).map(|r| r - first);
+            decode_run(layout, &self.levels, &bytes, self.view.dtype(), target, |_, row| {
+                if let Some(at) = places.next() {
+                    out[at * row_out..][..row_out].copy_from_slice(row);
+                }
             })?;
         }
         Ok(())
     }
 
-    /// Decodes columns `cols` of one row. They start at a multiple of [`SEGMENT_COLS`], where planes and
+    /// Decodes columns `cols` of the one row in `run`. They start at a multiple of [`SEGMENT_COLS`], where planes and
     /// steps have whole bytes.
     fn decode_segment(
         &self,
-        source: &mut Rows<'_, R>,
-        row: u64,
+        from: &mut Pass<'_, R>,
+        run: &RowRun,
         cols: Range<u64>,
         rung: u8,
         target: Dtype,
@@ -481,24 +495,21 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
             group => cols.start / u64::from(group) / 2,
         };
         out.clear();
-        for run in self.counts.runs(row..row + 1) {
-            let mut wants = self.wants(&run, rung)?;
-            for want in &mut wants {
-                let (skip, len) = match want.part.kind {
-                    PartKind::Steps => (steps, segment.steps_row_bytes()),
-                    PartKind::Plane(_) => (cols.start / 8, segment.row_bytes()),
-                    _ => continue,
-                };
-                want.range = want.range.start + skip..want.range.start + skip + len;
-            }
-            let pieces = source.get(&wants)?;
-            let (scales, steps, planes) = self.split(&pieces);
-            let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };
-            decode_run(&segment, &self.levels, &bytes, self.view.dtype(), target, |_, row| {
-                out.extend_from_slice(row);
-            })?;
+        let mut wants = self.wants(run, rung)?;
+        for want in &mut wants {
+            let (skip, len) = match want.part.kind {
+                PartKind::Steps => (steps, segment.steps_row_bytes()),
+                PartKind::Plane(_) => (cols.start / 8, segment.row_bytes()),
+                _ => continue,
+            };
+            want.range = want.range.start + skip..want.range.start + skip + len;
         }
-        Ok(())
+        let pieces = from.source.get(&wants)?;
+        let (scales, steps, planes) = self.split(&pieces);
+        let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };
+        decode_run(&segment, &self.levels, &bytes, self.view.dtype(), target, |_, row| {
+            out.extend_from_slice(row);
+        })
     }
 }
 

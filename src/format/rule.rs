@@ -73,10 +73,10 @@ rules! {
     ROOT_2 = "UC-ROOT-2": "The decoded root.";
     ROOT_3 = "UC-ROOT-3": "The stored root.";
     SHD_1 = "UC-SHD-1": "What only the first shard holds.";
-    SHD_2 = "UC-SHD-2": "Names of shards and of the index file.";
+    SHD_2 = "UC-SHD-2": "Names of shards.";
     SHD_3 = "UC-SHD-3": "The form of the index file.";
     SHD_4 = "UC-SHD-4": "Each shard is the one that the index file lists.";
-    SHD_5 = "UC-SHD-5": "Each tensor is in one shard, the one that the index file names.";
+    SHD_5 = "UC-SHD-5": "Each record is in one shard, tensors in the one that the index file names.";
     SHD_6 = "UC-SHD-6": "Roots of a sharded pack.";
     MAN_1 = "UC-MAN-1": "The manifest is canonical JSON with integers only.";
     MAN_2 = "UC-MAN-2": "The members of the manifest.";

@@ -8,6 +8,7 @@ use crate::container::{ReadAt, TensorView};
 use crate::error::{Error, Result};
 use crate::format::Encoding;
 use crate::manifest::{Failure, FileRole, Manifest, Pack};
+use crate::memory::DEFAULT_MAX_RAM;
 use crate::progress::Progress;
 
 /// What [`against`] compared.
@@ -47,7 +48,7 @@ pub fn against<R: ReadAt + Sync>(
     }
     // A source that is a single file has no carried ones to compare with.
     let whole = source.files.iter().any(|f| f.role == FileRole::Carried);
-    let scans = scan(source, whole, progress)?;
+    let scans = scan(source, whole, DEFAULT_MAX_RAM, progress)?;
     let tensors = source.tensors();
     let compare = |(t, scan): (&SourceTensor, &Scan)| {
         let Some(view) = pack.tensor(&t.name) else {

@@ -42,8 +42,9 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct Jobs {
     jobs: Vec<Job>,
-    /// Weights of a row of each `planes` tensor.
+    /// Weights of a row of each `planes` tensor, 0 for others.
     row_weights: Vec<u64>,
+    zstd_bytes: u64,
 }
 
 impl Jobs {
@@ -57,7 +58,14 @@ impl Jobs {
         let mut order: Vec<usize> = (0..plan.tensors.len()).collect();
         order.sort_by_key(|&i| shards[i]);
         let first = order.partition_point(|&i| shards[i] == 0);
-        let mut jobs = Self { jobs: vec![], row_weights: vec![0; plan.tensors.len()] };
+        // Contexts for content of 1 MiB, as measured.
+        let zstd_bytes = match recipe.zstd_level() {
+            None => 0,
+            Some(..=12) => 6 << 20,
+            Some(_) => 20 << 20,
+        };
+        let row_weights = vec![0; plan.tensors.len()];
+        let mut jobs = Self { jobs: vec![], row_weights, zstd_bytes };
         order[..first].iter().try_for_each(|&i| jobs.push_tensor(source, plan, recipe, i))?;
         for (i, file) in source.files.iter().enumerate() {
             if file.role == FileRole::Carried {
@@ -112,12 +120,20 @@ impl Jobs {
     /// About how many bytes of memory a job needs.
     pub(super) fn cost(&self, source: &Source, j: usize) -> u64 {
         let job = &self.jobs[j];
-        let Item::Tensor(i) = job.item else { return 4096 + 2 * job.len };
+        let Item::Tensor(i) = job.item else { return self.raw_cost(job) };
+        if self.row_weights[i] == 0 {
+            return self.raw_cost(job);
+        }
         let bits = source.tensors()[i].dtype.bits();
         let weights = job.len * 8 / bits;
         // Rows are encoded some at a time, in binary32, with codes, planes and what they decode to.
         let at_once = weights.min(self.row_weights[i].max(CACHE_WEIGHTS as u64));
         4096 + 2 * job.len + 2 * weights + at_once * (8 + bits / 8)
+    }
+
+    /// Bytes as they are and as they are stored, and what the compressor works with.
+    fn raw_cost(&self, job: &Job) -> u64 {
+        4096 + 2 * job.len + self.zstd_bytes
     }
 
     /// Memory of the job that needs most, and its tensor.
@@ -189,7 +205,8 @@ pub(super) fn encode(
             let first_row = to_usize(job.from)? / encoder.row_bytes()?;
             let tile = encoder.encode(first_row, &bytes).map_err(|e| {
                 // The scan found nothing odd in it.
-                changed(e.message()).in_tensor(&source.tensors()[i].name)
+                let t = &source.tensors()[i];
+                changed(e.message()).in_tensor(&t.name).in_file(&t.file)
             })?;
             let (t, planned) = (&source.tensors()[i], &plan.tensors[i]);
             let entry = || encoder.entry(&t.name, &t.shape, planned.role);
@@ -285,7 +302,12 @@ impl<'a> Output<'a> {
             Item::File(i) => self.scans.files[i],
         };
         let same = |scan: &Scan| scan.crc32 == crc.finalize();
-        let scan = scan.filter(same).ok_or_else(|| changed("its checksum differs"))?;
+        let file = match job.item {
+            Item::Tensor(i) => &self.source.tensors()[i].file,
+            Item::File(i) => &self.source.files[i].path,
+        };
+        let scan =
+            scan.filter(same).ok_or_else(|| changed("its checksum differs").in_file(file))?;
         match (open, job.item) {
             (Open::Planes(planes, sha), _) => {
                 self.writer.end_planes(*planes, Digest(sha.finalize().into()))?;

@@ -177,17 +177,19 @@ impl PackOptions {
     /// # Errors
     /// As [`PackOptions::pack`].
     pub fn plan(&self, source: &Source, progress: &dyn Progress) -> Result<Plan> {
-        Ok(self.plan_and_scan(source, false, progress)?.0)
+        let budget = self.budget(source, &Plan::new(source, &self.recipe)?)?;
+        Ok(self.plan_and_scan(source, false, budget, progress)?.0)
     }
 
     fn plan_and_scan(
         &self,
         source: &Source,
         with_files: bool,
+        budget: u64,
         progress: &dyn Progress,
     ) -> Result<(Plan, Scans)> {
         let mut plan = Plan::new(source, &self.recipe)?;
-        let scans = scan(source, with_files, progress)?;
+        let scans = scan(source, with_files, budget, progress)?;
         plan.refine(&scans.tensors);
         Ok((plan, scans))
     }
@@ -199,14 +201,12 @@ impl PackOptions {
     pub fn estimate(&self, source: &Source) -> Result<u64> {
         let plan = Plan::new(source, &self.recipe)?;
         let carried = source.files.iter().filter(|f| f.role == FileRole::Carried).map(|f| f.bytes);
-        let tensors = plan.tensors.iter().zip(source.tensors()).map(|(p, t)| match p.decision {
-            // Codes and scales; padding and records are in the flat 4 KiB.
-            Decision::Planes { planes, .. } => {
-                t.len * 8 / t.dtype.bits() * (u64::from(planes) + 1) / 8 + 4096
-            }
-            _ => t.len + 4096,
+        let tensors = self.placed(source, &plan)?.into_iter().map(|placed| match placed {
+            Placed::Bytes(n) => n,
+            Placed::With(_) => 0,
         });
-        Ok(carried.chain(tensors).sum())
+        // Padding, records and the manifest's entries on top.
+        Ok(carried.chain(tensors).fold(0, |sum, n| sum.saturating_add(n).saturating_add(4096)))
     }
 
     /// Packs a source into the file `output`, which appears only when it is complete. With
@@ -249,7 +249,7 @@ impl PackOptions {
         // Whether the output can be written shows before hours of reading; equal tensors, which the scan
         // finds, may make fewer shards of it.
         NewPack::check(output, self.force, self.shards(source, &plan)?.1)?;
-        let (plan, scans) = self.plan_and_scan(source, true, progress)?;
+        let (plan, scans) = self.plan_and_scan(source, true, budget, progress)?;
 
         let (shards, count) = self.shards(source, &plan)?;
         let mut pack = NewPack::create(output, self.force, count)?;

@@ -335,7 +335,7 @@ fn row_dims(shape: &[u64]) -> u8 {
 /// A checkpoint that another tool already quantized would lose twice.
 fn refuse_quantized(source: &Source) -> Result<()> {
     let mut method = None;
-    if let Some(config) = source.carried("config.json")? {
+    if let Some(config) = source.config()? {
         let bad = |e| Error::source_file(format!("config.json: {e}")).with_source(e);
         check_keys(&config).map_err(bad)?;
         let config: serde_json::Value = serde_json::from_slice(&config).map_err(bad)?;
@@ -344,9 +344,25 @@ fn refuse_quantized(source: &Source) -> Result<()> {
             method = Some(format!("config.json declares quantization_config: {name}"));
         }
     }
-    let signs =
-        [".qweight", ".qzeros", ".g_idx", ".absmax", ".quant_map", ".weight_scale_inv", ".SCB"];
-    let sign = source.tensors().iter().find(|t| signs.iter().any(|s| t.name.ends_with(s)));
+    // GPTQ, AWQ; bitsandbytes; block-scaled F8; compressed-tensors; MXFP4.
+    let endings = [
+        ".qweight",
+        ".qzeros",
+        ".g_idx",
+        ".absmax",
+        ".quant_map",
+        ".SCB",
+        ".weight_scale_inv",
+        ".weight_scale",
+        ".weight_packed",
+        ".weight_zero_point",
+        ".input_scale",
+        "_proj_blocks",
+        "_proj_scales",
+    ];
+    let is_sign =
+        |name: &str| endings.iter().any(|s| name.ends_with(s)) || name.contains(".quant_state.");
+    let sign = source.tensors().iter().find(|t| is_sign(&t.name));
     if let Some(t) = sign {
         method.get_or_insert_with(|| format!("tensor \"{}\" belongs to a quantized layer", t.name));
     }

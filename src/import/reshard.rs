@@ -1,11 +1,12 @@
 //! Cutting a pack into other files, or joining them, without touching what is stored.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::shards::{NewPack, Placed, ShardWriter, assign, check_shard_size};
 use crate::container::{Container, ReadAt, TensorView};
 use crate::error::{Error, Result};
-use crate::format::{CHUNK_BYTES, Digest, Encoding, Part};
+use crate::format::{CHUNK_BYTES, Digest, Encoding, LevelsEntry, Part};
 use crate::manifest::Pack;
 use crate::progress::{NoProgress, Progress, step};
 
@@ -52,7 +53,8 @@ impl ReshardOptions {
     }
 
     /// Writes the pack again as `output`. Stored bytes are copied as they are, each compared with its
-    /// checksum. The files are those that [`PackOptions`](super::PackOptions) with the same
+    /// checksum. Attachments are copied too; what they say of stored roots speaks of the files that were
+    /// read. The files are those that [`PackOptions`](super::PackOptions) with the same
     /// `shard_size` would have made.
     ///
     /// # Errors
@@ -82,7 +84,7 @@ impl ReshardOptions {
         new.refuse_inputs(pack.names())?;
         for shard in 0..count {
             let mut writer = new.start()?;
-            let mut copy = Copy { writer: &mut writer, progress };
+            let mut copy = Copy { writer: &mut writer, progress, tables: HashMap::new() };
             let tensors = || pack.tensors().zip(&shards).filter(|(_, s)| **s == shard);
             for (view, _) in tensors() {
                 copy.tensor(&view).map_err(|e| view.container().place(e.in_tensor(view.name())))?;
@@ -93,7 +95,8 @@ impl ReshardOptions {
                 }
             }
             if shard == 0 {
-                Copy { writer: &mut writer, progress }.what_goes_first(pack)?;
+                let tables = HashMap::new();
+                Copy { writer: &mut writer, progress, tables }.what_goes_first(pack)?;
             }
             new.end(writer, &manifest)?;
         }
@@ -123,6 +126,8 @@ fn placed<R: ReadAt>(pack: &Pack<R>) -> Result<Vec<Placed>> {
 struct Copy<'a> {
     writer: &'a mut ShardWriter,
     progress: &'a dyn Progress,
+    /// Level tables that the new file has, by content.
+    tables: HashMap<(u8, Vec<i8>), u16>,
 }
 
 impl Copy<'_> {
@@ -136,13 +141,24 @@ impl Copy<'_> {
                 // Tables are numbered file by file.
                 for id in level_ids.iter_mut().filter(|id| **id != 0) {
                     let table = &view.container().index().levels[usize::from(*id) - 1];
-                    *id = self.writer.share_levels(table)?;
+                    *id = self.share_levels(table)?;
                 }
             }
         }
         self.parts(view.container(), &mut entry.parts)?;
         self.writer.list(entry);
         Ok(())
+    }
+
+    /// The number of a table like this in the new file.
+    fn share_levels(&mut self, table: &LevelsEntry) -> Result<u16> {
+        let key = (table.native, table.levels.clone());
+        if let Some(id) = self.tables.get(&key) {
+            return Ok(*id);
+        }
+        let id = self.writer.add_levels(table.native, table.levels.clone())?;
+        self.tables.insert(key, id);
+        Ok(id)
     }
 
     /// Carried files, optional records that this reader skips, receipts.

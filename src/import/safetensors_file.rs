@@ -29,6 +29,12 @@ pub(crate) struct HeaderTensor {
 pub(crate) struct Header {
     /// In the order of the data.
     pub tensors: Vec<HeaderTensor>,
+    /// Length of the file in bytes.
+    pub file_len: u64,
+    /// Bytes in front of the data.
+    pub head_len: u64,
+    /// Their CRC-32, to notice that they changed since.
+    pub head_crc32: u32,
     pub metadata: Option<BTreeMap<String, String>>,
 }
 
@@ -81,7 +87,11 @@ pub(crate) fn read_header(file: &File) -> Result<Header> {
         .at(data_end));
     }
     let metadata = parsed.metadata().clone().map(|m| m.into_iter().collect());
-    Ok(Header { tensors, metadata })
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&first);
+    crc.update(&json);
+    let (head_len, head_crc32) = (8 + header_len, crc.finalize());
+    Ok(Header { tensors, file_len, head_len, head_crc32, metadata })
 }
 
 fn check_tensor(

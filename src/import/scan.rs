@@ -5,7 +5,7 @@ use std::io::Read;
 
 use sha2::{Digest as _, Sha256};
 
-use super::source::{FoundFile, PIECE_BYTES, Source};
+use super::source::{FoundFile, PIECE_BYTES, Source, WeightsFile};
 use crate::codec::read_f32;
 use crate::container::ReadAt;
 use crate::error::{Error, Result};
@@ -13,6 +13,9 @@ use crate::format::{Digest, Dtype, to_usize};
 use crate::manifest::FileRole;
 use crate::par;
 use crate::progress::{Progress, step};
+
+/// Bytes of a carried file that are read at a time.
+const FILE_BYTES: u64 = 1 << 20;
 
 /// What was found out about the bytes of a tensor or a carried file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +88,12 @@ impl Open {
 ///
 /// # Errors
 /// `Io`, `Truncated` for a file that has become shorter, `Cancelled`.
-pub(crate) fn scan(source: &Source, with_files: bool, progress: &dyn Progress) -> Result<Scans> {
+pub(crate) fn scan(
+    source: &Source,
+    with_files: bool,
+    budget: u64,
+    progress: &dyn Progress,
+) -> Result<Scans> {
     let weights: Vec<_> = source.files.iter().filter(|f| f.role == FileRole::Weights).collect();
     // By file, in the order of the data: what is read in a row is fastest to read.
     let mut tensors: Vec<Vec<usize>> = vec![vec![]; weights.len()];
@@ -101,15 +109,13 @@ pub(crate) fn scan(source: &Source, with_files: bool, progress: &dyn Progress) -
         FileRole::Carried if with_files => scan_file(f, progress).map(Some),
         _ => Ok(None),
     };
-    let (found, others) = par::join(
-        || par::map(weights.len(), scan_weights),
-        || par::map(source.files.len(), |i| carried(&source.files[i])),
-    );
-    let mut files = others.into_iter().collect::<Result<Vec<_>>>()?;
+    let found = par::map_within(weights.len(), budget, |_| PIECE_BYTES, scan_weights)?;
+    let carried = |i: usize| carried(&source.files[i]);
+    let mut files = par::map_within(source.files.len(), budget, |_| FILE_BYTES, carried)?;
     let mut all: Vec<Option<Scan>> = vec![None; source.tensors().len()];
     let places = (0..source.files.len()).filter(|&i| source.files[i].role == FileRole::Weights);
     for ((place, of_file), found) in places.zip(&tensors).zip(found) {
-        let (file, scans) = found?;
+        let (file, scans) = found;
         files[place] = file;
         of_file.iter().zip(scans).for_each(|(&i, scan)| all[i] = Some(scan));
     }
@@ -125,8 +131,9 @@ fn scan_weights(
     with_file: bool,
     progress: &dyn Progress,
 ) -> Result<(Option<Scan>, Vec<Scan>)> {
-    let (path, file) = source.handle(handle);
-    let len = file.len_bytes().map_err(|e| e.in_file(path))?;
+    let WeightsFile { path, file, len, head_len, head_crc32 } = source.handle(handle);
+    let (len, head_len) = (*len, *head_len);
+    let mut head = crc32fast::Hasher::new();
     let mut whole = Sha256::new();
     let mut open = Open::default();
     let mut done = Vec::with_capacity(tensors.len());
@@ -137,6 +144,7 @@ fn scan_weights(
         file.read_exact_at(at, piece).map_err(|e| e.in_file(path))?;
         let end = at + piece.len() as u64;
         let piece = &*piece;
+        head.update(&piece[..to_usize(head_len.clamp(at, end) - at)?]);
         let feed = || -> Result<()> {
             let mut from = at;
             while let Some(t) = tensors.get(done.len()).map(|&i| &source.tensors()[i]) {
@@ -164,8 +172,10 @@ fn scan_weights(
         par::join(hash, feed).1?;
         at = end;
     }
-    if done.len() != tensors.len() {
-        return Err(Error::source_file("became shorter while it was read").in_file(path));
+    // Where the tensors are was read when the source was opened.
+    let now = file.len_bytes().map_err(|e| e.in_file(path))?;
+    if head.finalize() != *head_crc32 || now != len || done.len() != tensors.len() {
+        return Err(Error::source_file("changed while it was read").in_file(path));
     }
     let digest = Digest(whole.finalize().into());
     Ok((with_file.then_some(Scan { sha256: digest, crc32: 0, odd: None }), done))
@@ -176,7 +186,7 @@ fn scan_file(file: &FoundFile, progress: &dyn Progress) -> Result<Scan> {
     let io = |e| Error::io("can't read", e).in_file(&file.path);
     let mut open = Open::default();
     let mut input = File::open(&file.on_disk).map_err(io)?;
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; to_usize(FILE_BYTES)?];
     loop {
         step(progress, 0)?;
         match input.read(&mut buffer).map_err(io)? {

@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::output::{ClosedFile, NewFile};
-use crate::container::{Container, PackWriter, WriteSummary};
+use crate::container::{Container, PackWriter, ReadAt, WriteSummary};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{MAX_SHARDS, check_file_path};
 use crate::manifest::{INDEX_ENDING, Pack, ShardIndex};
@@ -66,6 +66,27 @@ pub(crate) struct NewPack {
     /// How many of them are containers.
     count: usize,
     done: Vec<(ClosedFile, WriteSummary)>,
+}
+
+/// A file that was written and has no name yet. It is opened for each read: a pack may have more shards
+/// than a process may have open files.
+#[derive(Debug)]
+pub(crate) struct Unnamed(PathBuf);
+
+impl Unnamed {
+    fn open(&self) -> Result<File> {
+        File::open(&self.0).map_err(|e| Error::io("can't read", e))
+    }
+}
+
+impl ReadAt for Unnamed {
+    fn len_bytes(&self) -> Result<u64> {
+        self.open()?.len_bytes()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.open()?.read_exact_at(offset, buf)
+    }
 }
 
 /// Writes one file of a new pack.
@@ -145,13 +166,16 @@ impl NewPack {
     ///
     /// # Errors
     /// As [`Pack::open_path`].
-    pub(crate) fn open(&self) -> Result<Pack<File>> {
-        let open = |file: &ClosedFile| {
-            let file = File::open(file.path()).map_err(|e| Error::io("can't read", e))?;
-            Container::open(file)
+    pub(crate) fn open(&self) -> Result<Pack<Unnamed>> {
+        let open = |file: &ClosedFile, target: &Path| {
+            let name = target.display().to_string();
+            match Container::open(Unnamed(file.path().to_owned())) {
+                Ok(container) => Ok(container.with_name(name)),
+                Err(e) => Err(e.in_file(name)),
+            }
         };
         if let [(file, _)] = &self.done[..] {
-            return Ok(open(file)?.into());
+            return Ok(open(file, &self.targets[0])?.into());
         }
         let name = |path: &PathBuf| {
             path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
@@ -160,7 +184,7 @@ impl NewPack {
             .targets
             .iter()
             .zip(&self.done)
-            .map(|(target, (file, _))| Ok((name(target), open(file)?)))
+            .map(|(target, (file, _))| Ok((name(target), open(file, target)?)))
             .collect::<Result<_>>()?;
         let index = ShardIndex::of(&shards);
         Pack::from_shards(index, shards.into_iter().map(|(_, c)| Some(c)).collect())
@@ -170,7 +194,7 @@ impl NewPack {
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn commit(self, pack: &Pack<File>) -> Result<Vec<(PathBuf, u64)>> {
+    pub(crate) fn commit(self, pack: &Pack<Unnamed>) -> Result<Vec<(PathBuf, u64)>> {
         let targets = self.targets;
         let mut lengths: Vec<u64> = self.done.iter().map(|(_, s)| s.file_len).collect();
         let mut files: Vec<ClosedFile> = self.done.into_iter().map(|(file, _)| file).collect();
@@ -190,6 +214,10 @@ impl NewPack {
 
 /// Every file of a pack of `count` containers that is called after `output`.
 fn targets(output: &Path, count: usize) -> Result<Vec<PathBuf>> {
+    if output.to_string_lossy().ends_with(INDEX_ENDING) {
+        return Err(Error::argument("is a name for an index file: name the pack NAME.uc")
+            .in_file(output.display().to_string()));
+    }
     if count == 1 {
         return Ok(vec![output.to_owned()]);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -43,7 +44,7 @@ pub(super) const PIECE_BYTES: u64 = 4 << 20;
 pub struct Source {
     pub(crate) files: Vec<FoundFile>,
     pub(crate) tensors: Vec<SourceTensor>,
-    handles: Vec<(String, File)>,
+    handles: Vec<WeightsFile>,
     pub(crate) metadata: BTreeMap<String, BTreeMap<String, String>>,
 }
 
@@ -54,6 +55,16 @@ pub(crate) struct FoundFile {
     pub on_disk: PathBuf,
     pub bytes: u64,
     pub role: FileRole,
+}
+
+/// A file of weights, open, and what its header looked like.
+#[derive(Debug)]
+pub(super) struct WeightsFile {
+    pub path: String,
+    pub file: File,
+    pub len: u64,
+    pub head_len: u64,
+    pub head_crc32: u32,
 }
 
 /// One tensor of the source.
@@ -181,7 +192,7 @@ impl Source {
         let mut source =
             Self { files: vec![], tensors: vec![], handles: vec![], metadata: BTreeMap::new() };
         for file in files.iter().filter(|f| f.role == FileRole::Weights) {
-            let Header { tensors, metadata } =
+            let Header { tensors, metadata, .. } =
                 source.open_weights(file).map_err(|e| e.in_file(&file.path))?;
             if let Some(m) = metadata {
                 source.metadata.insert(file.path.clone(), m);
@@ -236,7 +247,13 @@ impl Source {
     fn open_weights(&mut self, file: &FoundFile) -> Result<Header> {
         let handle = File::open(&file.on_disk).map_err(|e| Error::io("can't open", e))?;
         let header = read_header(&handle)?;
-        self.handles.push((file.path.clone(), handle));
+        self.handles.push(WeightsFile {
+            path: file.path.clone(),
+            file: handle,
+            len: header.file_len,
+            head_len: header.head_len,
+            head_crc32: header.head_crc32,
+        });
         Ok(header)
     }
 
@@ -284,16 +301,15 @@ impl Source {
         self.files.iter().filter(|f| f.role == role).map(|f| f.path.as_str()).collect()
     }
 
-    /// A weights file with its path.
-    pub(super) fn handle(&self, handle: usize) -> (&str, &File) {
-        let (path, file) = &self.handles[handle];
-        (path, file)
+    /// A weights file.
+    pub(super) fn handle(&self, handle: usize) -> &WeightsFile {
+        &self.handles[handle]
     }
 
     /// The bytes `offset..offset + len` of a tensor.
     pub(crate) fn read(&self, t: &SourceTensor, offset: u64, len: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; to_usize(len)?];
-        let (path, file) = &self.handles[t.handle];
+        let WeightsFile { path, file, .. } = &self.handles[t.handle];
         file.read_exact_at(t.offset + offset, &mut bytes)
             .map_err(|e| e.in_tensor(&t.name).in_file(path))?;
         Ok(bytes)
@@ -314,19 +330,33 @@ impl Source {
         Ok(())
     }
 
-    /// The content of the file `path` of the source folder, if it travels along.
-    pub(crate) fn carried(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        match self.files.iter().find(|f| f.path == path && f.role == FileRole::Carried) {
-            Some(f) => std::fs::read(&f.on_disk)
-                .map(Some)
-                .map_err(|e| Error::io("can't read", e).in_file(path)),
-            None => Ok(None),
+    /// The content of `config.json`, which lies beside the weights even where only these were named.
+    pub(crate) fn config(&self) -> Result<Option<Vec<u8>>> {
+        let weights = self.files.iter().find(|f| f.role == FileRole::Weights);
+        let Some(weights) = weights else { return Ok(None) };
+        let path = weights.on_disk.with_file_name("config.json");
+        if !path.is_file() {
+            return Ok(None);
         }
+        read_json(&path).map(Some).map_err(|e| e.in_file("config.json"))
     }
 }
 
+/// Most bytes of a JSON file that is read, as of a safetensors header.
+const MAX_JSON_BYTES: u64 = 100_000_000;
+
+fn read_json(path: &Path) -> Result<Vec<u8>> {
+    let io = |e| Error::io("can't read", e);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_JSON_BYTES {
+        return Err(Error::source_file(format!("has more than {MAX_JSON_BYTES} bytes")));
+    }
+    Ok(bytes)
+}
+
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read(path).map_err(|e| Error::io("can't read", e))?;
+    let text = read_json(path)?;
     let bad = |e| Error::source_file(format!("not a safetensors index: {e}")).with_source(e);
     check_keys(&text).map_err(bad)?;
     let index: ShardIndex = serde_json::from_slice(&text).map_err(bad)?;

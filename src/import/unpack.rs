@@ -120,8 +120,8 @@ impl UnpackOptions {
         output: &Path,
         progress: &dyn Progress,
     ) -> Result<UnpackReport> {
-        let manifest = pack.manifest()?;
         let budget = self.budget(pack)?;
+        let manifest = pack.manifest()?;
         let wanted = self.wanted()?;
         // A sharded pack of which only the shards with these tensors are open will do.
         if self.tensors.is_none() || pack.shard_index().is_none() {
@@ -142,8 +142,9 @@ impl UnpackOptions {
             UnpackReport { tensors: 0, bytes: 0, decoded_root: Digest([0; 32]), compared: 0 };
         let mut leaves = BTreeMap::new();
         for (file, views) in &files {
-            let own = manifest.files.iter().find(|f| f.path == *file);
-            let metadata = own.and_then(|f| f.metadata.as_ref());
+            // Files are sorted by path (UC-MAN-2).
+            let own = manifest.files.binary_search_by(|f| f.path.as_str().cmp(file));
+            let metadata = own.ok().and_then(|at| manifest.files[at].metadata.as_ref());
             let (bytes, digests) =
                 self.write_weights(folder.path(), file, views, metadata, budget, progress)?;
             report.bytes += bytes;
@@ -199,9 +200,10 @@ impl UnpackOptions {
     }
 
     fn budget<R: ReadAt>(&self, pack: &Pack<R>) -> Result<u64> {
-        let p = || pack.containers().iter().map(|c| c.preamble());
-        let held = p().map(|p| p.index_len * 3 + p.manifest_len * 8).sum();
-        memory::for_work(self.max_ram, held, 0)
+        let wanted = self.wanted()?;
+        let wanted = pack.tensors().filter(|v| wanted(v.name()));
+        let largest = wanted.map(|v| DecodeOptions::tiles_cost(&v, 0)).max().unwrap_or(0);
+        memory::for_work(self.max_ram, pack.tables_bytes(), largest)
     }
 
     fn pattern(&self) -> Result<Option<Regex>> {

@@ -1,6 +1,7 @@
 //! The manifest (where the tensors come from and how they were made, spec/manifest.md), packs of one
 //! or several files, and their verification.
 
+mod canonical;
 mod json;
 mod model;
 mod pack;

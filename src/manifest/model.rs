@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::json::{self, is_hex_digest};
 use crate::container::{Container, ReadAt, StoredFile};
@@ -67,7 +69,8 @@ pub struct Manifest {
     /// The licence that the source declares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub licence: Option<String>,
-    /// Everything that steered the encoder, resolved.
+    /// Everything that steered the encoder, resolved: an object of at most 1 MiB.
+    #[serde(deserialize_with = "small_value")]
     pub recipe: Value,
     /// The source's files, by path.
     pub files: Vec<SourceFile>,
@@ -75,10 +78,15 @@ pub struct Manifest {
     pub tensors: BTreeMap<String, TensorSource>,
 }
 
-impl json::Canonical for Manifest {
-    fn values_are_safe(&self) -> bool {
-        self.files.iter().all(|f| json::is_safe(f.bytes)) && json::is_safe_value(&self.recipe)
+/// A recipe is small; as a generic value it would take many times its length.
+const MAX_RECIPE_BYTES: usize = 1 << 20;
+
+fn small_value<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Value, D::Error> {
+    let raw = Box::<RawValue>::deserialize(deserializer)?;
+    if raw.get().len() > MAX_RECIPE_BYTES {
+        return Err(D::Error::custom(format!("recipe has more than {MAX_RECIPE_BYTES} bytes")));
     }
+    serde_json::from_str(raw.get()).map_err(D::Error::custom)
 }
 
 impl Manifest {

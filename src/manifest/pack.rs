@@ -9,6 +9,7 @@ use crate::container::{Container, Input, ReadAt, TensorView, beside, file_name, 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Attachment, Digest, FileEntry, Rule, TensorEntry, decoded_root};
 use crate::limits::{Limit, Limits};
+use crate::memory;
 
 /// A pack: one `.uc` file, or several shards that an index file lists.
 ///
@@ -46,8 +47,19 @@ impl Pack<Input> {
     /// # Errors
     /// As [`Pack::open_path`].
     pub fn open_some(location: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        Self::open_with(location, wanted, Limits::default())
+    }
+
+    /// As [`Pack::open_some`], with limits of the caller. That of the index holds for all shards together.
+    ///
+    /// # Errors
+    /// As [`Pack::open_path`].
+    pub fn open_with(
+        location: &Path,
+        wanted: impl Fn(&str) -> bool,
+        limits: Limits,
+    ) -> Result<Self> {
         let name = location.display().to_string();
-        let limits = Limits::default();
         if !file_name(location).ends_with(INDEX_ENDING) {
             let open = || Container::open_with(Input::open(location)?, limits);
             return open().map(|c| c.with_name(&name).into()).map_err(|e| e.in_file(name));
@@ -55,13 +67,16 @@ impl Pack<Input> {
         let index = read_index(location, &limits).map_err(|e| e.in_file(&name))?;
         let wanted: HashSet<&str> =
             index.weight_map.iter().filter(|(t, _)| wanted(t)).map(|(_, f)| f.as_str()).collect();
-        let open = |shard: usize| {
+        let mut limits = limits;
+        let mut open = |shard: usize| {
             let file = &index.shards[shard].file;
             (shard == 0 || wanted.contains(file.as_str())).then(|| {
                 let place = beside(location, file);
                 let name = place.display().to_string();
                 let open = || Container::open_with(Input::open(&place)?, limits.clone());
-                open().map(|c| c.with_name(&name)).map_err(|e| e.in_file(name))
+                let container = open().map_err(|e| e.in_file(&name))?;
+                limits.max_index_bytes -= container.preamble().index_len;
+                Ok(container.with_name(name))
             })
         };
         let shards = (0..index.shards.len()).map(|i| open(i).transpose()).collect::<Result<_>>()?;
@@ -130,6 +145,13 @@ impl<R: ReadAt> Pack<R> {
             return Err(
                 Error::malformed(Rule::SHD_5, "is in two shards").in_tensor(&entry(&pair[0]).name)
             );
+        }
+        let mut others = HashSet::new();
+        for record in containers.iter().flat_map(|c| &c.index().others) {
+            if !others.insert((record.kind, record.name.as_str())) {
+                return Err(Error::malformed(Rule::SHD_5, "optional record is in two shards")
+                    .in_tensor(&record.name));
+            }
         }
         if complete {
             if listed != index.weight_map.len() {
@@ -256,6 +278,14 @@ impl<R: ReadAt> Pack<R> {
             Ok(manifest)
         };
         read().map_err(|e: Error| first.place(e.in_part("manifest").at(p.manifest_offset)))
+    }
+
+    /// About how much memory indices, manifest and index file take while the pack is worked on.
+    pub(crate) fn tables_bytes(&self) -> u64 {
+        let tables = self.containers.iter().map(|c| memory::tables_bytes(c.preamble()));
+        let map = self.index.iter().flat_map(|i| &i.weight_map);
+        let map: u64 = map.map(|(tensor, file)| (tensor.len() + file.len() + 128) as u64).sum();
+        tables.fold(map, u64::saturating_add)
     }
 
     /// Length of all files in bytes, without the index file.

@@ -199,12 +199,12 @@ impl VerifyOptions {
             failures: vec![],
             digests: vec![],
         };
-        let held = pack.containers().iter().map(held_bytes).fold(0, u64::saturating_add);
+        let largest = pack.containers().iter().map(|c| self.largest(c)).max().unwrap_or(0);
+        let budget = memory::for_work(self.max_ram, pack.tables_bytes(), largest)?;
         let (mut stored_roots, mut leaves) = (vec![], BTreeMap::new());
         for (i, file) in pack.containers().iter().enumerate() {
             let manifest = || pack.manifest().map(drop);
             let manifest: Option<&dyn Fn() -> Result<()>> = (i == 0).then_some(&manifest);
-            let budget = memory::for_work(self.max_ram, held, 0)?;
             let report = self.verify_file(file, budget, manifest, progress)?;
             whole.structure = whole.structure.and(report.structure);
             whole.stored = whole.stored.and(report.stored);
@@ -237,7 +237,13 @@ impl VerifyOptions {
     }
 
     fn work_budget<R: ReadAt>(&self, file: &Container<R>) -> Result<u64> {
-        memory::for_work(self.max_ram, held_bytes(file), 0)
+        memory::for_work(self.max_ram, memory::tables_bytes(file.preamble()), self.largest(file))
+    }
+
+    /// Memory of the job that needs most.
+    fn largest<R: ReadAt>(&self, file: &Container<R>) -> u64 {
+        let decode = file.tensors().map(|v| DecodeOptions::tiles_cost(&v, 0)).max().unwrap_or(0);
+        if self.decode { decode.max(GROUP_BYTES) } else { GROUP_BYTES }
     }
 
     fn verify_file<R: ReadAt + Sync>(
@@ -272,7 +278,7 @@ impl VerifyOptions {
                 entries.iter().zip(&mut digests).zip(decode_all(pack, budget, progress)?)
             {
                 if let Some(failure) = found.failure {
-                    decoded_failures.push(failure);
+                    add(&mut decoded_failures, [*failure]);
                     continue;
                 }
                 tensors_checked += 1;
@@ -283,7 +289,7 @@ impl VerifyOptions {
                         Rule::TEN_5
                     ));
                     let e = pack.place(e.in_tensor(&entry.name));
-                    decoded_failures.push(Failure::from(&e));
+                    add(&mut decoded_failures, [Failure::from(&e)]);
                     *digest = found.digest;
                 }
             }
@@ -324,12 +330,6 @@ fn manifest_of<R: ReadAt>(file: &Container<R>) -> Result<()> {
     if file.preamble().shard_number == 1 { Manifest::read(file).map(drop) } else { Ok(()) }
 }
 
-/// About how much memory index and manifest take while a file is verified.
-fn held_bytes<R: ReadAt>(file: &Container<R>) -> u64 {
-    let p = file.preamble();
-    p.index_len.saturating_mul(3).saturating_add(p.manifest_len.saturating_mul(8))
-}
-
 /// Errors that speak of the pack become failures, the others end the run.
 fn sort_out(result: Result<()>, failures: &mut Vec<Failure>) -> Result<()> {
     match result {
@@ -344,6 +344,21 @@ fn sort_out(result: Result<()>, failures: &mut Vec<Failure>) -> Result<()> {
             }
             _ => Err(e),
         },
+    }
+}
+
+/// Failures of one check of one file that are listed; a file may have millions.
+const MAX_FAILURES: usize = 1000;
+
+/// Lists failures up to [`MAX_FAILURES`]; the last one says that there are more.
+fn add(list: &mut Vec<Failure>, found: impl IntoIterator<Item = Failure>) {
+    for mut failure in found {
+        if list.len() + 1 == MAX_FAILURES {
+            failure.reason = format!("{} (and more, which are not listed)", failure.reason);
+        }
+        if list.len() < MAX_FAILURES {
+            list.push(failure);
+        }
     }
 }
 
@@ -372,17 +387,31 @@ fn check_structure<R: ReadAt + Sync>(
     progress: &dyn Progress,
 ) -> Result<Vec<Failure>> {
     let mut failures = Vec::new();
-    // Chunks of all parts, so that large parts spread over the threads.
-    let jobs: Vec<_> = pack
+    // Chunks of all parts, so that large parts spread over the threads: each part with the number of
+    // chunks in front of it.
+    let mut n = 0;
+    let parts: Vec<_> = pack
         .index()
         .parts()
-        .flat_map(|(name, part)| (0..part.chunks.len()).map(move |i| (name, part, i)))
+        .map(|(name, part)| {
+            n += part.chunks.len();
+            (n - part.chunks.len(), name, part)
+        })
         .collect();
+    let chunk = |j: usize| {
+        let (first, name, part) = parts[parts.partition_point(|(first, ..)| *first <= j) - 1];
+        (name, part, j - first)
+    };
     // Stored bytes and content of a chunk, and as much again while it is decompressed.
-    let groups = groups(jobs.len(), |j| 4096 + 3 * jobs[j].1.chunk_len(jobs[j].2));
+    let cost = |j: usize| {
+        let (_, part, i) = chunk(j);
+        4096 + 3 * part.chunk_len(i)
+    };
+    let groups = groups(n, cost);
     let check = |g: usize| -> Result<Vec<Failure>> {
         let mut failures = Vec::new();
-        for &(name, part, i) in &jobs[groups[g].0.clone()] {
+        for j in groups[g].0.clone() {
+            let (name, part, i) = chunk(j);
             step(progress, 0)?;
             let from = i as u64 * CHUNK_BYTES;
             let chunk = pack.read_part(part, from..from + part.chunk_len(i));
@@ -390,9 +419,8 @@ fn check_structure<R: ReadAt + Sync>(
         }
         Ok(failures)
     };
-    for found in par::map_within(groups.len(), budget, |g| groups[g].1, check)? {
-        failures.extend(found);
-    }
+    let cost = |g: usize| groups[g].1;
+    par::each_within(groups.len(), budget, cost, check, |found| add(&mut failures, found))?;
     for file in &pack.index().files {
         sort_out(pack.stream_file(file, |_| step(progress, 0)), &mut failures)?;
     }
@@ -456,19 +484,19 @@ fn compute_stored_root<R: ReadAt + Sync>(
     };
     let mut tree = TreeHasher::new();
     let mut failures = Vec::new();
-    for (leaf, failure) in par::map_within(n, budget, |_| CHUNK_BYTES, leaf)? {
+    let cost = |_| CHUNK_BYTES;
+    par::each_within(n, budget, cost, leaf, |(leaf, failure)| {
         tree.push(leaf);
-        failures.extend(failure);
-    }
-    // One message is enough: the first.
-    failures.truncate(1);
+        // One message is enough: the first.
+        failures.extend(failure.filter(|_| failures.is_empty()));
+    })?;
     Ok((tree.root(), failures))
 }
 
 /// A tensor that was decoded.
 struct Decoded {
     digest: Digest,
-    failure: Option<Failure>,
+    failure: Option<Box<Failure>>,
 }
 
 /// Decodes every tensor.
@@ -491,7 +519,7 @@ fn decode_all<R: ReadAt + Sync>(
         });
         let mut failures = Vec::new();
         sort_out(result, &mut failures)?;
-        Ok(Decoded { digest: Digest(sha.finalize().into()), failure: failures.pop() })
+        Ok(Decoded { digest: Digest(sha.finalize().into()), failure: failures.pop().map(Box::new) })
     };
     let groups = groups(views.len(), |i| DecodeOptions::tiles_cost(&views[i], whole));
     let decode_group =

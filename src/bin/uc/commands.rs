@@ -45,11 +45,11 @@ fn rate(bpw: Option<f64>) -> String {
     bpw.map_or("none".into(), |b| format!("{b:.4}"))
 }
 
-/// Fails early when `needed` bytes don't fit where `output` will be.
+/// Fails early when `needed` bytes don't fit where `output` will be: in it, where it is a folder that
+/// exists.
 fn check_free_disk(output: &Path, needed: u64) -> Result<(), Error> {
     let folder = output
         .ancestors()
-        .skip(1)
         .map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p })
         .find(|p| p.is_dir());
     // Where the platform can't tell, the write itself will.

@@ -1,8 +1,8 @@
 //! `uc unpack`.
 
 use serde_json::json;
-use ultracompress::Pack;
 use ultracompress::import::UnpackOptions;
+use ultracompress::{Limits, Pack};
 
 use super::{Outcome, check_distinct, check_free_disk, max_ram, size};
 use crate::args::Unpack;
@@ -10,15 +10,16 @@ use crate::console::Console;
 
 pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
     let file = args.file.display().to_string();
+    let max_ram = max_ram(&args.memory);
     let options = UnpackOptions::new()
         .with_dtype(args.dtype.dtype())
         .with_planes(args.rung)
         .with_tensors(args.tensor.clone())
         .with_force(args.force)
-        .with_max_ram(max_ram(&args.memory));
+        .with_max_ram(max_ram);
     // Of a sharded pack only what is needed, which is much where it is far away.
     let wanted = options.wanted()?;
-    let pack = Pack::open_some(&args.file, wanted)?;
+    let pack = Pack::open_with(&args.file, wanted, Limits::within(max_ram))?;
     check_distinct(&args.file, &args.output)?;
     let bytes = options.output_bytes(&pack)?;
     check_free_disk(&args.output, bytes)?;

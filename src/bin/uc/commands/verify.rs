@@ -2,7 +2,9 @@
 
 use serde_json::json;
 use ultracompress::import::{Source, against};
-use ultracompress::{Check, Digest, Error, ErrorKind, Failure, Pack, VerifyOptions, VerifyReport};
+use ultracompress::{
+    Check, Digest, Error, ErrorKind, Failure, Limits, Pack, VerifyOptions, VerifyReport,
+};
 
 use super::{Outcome, max_ram};
 use crate::args::Verify;
@@ -11,7 +13,8 @@ use crate::{FAILED, MISMATCH};
 
 pub fn run(args: &Verify, console: &mut Console) -> Outcome {
     let file = args.file.display().to_string();
-    let pack = match Pack::open_path(&args.file) {
+    let max_ram = max_ram(&args.memory);
+    let pack = match Pack::open_with(&args.file, |_| true, Limits::within(max_ram)) {
         Ok(pack) => pack,
         Err(e) => return refused(&e, console),
     };
@@ -24,7 +27,7 @@ pub fn run(args: &Verify, console: &mut Console) -> Outcome {
         sizes.fold(0, u64::saturating_add)
     };
     console.start("verifying", pack.bytes().saturating_add(decoded));
-    let options = VerifyOptions::new().with_decode(!args.fast).with_max_ram(max_ram(&args.memory));
+    let options = VerifyOptions::new().with_decode(!args.fast).with_max_ram(max_ram);
     let mut report = options.verify_pack_with(&pack, console).map_err(|e| e.in_file(&file))?;
     let mut compared = Check::NotChecked;
     if let Some(root) = args.root {
