@@ -126,7 +126,8 @@ def many(folder, n, cols):
 
 
 def run(command):
-    """Seconds, and the most memory that the process held, in bytes."""
+    """Seconds, and the most memory that the process held, in bytes. At least what this script holds when it starts the
+    process: the system counts that too, so small figures are upper bounds."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     text = process.stdout.read()
