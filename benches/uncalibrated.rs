@@ -20,7 +20,9 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use ultracompress::codec::convert_raw;
 use ultracompress::import::{Decision, Model, PackOptions, PackStats, Plan, Recipe, Source};
-use ultracompress::{Container, Dtype, EncodeOptions, EncodedTensor, Manifest, PackWriter, Role};
+use ultracompress::{
+    Container, Dtype, EncodeOptions, EncodedTensor, Manifest, Pack, PackWriter, Role,
+};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -66,10 +68,10 @@ fn through_planes(t: &Planned<'_>, source: &[u8]) -> Result<(Vec<f32>, f64)> {
     manifest.add_tensor(t.name, source, "bench");
     let mut writer = PackWriter::new(Cursor::new(Vec::new()))?;
     writer.add_tensor(encoded)?;
-    let (summary, file) = writer.finish(&manifest.to_bytes()?)?;
-    let pack = Container::open(file.into_inner())?;
+    let (_, file) = writer.finish(&manifest.to_bytes()?)?;
+    let pack = Pack::from(Container::open(file.into_inner())?);
     let view = pack.tensor(t.name).ok_or("just written")?;
-    let stats = PackStats::of(pack.index(), summary.file_len);
+    let stats = PackStats::of(&pack);
     let bits = stats.body_bpw.ok_or("a body tensor")? * stats.body_weights as f64;
     Ok((to_f32(view.decode()?, t.dtype), bits))
 }
