@@ -52,13 +52,14 @@
 //! | `rayon` | threads; results never depend on them | with `cli` |
 //! | `http` | packs on web servers, read by ranges | with `cli` |
 //!
-//! With `default-features = false` the crate reads, decodes, verifies and writes packs.
+//! With `default-features = false` the crate reads, decodes, multiplies, verifies and writes packs.
 //!
 //! # Layers
 //!
-//! [`mod@format`] (bytes to headers) and [`codec`] (codes to values) stand at the bottom and don't know
-//! each other's callers; [`container`] joins them to one file; [`manifest`] adds provenance, packs of
-//! several files and verification; `import` adds checkpoints.
+//! `kernels` holds the inner loops for each instruction set ([`Kernel`]); [`mod@format`] (bytes to headers) and
+//! [`codec`] (codes to values) stand on it and don't know each other's callers; [`container`] joins them to
+//! one file; [`matrix`] multiplies with a tensor as it is stored; [`manifest`] adds provenance, packs of several
+//! files and verification; `import` adds checkpoints.
 
 pub mod codec;
 pub mod container;
@@ -66,8 +67,10 @@ mod error;
 pub mod format;
 #[cfg(feature = "safetensors")]
 pub mod import;
+mod kernels;
 mod limits;
 pub mod manifest;
+pub mod matrix;
 mod memory;
 mod par;
 mod progress;
@@ -78,8 +81,10 @@ pub use container::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Digest, Dtype, Encoding, Role, Rule, TensorEntry};
+pub use kernels::Kernel;
 pub use limits::{Limit, Limits};
 pub use manifest::{Check, Failure, Manifest, Pack, ShardIndex, VerifyOptions, VerifyReport};
+pub use matrix::{Int8Activations, PackedMatrix, PlaneMatrix};
 pub use memory::{DEFAULT_MAX_RAM, MIN_MAX_RAM};
 pub use progress::{NoProgress, Progress};
 

@@ -16,6 +16,27 @@ pub(crate) fn map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Ve
     (0..n).map(f).collect()
 }
 
+/// `f(i, chunk)` for each chunk of `size` elements.
+#[cfg(feature = "rayon")]
+pub(crate) fn for_each_chunk<T: Send>(
+    all: &mut [T],
+    size: usize,
+    f: impl Fn(usize, &mut [T]) + Sync + Send,
+) {
+    use rayon::prelude::*;
+    all.par_chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
+}
+
+/// `f(i, chunk)` for each chunk of `size` elements.
+#[cfg(not(feature = "rayon"))]
+pub(crate) fn for_each_chunk<T: Send>(
+    all: &mut [T],
+    size: usize,
+    f: impl Fn(usize, &mut [T]) + Sync + Send,
+) {
+    all.chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
+}
+
 /// Runs both and returns both results.
 #[cfg(all(feature = "rayon", feature = "safetensors"))]
 pub(crate) fn join<A: Send, B: Send>(

@@ -2,6 +2,9 @@
 //! disks that are full. What the library and `uc` make of them, and what they leave behind.
 #![cfg(feature = "cli")]
 
+#[path = "support/random.rs"]
+mod random;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Cursor;
@@ -22,38 +25,9 @@ use ultracompress::{
     Rule, StoredFile, VerifyOptions,
 };
 
+use random::{Rng, size};
+
 // ---- Checkpoints ------------------------------------------------------------------------------
-
-/// SplitMix64: the same numbers on every machine.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// `n` bytes made of words of which the bits `keep` are random and the bits `set` are one.
-    fn words(&mut self, n: usize, keep: u64, set: u64) -> Vec<u8> {
-        let mut all = Vec::with_capacity(n + 8);
-        while all.len() < n {
-            all.extend_from_slice(&((self.next() & keep) | set).to_le_bytes());
-        }
-        all.truncate(n);
-        all
-    }
-
-    fn bytes(&mut self, n: usize) -> Vec<u8> {
-        self.words(n, u64::MAX, 0)
-    }
-}
-
-fn size(n: u64) -> usize {
-    usize::try_from(n).expect("test sizes are small")
-}
 
 #[derive(Clone)]
 struct Tensor {

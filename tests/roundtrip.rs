@@ -1,13 +1,16 @@
 //! What is written is what is read: containers of every kind of content against the reference
 //! decoder, the encoder's reach, and checkpoints in and out.
 
+#[path = "support/random.rs"]
+mod random;
+
 use std::collections::{BTreeMap, HashSet};
 use std::io::Cursor;
 use std::ops::Range;
 
 use proptest::prelude::*;
 use ultracompress::codec::{
-    LevelSet, Levels, PlaneCounts, PlaneLayout, RunBytes, convert_raw, decode_run, reference,
+    LevelSet, Levels, PlaneCounts, PlaneLayout, RunBytes, RunDecoder, convert_raw, reference,
 };
 use ultracompress::format::{Attachment, AttachmentKind, LevelsEntry};
 use ultracompress::{
@@ -15,43 +18,10 @@ use ultracompress::{
     PlaneParts, Role, StoredFile, VerifyOptions, WriteSummary,
 };
 
+use random::{Rng, size};
+
 const FLOATS: [Dtype; 4] = [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::F64];
 const GROUPS: [u32; 6] = [0, 16, 32, 64, 128, 256];
-
-/// SplitMix64: the tests' own stream of numbers, the same on every machine.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[7]
-    }
-
-    fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n).map(|_| self.byte()).collect()
-    }
-
-    /// Uniform in -1..1.
-    fn signed(&mut self) -> f64 {
-        let top = u32::try_from(self.next() >> 32).expect("32 bits");
-        f64::from(top) / 2_147_483_648.0 - 1.0
-    }
-}
-
-fn size(n: u64) -> usize {
-    usize::try_from(n).expect("test sizes are small")
-}
 
 fn elem_bytes(dtype: Dtype) -> usize {
     size(dtype.bits() / 8)
@@ -607,11 +577,9 @@ fn every_code_and_step_decodes_as_the_reference_does() {
                 let slices: Vec<&[u8]> =
                     planes[..usize::from(read)].iter().map(Vec::as_slice).collect();
                 let run = RunBytes { native, scales: &scales, steps: &steps, planes: &slices };
-                let mut found = Vec::new();
-                decode_run(&layout, &levels, &run, source, source, |_, row| {
-                    found.extend_from_slice(row);
-                })
-                .expect("valid");
+                let mut found = vec![0xa5; codes.len() * elem_bytes(source)];
+                let decoder = RunDecoder::new(layout, levels, source, source);
+                decoder.expect("floats").decode(&run, &mut found, |row| row).expect("valid");
                 for (col, bytes) in found.chunks(elem_bytes(source)).enumerate() {
                     let bits = reference::decode_weight(&stored, 0, col, read, source);
                     assert_eq!(
@@ -644,11 +612,9 @@ fn values_beyond_binary16_become_infinite_as_rounding_to_nearest_says() {
     };
     let slices: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
     let run = RunBytes { native: 3, scales: &scales, steps: &[], planes: &slices };
-    let mut found = Vec::new();
-    decode_run(&layout, &levels, &run, Dtype::F32, Dtype::F16, |_, row| {
-        found.extend_from_slice(row);
-    })
-    .expect("valid");
+    let mut found = vec![0; 16];
+    let decoder = RunDecoder::new(layout, levels, Dtype::F32, Dtype::F16);
+    decoder.expect("floats").decode(&run, &mut found, |row| row).expect("valid");
     for (col, bytes) in found.chunks(2).enumerate() {
         let infinity = if col < 4 { 0xfc00u16 } else { 0x7c00 };
         assert_eq!(bytes, infinity.to_le_bytes(), "fast decoder, code {col}");

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, decode_run, reference};
+use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, RunDecoder, reference};
 use ultracompress::{
-    Container, DecodeOptions, Dtype, Error, ErrorKind, Failure, Manifest, Pack, ShardIndex,
+    Container, DecodeOptions, Dtype, Error, ErrorKind, Failure, Kernel, Manifest, Pack, ShardIndex,
     VerifyOptions,
 };
 
@@ -283,7 +283,7 @@ impl Parts {
             .collect()
     }
 
-    fn by_kernel(&self) -> Result<Vec<u8>, Error> {
+    fn by_kernel(&self, kernel: Kernel) -> Result<Vec<u8>, Error> {
         let at = |n: u64| usize::try_from(n).expect("small");
         let row_out = at(self.layout.cols * self.target.bits() / 8);
         let mut out = vec![0xa5; row_out * at(self.layout.rows)];
@@ -303,16 +303,10 @@ impl Parts {
             };
             let rows: Vec<usize> =
                 (0..at(self.layout.rows)).filter(|&r| self.counts.of(r) == run.native).collect();
-            decode_run(
-                &self.layout,
-                &Levels::default(),
-                &bytes,
-                self.source,
-                self.target,
-                |i, row| {
-                    out[rows[i] * row_out..][..row_out].copy_from_slice(row);
-                },
-            )?;
+            let levels = Levels::default();
+            RunDecoder::new(self.layout, levels, self.source, self.target)?
+                .with_kernel(kernel)?
+                .decode(&bytes, &mut out, |i| rows[i])?;
         }
         Ok(out)
     }
@@ -324,8 +318,11 @@ fn codec_vectors_decode_to_the_stated_bits() {
         let parts = Parts::of(&v);
         let expected = unhex(v.json["output"]["bytes"].as_str().expect("bytes"));
         assert_eq!(parts.by_reference(), expected, "reference, {}", v.name());
-        let found = parts.by_kernel().unwrap_or_else(|e| panic!("{}: {e}", v.name()));
-        assert_eq!(found, expected, "kernel, {}", v.name());
+        for kernel in Kernel::available() {
+            let found =
+                parts.by_kernel(kernel).unwrap_or_else(|e| panic!("{kernel}, {}: {e}", v.name()));
+            assert_eq!(found, expected, "{kernel}, {}", v.name());
+        }
     }
 }
 

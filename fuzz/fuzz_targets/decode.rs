@@ -4,9 +4,9 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use ultracompress::Dtype;
 use ultracompress::codec::reference::{StoredPlanes, decode_weight};
-use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, decode_run};
+use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, RunDecoder};
+use ultracompress::{Dtype, Kernel};
 
 #[derive(Debug, Arbitrary)]
 struct Input {
@@ -37,14 +37,27 @@ fuzz_target!(|input: Input| {
     let planes: Vec<Vec<u8>> = (0..native).map(|_| take(layout.row_bytes() * rows)).collect();
     let read: Vec<&[u8]> = planes.iter().take(usize::from(rung)).map(Vec::as_slice).collect();
     let run = RunBytes { native, scales: &scales, steps: &steps, planes: &read };
-    let mut decoded: Vec<Vec<u8>> = vec![];
-    let result = decode_run(&layout, &Levels::default(), &run, source, target, |_, row| {
-        decoded.push(row.to_vec());
-    });
+    let size = usize::try_from(target.bits() / 8).expect("small");
+    let row_out = usize::try_from(cols).expect("small") * size;
+    let decode =
+        |kernel: Kernel| {
+            let mut out = vec![0xa5; row_out * usize::try_from(rows).expect("small")];
+            RunDecoder::new(layout, Levels::default(), source, target)?
+                .with_kernel(kernel)?
+                .decode(&run, &mut out, |row| row)?;
+            Ok::<_, ultracompress::Error>(out)
+        };
+    let result = decode(Kernel::Scalar);
+    for kernel in Kernel::available() {
+        let found = decode(kernel);
+        assert_eq!(found.is_ok(), result.is_ok(), "{kernel}");
+        assert_eq!(found.ok(), result.as_ref().ok().cloned(), "{kernel}");
+    }
     // A target narrower than the source may overflow; the reference speaks of finite results only.
-    if result.is_err() || (target == Dtype::F16 && source != Dtype::F16) {
+    if target == Dtype::F16 && source != Dtype::F16 {
         return;
     }
+    let Ok(decoded) = result else { return };
     let counts = PlaneCounts::Uniform(native);
     let stored = StoredPlanes {
         layout,
@@ -54,8 +67,7 @@ fuzz_target!(|input: Input| {
         steps: &steps,
         planes: &planes,
     };
-    let size = usize::try_from(target.bits() / 8).expect("small");
-    for (r, row) in decoded.iter().enumerate() {
+    for (r, row) in decoded.chunks(row_out).enumerate() {
         for (c, found) in row.chunks(size).enumerate() {
             let expected = decode_weight(&stored, r, c, rung, target).to_le_bytes();
             assert_eq!(found, &expected[..size], "row {r}, column {c}");

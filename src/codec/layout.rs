@@ -32,10 +32,24 @@ impl PlaneLayout {
                 format!("shape {shape:?} with {row_dims} row dimensions is no matrix"),
             ));
         };
+        let layout = Self { rows, cols, group };
+        layout.check()?;
+        Ok(layout)
+    }
+
+    /// Checks a layout that was put together by hand.
+    ///
+    /// # Errors
+    /// As [`PlaneLayout::new`].
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { rows, cols, group } = *self;
+        if rows == 0 || cols == 0 {
+            return Err(Error::malformed(Rule::PLN_2, format!("{rows} rows of {cols} columns")));
+        }
         if !matches!(group, 0 | 16 | 32 | 64 | 128 | 256) {
             return Err(Error::malformed(Rule::PLN_4, format!("group size {group}")));
         }
-        Ok(Self { rows, cols, group })
+        Ok(())
     }
 
     /// Bytes of one row in one plane.

@@ -22,6 +22,11 @@ impl<'a> LevelSet<'a> {
         LevelSet { native, levels: DEFAULT_LEVELS[usize::from(native) - 3] }
     }
 
+    /// Planes of the rows it is for.
+    pub fn native(&self) -> u8 {
+        self.native
+    }
+
     /// The 2^read levels for rows of `native` planes of which `read` are read (UC-LVL-1).
     ///
     /// # Panics
@@ -77,6 +82,26 @@ impl<'a> Levels<'a> {
     /// When `native` is not 3 to 8.
     pub fn set(&self, native: u8) -> LevelSet<'a> {
         self.sets[usize::from(native) - 3]
+    }
+}
+
+/// [`Levels`] that own their tables.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnedLevels([Vec<i8>; 6]);
+
+impl OwnedLevels {
+    pub(crate) fn borrow(&self) -> Levels<'_> {
+        let mut levels = Levels::default();
+        for (set, owned) in levels.sets.iter_mut().zip(&self.0) {
+            set.levels = owned;
+        }
+        levels
+    }
+}
+
+impl From<Levels<'_>> for OwnedLevels {
+    fn from(levels: Levels<'_>) -> Self {
+        Self(levels.sets.map(|set| set.levels.to_vec()))
     }
 }
 

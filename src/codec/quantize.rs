@@ -3,11 +3,11 @@
 //! Every float operation here is a single IEEE 754 binary32 add, subtract, multiply, divide or
 //! comparison in a fixed order, so codes don't depend on the CPU or on threads.
 
-use super::kernels::scalar::scatter_codes;
-use super::value::{STEPS, max_scale_exponent, scale_f32};
+use super::value::{max_scale_exponent, scale_f32};
 use super::{LevelSet, PlaneLayout};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{Dtype, to_usize};
+use crate::kernels::{Kernel, Nearest, STEPS, TRIES};
 
 /// `4^(i/15)`, i = 0..15: the ratios of the steps, as binary32 literals so that no library computes them.
 const RATIO: [f32; 15] = [
@@ -23,6 +23,8 @@ const MAX_ANCHORS: i32 = 12;
 
 /// Lowest and highest grid point that is ever asked for.
 const GRID: std::ops::RangeInclusive<i32> = -64..=16;
+/// Place of point 0.
+const GRID_ZERO: usize = 64;
 
 /// `4^(t/15)` for every `t` of [`GRID`].
 #[derive(Debug, Clone)]
@@ -44,114 +46,32 @@ impl Grid {
         self.0[usize::try_from(t - GRID.start()).expect("within the grid")]
     }
 
-    /// The highest point `t` up to 0 with `amax * 4^(t/15)` at most `peak`; groups that are smaller
-    /// by far share point -45.
-    fn index(&self, peak: f32, amax: f32) -> i32 {
-        let mut t = 0;
-        while t > -45 && amax * self.ratio(t) > peak {
-            t -= 1;
-        }
-        t
+    /// For each peak the highest point `t` up to 0 with `amax * 4^(t/15)` at most it; groups that are
+    /// smaller by far share point -45.
+    fn indices(&self, peaks: &[f32], amax: f32) -> Vec<i32> {
+        // Falling, so the number of those above a peak is how far down its point is.
+        let ladder: [f32; 45] = std::array::from_fn(|i| amax * self.0[GRID_ZERO - i]);
+        let count = |peak: &f32| ladder.iter().map(|l| i32::from(l > peak)).sum::<i32>();
+        peaks.iter().map(|peak| -count(peak)).collect()
     }
 }
 
-/// Nearest-level search for one table.
+/// Encodes rows of one tensor: for each row the scale, steps and codes of about the least squared error
+/// (the uncalibrated encoder).
 ///
-/// Levels are integers, so the midpoints between neighbours are multiples of one half: the nearest
-/// level is constant on each interval `[i/2, (i+1)/2)`, and one table look-up finds it.
-#[derive(Debug, Clone)]
-struct Nearest {
-    level: [f32; 512],
-    code: [u8; 512],
-}
-
-impl Nearest {
-    fn new(table: &[i8]) -> Self {
-        let mut nearest = Self { level: [0.0; 512], code: [0; 512] };
-        let mut code = 0usize;
-        for cell in 0..512usize {
-            // Twice the lower end of the cell, against twice the midpoint to the next level.
-            let low = i32::try_from(cell).expect("below 512") - 256;
-            while table
-                .get(code + 1)
-                .is_some_and(|&next| i32::from(table[code]) + i32::from(next) <= low)
-            {
-                code += 1;
-            }
-            nearest.level[cell] = f32::from(table[code]);
-            nearest.code[cell] = u8::try_from(code).expect("at most 256 levels");
-        }
-        nearest
-    }
-
-    /// The cell of `y` = weight / (scale x step).
-    fn cell(y: f32) -> u32 {
-        // Adding 2^23 rounds to the nearest integer and leaves it in the low bits; the half below
-        // makes that a floor for everything but exact cell borders, which are ties either way. Both
-        // clamps keep the sum within [2^23, 2^23 + 511], where binary32 has unit steps.
-        let t = (y + y).clamp(-255.0, 255.0) - 0.5 + 8_388_864.0;
-        t.to_bits() & 511
-    }
-
-    /// Values and cells of up to 32 weights. Arithmetic and look-ups have loops of their own: this one
-    /// compiles to vector code.
-    fn cells(x: &[f32; 32], inv: f32) -> ([f32; 32], [u32; 32]) {
-        let (mut y, mut cells) = ([0f32; 32], [0u32; 32]);
-        for i in 0..32 {
-            y[i] = x[i] * inv;
-            cells[i] = Self::cell(y[i]);
-        }
-        (y, cells)
-    }
-
-    /// Sum of squared errors of `x * inv` against the nearest levels, in four fixed lanes.
-    fn error(&self, x: &[f32], inv: f32) -> f32 {
-        let mut lanes = [0f32; 4];
-        let (whole, rest) = x.as_chunks::<32>();
-        for x in whole {
-            let (y, cells) = Self::cells(x, inv);
-            let mut level = [0f32; 32];
-            for i in 0..32 {
-                level[i] = self.level[(cells[i] & 511) as usize];
-            }
-            let mut squares = [0f32; 32];
-            for i in 0..32 {
-                let e = y[i] - level[i];
-                squares[i] = e * e;
-            }
-            for quad in squares.as_chunks::<4>().0 {
-                for (lane, square) in lanes.iter_mut().zip(quad) {
-                    *lane += square;
-                }
-            }
-        }
-        for (i, x) in rest.iter().enumerate() {
-            let y = x * inv;
-            let e = y - self.level[(Self::cell(y) & 511) as usize];
-            lanes[i % 4] += e * e;
-        }
-        (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
-    }
-
-    /// The codes of `x * inv`.
-    fn codes(&self, x: &[f32], inv: f32, codes: &mut [u8]) {
-        let (whole, rest) = x.as_chunks::<32>();
-        let (codes, codes_rest) = codes.as_chunks_mut::<32>();
-        for (codes, x) in codes.iter_mut().zip(whole) {
-            let (_, cells) = Self::cells(x, inv);
-            for (code, cell) in codes.iter_mut().zip(cells) {
-                *code = self.code[(cell & 511) as usize];
-            }
-        }
-        for (code, x) in codes_rest.iter_mut().zip(rest) {
-            *code = self.code[(Self::cell(x * inv) & 511) as usize];
-        }
-    }
-}
-
-/// Encodes rows of one tensor.
+/// ```
+/// use ultracompress::Dtype;
+/// use ultracompress::codec::{LevelSet, PlaneLayout, RowEncoder};
+///
+/// let layout = PlaneLayout::new(&[2, 64], 1, 32)?;
+/// let weights: Vec<f32> = (0..128).map(|i| (i as f32).sin()).collect();
+/// let rows = RowEncoder::new(&layout, LevelSet::default_for(5), Dtype::F32)?.encode(&weights)?;
+/// assert_eq!((rows.scales.len(), rows.steps.len()), (2 * 2, 2 * 1));
+/// assert!(rows.planes.iter().all(|plane| plane.len() == 2 * 8));
+/// # Ok::<(), ultracompress::Error>(())
+/// ```
 #[derive(Debug)]
-pub(crate) struct RowEncoder {
+pub struct RowEncoder {
     cols: usize,
     group: usize,
     n_groups: usize,
@@ -165,23 +85,27 @@ pub(crate) struct RowEncoder {
 
 /// Encoded rows, in the layout of the parts.
 #[derive(Debug, Default)]
-pub(crate) struct EncodedRows {
+pub struct EncodedRows {
+    /// Two bytes a row.
     pub scales: Vec<u8>,
+    /// `steps_row_bytes` a row.
     pub steps: Vec<u8>,
-    /// One buffer for each plane.
+    /// One buffer for each plane, most significant first, of `row_bytes` a row.
     pub planes: Vec<Vec<u8>>,
 }
 
 impl RowEncoder {
-    /// An encoder for rows of `layout` with `planes` planes and the tables of `set`.
-    pub(crate) fn new(
-        layout: &PlaneLayout,
-        planes: u8,
-        set: LevelSet<'_>,
-        dtype: Dtype,
-    ) -> Result<Self> {
+    /// An encoder for rows of `layout` with the native planes of `levels`, with [`Kernel::selected`].
+    /// `source` is the tensor's own dtype, which bounds the row scales (UC-VAL-1).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a kernel that can't run; `Malformed` for an empty matrix or a group size that
+    /// doesn't exist.
+    pub fn new(layout: &PlaneLayout, levels: LevelSet<'_>, source: Dtype) -> Result<Self> {
+        layout.check()?;
         let cols = to_usize(layout.cols)?;
-        let table = set.table(planes);
+        let planes = levels.native();
+        let table = levels.table(planes);
         let widest = table.iter().map(|l| l.unsigned_abs()).max().unwrap_or(127);
         Ok(Self {
             cols,
@@ -189,15 +113,38 @@ impl RowEncoder {
             n_groups: to_usize(layout.n_groups())?,
             grouped: layout.group != 0,
             planes,
-            dtype,
+            dtype: source,
             top_level: f32::from(widest.min(127)),
-            nearest: Nearest::new(table),
+            nearest: Nearest::new(Kernel::selected()?, table),
             grid: Grid::new(),
         })
     }
 
+    /// Encodes with this kernel, to the same bytes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the CPU can't run it.
+    pub fn with_kernel(mut self, kernel: Kernel) -> Result<Self> {
+        self.nearest = self.nearest.with_kernel(kernel.require()?);
+        Ok(self)
+    }
+
     /// Encodes whole rows.
-    pub(crate) fn encode(&self, weights: &[f32]) -> EncodedRows {
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `weights` are not whole rows of finite numbers.
+    pub fn encode(&self, weights: &[f32]) -> Result<EncodedRows> {
+        if !weights.len().is_multiple_of(self.cols) {
+            return Err(Error::argument(format!("rows have {} columns", self.cols)));
+        }
+        if let Some(at) = not_finite(weights) {
+            return Err(Error::argument(format!("element {at} is not a finite binary32 number")));
+        }
+        Ok(self.encode_finite(weights))
+    }
+
+    /// Encodes whole rows of finite numbers.
+    pub(crate) fn encode_finite(&self, weights: &[f32]) -> EncodedRows {
         let n_planes = usize::from(self.planes);
         let row_bytes = self.cols.div_ceil(8);
         let steps_row = self.n_groups.div_ceil(2);
@@ -213,7 +160,7 @@ impl RowEncoder {
             out.scales.extend(scale.to_le_bytes());
             let mut planes: Vec<&mut [u8]> =
                 out.planes.iter_mut().map(|p| &mut p[r * row_bytes..][..row_bytes]).collect();
-            scatter_codes(&codes, &mut planes);
+            self.nearest.scatter(&codes, &mut planes);
         }
         out
     }
@@ -231,7 +178,7 @@ impl RowEncoder {
         // Grid of effective scales (row scale x step), finest ratio of the steps, anchored at the
         // one that puts the row's largest weight on the largest level.
         let unit = amax / self.top_level;
-        let start: Vec<i32> = peaks.iter().map(|&p| self.grid.index(p, amax)).collect();
+        let start = self.grid.indices(&peaks, amax);
         // The row scale fixes which 16 neighbouring grid points the groups can use. Ordinary rows
         // find what they look for among the 16 from `ANCHOR` down.
         let low = start.iter().copied().min().unwrap_or(0);
@@ -253,14 +200,15 @@ impl RowEncoder {
     fn anchor(&self, row: &[f32], unit: f32, start: &[i32]) -> (i32, Vec<i32>) {
         let groups: Vec<&[f32]> = row.chunks(self.group).collect();
         // Errors relative to `unit`, so that no weight range over- or underflows.
-        let error_at = |g: &[f32], t: i32| {
-            let effective = self.grid.ratio(t);
-            self.nearest.error(g, 1.0 / (unit * effective)) * effective * effective
+        let errors_at = |g: &[f32], points: [i32; TRIES]| {
+            let effective = points.map(|t| self.grid.ratio(t));
+            let errors = self.nearest.errors(g, &effective.map(|e| 2.0 / (unit * e)));
+            std::array::from_fn(|i| errors[i] * effective[i] * effective[i])
         };
         let best: Vec<i32> = groups
             .iter()
             .zip(start)
-            .map(|(g, &t)| least(t - 1, &GRID, |t| error_at(g, t)))
+            .map(|(g, &t)| least(t - 1, &GRID, |points| errors_at(g, points)))
             .collect();
         let high = best.iter().copied().max().unwrap_or(0);
         let low = best.iter().copied().min().unwrap_or(0);
@@ -268,10 +216,10 @@ impl RowEncoder {
         if self.grouped && high - low > 15 {
             let mut least = f32::INFINITY;
             for top in ((low + 15).max(high - MAX_ANCHORS)..=high).rev() {
-                let total = groups
-                    .iter()
-                    .zip(&best)
-                    .fold(0f32, |sum, (g, &t)| sum + error_at(g, t.clamp(top - 15, top)));
+                let total = groups.iter().zip(&best).fold(0f32, |sum, (g, &t)| {
+                    let [error, ..] = errors_at(g, [t.clamp(top - 15, top); TRIES]);
+                    sum + error
+                });
                 if total < least {
                     (least, anchor) = (total, top);
                 }
@@ -299,28 +247,34 @@ impl RowEncoder {
         for (g, (x, codes)) in row.chunks(self.group).zip(codes.chunks_mut(self.group)).enumerate()
         {
             // Relative to the row scale: only the comparison matters.
-            let error = |k: i32| {
-                let step = f32::from(STEPS[usize::try_from(k).expect("0 to 15")]);
-                self.nearest.error(x, 1.0 / (scale * step)) * step * step
+            let errors = |steps: [i32; TRIES]| {
+                let steps = steps.map(|k| f32::from(STEPS[usize::try_from(k).expect("0 to 15")]));
+                let errors = self.nearest.errors(x, &steps.map(|s| 2.0 / (scale * s)));
+                std::array::from_fn(|i| errors[i] * steps[i] * steps[i])
             };
             let k = match wanted {
                 _ if !self.grouped => 15,
-                Some(wanted) => least(wanted[g], &(0..=15), error),
+                Some(wanted) => least(wanted[g], &(0..=15), errors),
                 None => {
-                    (0..=15)
-                        .map(|k| (error(k), k))
-                        .fold((f32::INFINITY, 0), |a, b| if b.0 < a.0 { b } else { a })
-                        .1
+                    let all = [0, 4, 8, 12].map(|k| [k, k + 1, k + 2, k + 3]);
+                    let all = all.iter().flat_map(|&steps| errors(steps).into_iter().zip(steps));
+                    all.fold((f32::INFINITY, 0), |a, b| if b.0 < a.0 { b } else { a }).1
                 }
             };
             let k = usize::try_from(k).expect("0 to 15");
-            let inv = 1.0 / (scale * f32::from(STEPS[k]));
-            self.nearest.codes(x, inv, codes);
+            self.nearest.codes(x, 2.0 / (scale * f32::from(STEPS[k])), codes);
             if self.grouped {
                 steps[g / 2] |= u8::try_from(k).expect("0 to 15") << (4 * (g % 2));
             }
         }
     }
+}
+
+/// The first weight that is not finite. Ordinary weights go by in a loop that compiles to vector code.
+pub(crate) fn not_finite(weights: &[f32]) -> Option<usize> {
+    let exponents = |w: &[f32]| w.iter().fold(false, |any, w| any | !w.is_finite());
+    let at = weights.chunks(64).position(exponents)? * 64;
+    weights[at..].iter().position(|w| !w.is_finite()).map(|i| at + i)
 }
 
 /// The largest magnitude.
@@ -335,21 +289,17 @@ fn peak(x: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(0f32, |m, v| m.max(v.abs()))
 }
 
-/// The point of least error among `from` and the three above it that lie in `range`.
+/// The point of least error among `from` and the three above it that lie in `range`, the lowest of
+/// equals.
 fn least(
     from: i32,
     range: &std::ops::RangeInclusive<i32>,
-    mut error: impl FnMut(i32) -> f32,
+    errors: impl FnOnce([i32; TRIES]) -> [f32; TRIES],
 ) -> i32 {
     let from = from.clamp(*range.start(), *range.end());
-    let mut best = (f32::INFINITY, from);
-    for t in from..=(from + 3).min(*range.end()) {
-        let e = error(t);
-        if e < best.0 {
-            best = (e, t);
-        }
-    }
-    best.1
+    let points = [0, 1, 2, 3].map(|i| (from + i).min(*range.end()));
+    let all = errors(points).into_iter().zip(points);
+    all.fold((f32::INFINITY, from), |a, b| if b.0 < a.0 { b } else { a }).1
 }
 
 #[cfg(test)]
@@ -374,25 +324,10 @@ mod tests {
     }
 
     #[test]
-    fn nearest_level_holds_far_beyond_the_table() {
-        for planes in 3..=8 {
-            let table = LevelSet::default_for(planes).table(planes);
-            let nearest = Nearest::new(table);
-            for i in -32_000i16..=32_000 {
-                let y = f32::from(i) / 128.0;
-                let found = nearest.level[Nearest::cell(y) as usize];
-                let least =
-                    table.iter().map(|&l| (y - f32::from(l)).abs()).fold(f32::INFINITY, f32::min);
-                assert!((y - found).abs() <= least, "{planes} planes: {y} became {found}");
-            }
-        }
-    }
-
-    #[test]
     fn search_is_close_to_trying_every_scale_and_step() {
         let layout = PlaneLayout::new(&[1, 1536], 1, 32).expect("valid");
         let set = LevelSet::default_for(5);
-        let encoder = RowEncoder::new(&layout, 5, set, Dtype::F32).expect("valid");
+        let encoder = RowEncoder::new(&layout, set, Dtype::F32).expect("valid");
         for seed in 0..8 {
             let row = heavy_row(1536, seed);
             let mut codes = vec![0; 1536];
@@ -403,10 +338,13 @@ mod tests {
                 row.chunks(32)
                     .map(|x| {
                         STEPS
+                            .as_chunks::<TRIES>()
+                            .0
                             .iter()
-                            .map(|&s| {
-                                let e = scale * f32::from(s);
-                                encoder.nearest.error(x, 1.0 / e) * e * e
+                            .flat_map(|steps| {
+                                let e = steps.map(|s| scale * f32::from(s));
+                                let errors = encoder.nearest.errors(x, &e.map(|e| 2.0 / e));
+                                std::array::from_fn::<_, TRIES, _>(|i| errors[i] * e[i] * e[i])
                             })
                             .fold(f32::INFINITY, f32::min)
                     })
@@ -418,7 +356,7 @@ mod tests {
                 .map(|(g, x)| {
                     let k = usize::from((steps[g / 2] >> (4 * (g % 2))) & 15);
                     let e = scale_f32(scale) * f32::from(STEPS[k]);
-                    encoder.nearest.error(x, 1.0 / e) * e * e
+                    encoder.nearest.errors(x, &[2.0 / e; TRIES])[0] * e * e
                 })
                 .sum();
             let best = (scale.saturating_sub(256)..scale + 256)

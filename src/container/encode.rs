@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use sha2::{Digest as _, Sha256};
 
 use super::tile::TileEncoder;
-use crate::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, decode_run};
+use crate::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, RunDecoder};
 use crate::error::{Error, Result};
 use crate::format::{
     Digest, Dtype, Encoding, FileEntry, LevelsEntry, Part, PartKind, Role, TensorEntry,
@@ -300,6 +300,7 @@ fn decode_parts(
     }
     let row_out = to_usize(layout.cols * dtype.bits() / 8)?;
     let mut out = vec![0; rows * row_out];
+    let mut decoder = RunDecoder::new(*layout, *levels, dtype, dtype)?;
     for run in parts.counts.runs(0..layout.rows) {
         let slice = |bytes: &'_ [u8], per_row: u64| -> Result<std::ops::Range<usize>> {
             let range = to_usize(run.stored.start * per_row)?..to_usize(run.stored.end * per_row)?;
@@ -319,9 +320,7 @@ fn decode_parts(
             planes: &planes,
         };
         let places: Vec<usize> = (0..rows).filter(|&r| parts.counts.of(r) == run.native).collect();
-        decode_run(layout, levels, &bytes, dtype, dtype, |i, row| {
-            out[places[i] * row_out..][..row_out].copy_from_slice(row);
-        })?;
+        decoder.decode(&bytes, &mut out, |i| places[i])?;
     }
     Ok(out)
 }

@@ -150,6 +150,24 @@ impl<R: ReadAt> Container<R> {
 }
 
 impl<R: ReadAt> Container<R> {
+    /// Checks the stored bytes of one chunk.
+    ///
+    /// # Errors
+    /// As [`Container::read_parts`], but for reading.
+    pub(crate) fn check_stored(&self, part: &Part, chunk: usize, stored: &[u8]) -> Result<()> {
+        let checked = part.check_chunks(chunk..chunk + 1, stored);
+        checked.map(drop).map_err(|e| self.place(e.in_part(part.kind.name())))
+    }
+
+    /// As [`Container::check_stored`], of a chunk that is stored as it is, by its checksum.
+    ///
+    /// # Errors
+    /// `Integrity`.
+    pub(crate) fn check_stored_crc(&self, part: &Part, chunk: usize, found: u32) -> Result<()> {
+        let checked = part.check_chunk_crc(chunk, found);
+        checked.map_err(|e| self.place(e.in_part(part.kind.name())))
+    }
+
     /// The stored bytes of one chunk, compared with their checksum.
     ///
     /// # Errors
@@ -160,7 +178,7 @@ impl<R: ReadAt> Container<R> {
         let listed = &part.chunks[chunk];
         let mut bytes = vec![0; listed.stored_len as usize];
         self.reader().read_exact_at(part.offset + listed.start, &mut bytes).map_err(place)?;
-        part.check_chunks(chunk..chunk + 1, &bytes).map_err(place)?;
+        self.check_stored(part, chunk, &bytes)?;
         Ok(bytes)
     }
 }

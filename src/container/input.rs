@@ -107,6 +107,14 @@ impl ReadAt for Input {
             Self::Http(file) => file.read_exact_at(offset, buf),
         }
     }
+
+    fn long_reads_pay(&self) -> bool {
+        match self {
+            Self::File(file) => file.long_reads_pay(),
+            #[cfg(feature = "http")]
+            Self::Http(file) => file.long_reads_pay(),
+        }
+    }
 }
 
 #[cfg(test)]

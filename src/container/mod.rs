@@ -9,6 +9,7 @@ mod input;
 mod read_at;
 mod reader;
 mod root_hasher;
+mod stored_planes;
 #[cfg(feature = "safetensors")]
 mod stream;
 mod tile;
@@ -25,6 +26,7 @@ pub(crate) use input::{beside, file_name};
 pub use read_at::ReadAt;
 pub(crate) use read_at::read_section;
 pub use reader::Container;
+pub(crate) use stored_planes::{PlaneRun, StoredPlanes};
 #[cfg(feature = "safetensors")]
 pub(crate) use stream::{OpenData, OpenPlanes};
 #[cfg(feature = "safetensors")]

@@ -22,6 +22,12 @@ pub trait ReadAt {
     /// # Errors
     /// `Truncated` with the exact range wanted when the source ends before it; `Io`.
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Whether one long read is much cheaper than several short ones, as it is on a server: whole tensors
+    /// are then read at once, up to 64 MiB. Default true; false for files and bytes in memory.
+    fn long_reads_pay(&self) -> bool {
+        true
+    }
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for &T {
@@ -32,6 +38,10 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         (**self).read_exact_at(offset, buf)
     }
+
+    fn long_reads_pay(&self) -> bool {
+        (**self).long_reads_pay()
+    }
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
@@ -41,6 +51,10 @@ impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         (**self).read_exact_at(offset, buf)
+    }
+
+    fn long_reads_pay(&self) -> bool {
+        (**self).long_reads_pay()
     }
 }
 
@@ -82,6 +96,10 @@ impl ReadAt for [u8] {
         }
         Ok(())
     }
+
+    fn long_reads_pay(&self) -> bool {
+        false
+    }
 }
 
 impl ReadAt for Vec<u8> {
@@ -91,6 +109,10 @@ impl ReadAt for Vec<u8> {
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.as_slice().read_exact_at(offset, buf)
+    }
+
+    fn long_reads_pay(&self) -> bool {
+        false
     }
 }
 
@@ -111,6 +133,10 @@ impl ReadAt for File {
                 Error::io("can't read", e).at(offset)
             }
         })
+    }
+
+    fn long_reads_pay(&self) -> bool {
+        false
     }
 }
 

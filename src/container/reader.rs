@@ -12,7 +12,7 @@ use super::view::TensorView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     Attachment, CHUNK_BYTES, Digest, FileEntry, Index, PREAMBLE_BYTES, Part, Preamble, Rule,
-    Storage, parse_attachments, to_usize,
+    Storage, parse_attachments, reserve_more, to_usize,
 };
 use crate::limits::{Limit, Limits};
 
@@ -240,25 +240,40 @@ impl Part {
         let mut content = (self.storage == Storage::Zstd).then(Vec::new);
         let mut rest = stored;
         for i in chunks {
-            let chunk = &self.chunks[i];
-            let at = self.offset + chunk.start;
-            let in_chunk = |e: Error| {
-                Error::new(e.kind().clone(), format!("chunk {i}: {}", e.message())).at(at)
-            };
-            let (bytes, tail) = rest.split_at(chunk.stored_len as usize);
-            check_crc(bytes, chunk.crc32, Rule::PRT_6).map_err(in_chunk)?;
+            let (bytes, tail) = rest.split_at(self.chunks[i].stored_len as usize);
+            self.check_chunk_crc(i, crc32fast::hash(bytes))?;
             if let Some(content) = &mut content {
-                let len = to_usize(self.chunk_len(i))?;
-                // A chunk that doesn't shrink is stored as it is.
-                if bytes.len() == len {
-                    content.extend_from_slice(bytes);
+                if self.is_compressed(i) {
+                    let len = to_usize(self.chunk_len(i))?;
+                    reserve_more(content, len)?;
+                    content.extend(inflate(bytes, len).map_err(|e| self.in_chunk(i, e))?);
                 } else {
-                    content.extend(inflate(bytes, len).map_err(in_chunk)?);
+                    content.extend_from_slice(bytes);
                 }
             }
             rest = tail;
         }
         Ok(content)
+    }
+
+    /// Compares the checksum of a chunk's stored bytes.
+    ///
+    /// # Errors
+    /// `Integrity`.
+    pub(super) fn check_chunk_crc(&self, chunk: usize, found: u32) -> Result<()> {
+        compare_crc(found, self.chunks[chunk].crc32, Rule::PRT_6)
+            .map_err(|e| self.in_chunk(chunk, e))
+    }
+
+    /// Whether a chunk is a zstd frame: one that doesn't shrink is stored as it is.
+    pub(crate) fn is_compressed(&self, chunk: usize) -> bool {
+        let stored_len = u64::from(self.chunks[chunk].stored_len);
+        self.storage == Storage::Zstd && stored_len != self.chunk_len(chunk)
+    }
+
+    fn in_chunk(&self, chunk: usize, e: Error) -> Error {
+        Error::new(e.kind().clone(), format!("chunk {chunk}: {}", e.message()))
+            .at(self.offset + self.chunks[chunk].start)
     }
 }
 
@@ -273,7 +288,10 @@ fn check_limit(found: u64, allowed: u64, limit: Limit) -> Result<()> {
 }
 
 fn check_crc(bytes: &[u8], expected: u32, rule: Rule) -> Result<()> {
-    let found = crc32fast::hash(bytes);
+    compare_crc(crc32fast::hash(bytes), expected, rule)
+}
+
+fn compare_crc(found: u32, expected: u32, rule: Rule) -> Result<()> {
     if found != expected {
         return Err(Error::integrity(format!(
             "checksum is {found:08x}, the file says {expected:08x} ({rule})"

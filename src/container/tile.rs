@@ -1,6 +1,8 @@
 //! Encoding rows of one tensor at a time, so that a tensor of any size needs little memory.
 
-use crate::codec::{LevelSet, Levels, PlaneLayout, RowEncoder, RunBytes, decode_run, read_f32};
+use crate::codec::{
+    LevelSet, Levels, PlaneLayout, RowEncoder, RunBytes, RunDecoder, not_finite, read_f32,
+};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Dtype, Encoding, Part, PartKind, Role, TensorEntry, to_usize};
 
@@ -38,7 +40,7 @@ impl TileEncoder {
         }
         let layout = PlaneLayout::new(shape, options.row_dims, options.group)?;
         let set = LevelSet::default_for(options.planes);
-        let encoder = RowEncoder::new(&layout, options.planes, set, dtype)?;
+        let encoder = RowEncoder::new(&layout, set, dtype)?;
         Ok(Self { layout, dtype, row_dims: options.row_dims, planes: options.planes, encoder })
     }
 
@@ -89,18 +91,19 @@ impl TileEncoder {
         let row_bytes = self.row_bytes()?;
         let cols = to_usize(self.layout.cols)?;
         let rows_at_once = self.tile_rows(CACHE_WEIGHTS)?;
-        let mut tile = EncodedTile { pieces: vec![], decoded: Vec::with_capacity(bytes.len()) };
+        let mut tile = EncodedTile { pieces: vec![], decoded: vec![0; bytes.len()] };
+        let mut decoder = RunDecoder::new(self.layout, Levels::default(), self.dtype, self.dtype)?;
         let mut weights = Vec::with_capacity(cols * rows_at_once);
         for (i, rows) in bytes.chunks(rows_at_once * row_bytes).enumerate() {
             weights.clear();
             read_f32(rows, self.dtype, &mut weights);
-            if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
+            if let Some(at) = not_finite(&weights) {
                 return Err(Error::argument(format!(
                     "element {} is not a finite binary32 number: such tensors are stored raw",
                     (first_row + i * rows_at_once) * cols + at
                 )));
             }
-            let encoded = self.encoder.encode(&weights);
+            let encoded = self.encoder.encode_finite(&weights);
             let planes: Vec<&[u8]> = encoded.planes.iter().map(Vec::as_slice).collect();
             let run = RunBytes {
                 native: self.planes,
@@ -108,10 +111,7 @@ impl TileEncoder {
                 steps: &encoded.steps,
                 planes: &planes,
             };
-            let levels = Levels::default();
-            decode_run(&self.layout, &levels, &run, self.dtype, self.dtype, |_, row| {
-                tile.decoded.extend_from_slice(row)
-            })?;
+            decoder.decode(&run, &mut tile.decoded, |row| i * rows_at_once + row)?;
             let steps = (self.layout.n_groups() > 0).then_some(encoded.steps);
             let pieces = std::iter::once(encoded.scales).chain(steps).chain(encoded.planes);
             if tile.pieces.is_empty() {

@@ -6,14 +6,18 @@ use std::ops::Range;
 use super::fetch::{Piece, Rows, Want};
 use super::read_at::ReadAt;
 use super::reader::Container;
+use super::stored_planes::{PlaneRun, StoredPlanes};
 use crate::codec::{
-    Levels, PlaneCounts, PlaneLayout, RowRun, RunBytes, RunCursor, convert_raw, decode_run,
+    Levels, PlaneCounts, PlaneLayout, RowRun, RunBytes, RunCursor, RunDecoder, convert_raw,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{CHUNK_BYTES, Dtype, Encoding, PartKind, Rule, TensorEntry, reserve, to_usize};
+use crate::format::{
+    CHUNK_BYTES, Dtype, Encoding, PartKind, Rule, TensorEntry, reserve, to_usize, zeroed,
+};
+use crate::kernels::Kernel;
 
 /// Weights that are decoded at a time when a tensor goes by in tiles.
-const TILE_WEIGHTS: u64 = 1 << 20;
+const TILE_WEIGHTS: u64 = 1 << 17;
 /// Columns of one piece of a row that is longer than a tile: whole bytes in planes and steps.
 const SEGMENT_COLS: u64 = TILE_WEIGHTS;
 /// Bytes of a raw tensor that are read at a time: some chunks, so that a server is asked less often.
@@ -21,6 +25,8 @@ const RAW_PIECE_BYTES: u64 = 4 << 20;
 /// Stored bytes of a tensor that are read at once and kept while it goes by in tiles. Above this,
 /// each part is read chunk by chunk.
 pub(crate) const WHOLE_BYTES: u64 = 64 << 20;
+/// The same where short reads are cheap: chunks in turn stay in cache, and need no fresh pages.
+const NEAR_WHOLE_BYTES: u64 = 4 << 20;
 
 /// A tensor of a [`Container`]: its record, and the way to its values.
 #[derive(Debug)]
@@ -59,6 +65,8 @@ pub struct DecodeOptions {
     pub rows: Option<Range<u64>>,
     /// Read at most this many planes of each row (3 to 8); all by default.
     pub planes: Option<u8>,
+    /// The kernel; [`Kernel::selected`] by default. It changes the speed and nothing else.
+    pub kernel: Option<Kernel>,
 }
 
 impl DecodeOptions {
@@ -85,6 +93,13 @@ impl DecodeOptions {
     #[must_use]
     pub fn with_planes(mut self, planes: u8) -> Self {
         self.planes = Some(planes);
+        self
+    }
+
+    /// Sets [`DecodeOptions::kernel`].
+    #[must_use]
+    pub fn with_kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = Some(kernel);
         self
     }
 
@@ -131,8 +146,8 @@ impl DecodeOptions {
     /// As [`DecodeOptions::decode_into`].
     pub fn decode<R: ReadAt>(&self, view: &TensorView<'_, R>) -> Result<Vec<u8>> {
         // A compressed tensor may be far larger than its file: no memory is an error, not an abort.
-        let mut out = reserve(self.output_bytes(view)?).map_err(|e| e.in_tensor(view.name()))?;
-        out.resize(self.output_bytes(view)?, 0);
+        let bytes = self.output_bytes(view)?;
+        let mut out = zeroed(bytes).map_err(|e| e.in_tensor(view.name()))?;
         self.decode_into(view, &mut out)?;
         Ok(out)
     }
@@ -169,8 +184,24 @@ impl DecodeOptions {
             return Ok(());
         };
         let planes = PlanesReader::new(stored)?;
-        let mut from = planes.from(Rows::Direct(view.container));
-        planes.decode_rows(&mut from, range, self.planes.unwrap_or(8), self.target(view), out)
+        let rung = self.planes.unwrap_or(8);
+        let decoder = self.decoder(&planes, planes.layout)?.with_whole_output(out.len());
+        let whole = held_whole(stored.entry, rung) <= whole_bytes_of(view, u64::MAX);
+        if whole || cols > TILE_WEIGHTS {
+            let mut from = planes.from(Rows::Direct(view.container), decoder);
+            return planes.decode_rows(&mut from, range, rung, out);
+        }
+        // Chunk by chunk through the cache, instead of through fresh memory for all of them.
+        let mut from = planes.from(Rows::Forward(view.container, HashMap::new()), decoder);
+        let row_out = to_usize(cols * self.target(view).bits() / 8)?;
+        let step = (TILE_WEIGHTS / cols).max(1);
+        let mut row = range.start;
+        for out in out.chunks_mut(to_usize(step)? * row_out) {
+            let tile = row..(row + step).min(range.end);
+            row = tile.end;
+            planes.decode_rows(&mut from, tile, rung, out)?;
+        }
+        Ok(())
     }
 
     /// Decodes tile by tile, in order, so that a tensor of any size needs little memory: calls
@@ -208,12 +239,14 @@ impl DecodeOptions {
         let rung = self.planes.unwrap_or(8);
         let planes = PlanesReader::new(stored).map_err(in_tensor)?;
         let parts: Vec<_> = stored.entry.parts.iter().filter(|p| is_read(p.kind, rung)).collect();
-        let source = if parts.iter().map(|p| p.stored_len).sum::<u64>() <= whole_bytes {
+        let whole_bytes = whole_bytes_of(view, whole_bytes);
+        let source = if held_whole(stored.entry, rung) <= whole_bytes {
             Rows::whole(view.container, &parts).map_err(in_tensor)?
         } else {
             Rows::Forward(view.container, HashMap::new())
         };
-        let mut from = planes.from(source);
+        let decoder = self.decoder(&planes, planes.layout).map_err(in_tensor)?;
+        let mut from = planes.from(source, decoder);
         let mut buffer = Vec::new();
         if cols > TILE_WEIGHTS {
             for row in range {
@@ -221,8 +254,12 @@ impl DecodeOptions {
                 for i in 0..cols.div_ceil(SEGMENT_COLS) {
                     let start = i * SEGMENT_COLS;
                     let segment = start..cols.min(start + SEGMENT_COLS);
+                    let layout =
+                        PlaneLayout { rows: 1, cols: segment.end - segment.start, ..planes.layout };
+                    buffer.resize(to_usize(layout.cols * target.bits() / 8)?, 0);
+                    let mut decoder = self.decoder(&planes, layout).map_err(in_tensor)?;
                     planes
-                        .decode_segment(&mut from, &run, segment, rung, target, &mut buffer)
+                        .decode_segment(&mut from, &run, segment, rung, &mut decoder, &mut buffer)
                         .map_err(in_tensor)?;
                     emit(&buffer)?;
                 }
@@ -236,16 +273,31 @@ impl DecodeOptions {
             row = tile.end;
             let bytes = (tile.end - tile.start) * cols * target.bits() / 8;
             buffer.resize(to_usize(bytes)?, 0);
-            planes.decode_rows(&mut from, tile, rung, target, &mut buffer).map_err(in_tensor)?;
+            planes.decode_rows(&mut from, tile, rung, &mut buffer).map_err(in_tensor)?;
             emit(&buffer)?;
         }
         Ok(())
     }
 
+    /// A decoder of rows of `layout` from `planes`.
+    fn decoder<'a, R: ReadAt>(
+        &self,
+        planes: &PlanesReader<'a, R>,
+        layout: PlaneLayout,
+    ) -> Result<RunDecoder<'a>> {
+        let (view, levels) = (&planes.view, planes.levels);
+        let decoder = RunDecoder::new(layout, levels, view.dtype(), self.target(view))?;
+        match self.kernel {
+            Some(kernel) => decoder.with_kernel(kernel),
+            None => Ok(decoder),
+        }
+    }
+
     /// About how many bytes of memory [`DecodeOptions::decode_tiles_within`] needs.
     pub(crate) fn tiles_cost<R: ReadAt>(view: &TensorView<'_, R>, whole_bytes: u64) -> u64 {
+        let whole_bytes = whole_bytes_of(view, whole_bytes);
         let entry = view.resolve().map_or(view.entry, |stored| stored.entry);
-        let stored: u64 = entry.parts.iter().map(|p| p.stored_len).sum();
+        let stored = held_whole(entry, 8);
         // Chunk by chunk, each plane of each native count has one at hand, and one for each of the
         // scales and steps. Counts are held as stored and as a byte a row.
         let counts = entry.parts.iter().find(|p| p.kind == PartKind::Counts).map(|p| 3 * p.len);
@@ -256,6 +308,26 @@ impl DecodeOptions {
         let tile = decoded.saturating_mul(2).min(3 * RAW_PIECE_BYTES);
         held.saturating_add(counts.unwrap_or(0)).saturating_add(tile + (1 << 20))
     }
+}
+
+/// A copy, or an error where there is no memory for it.
+fn copy(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut copy = reserve(bytes.len())?;
+    copy.extend_from_slice(bytes);
+    Ok(copy)
+}
+
+/// Stored bytes that are kept of a tensor where `allowed` may be.
+fn whole_bytes_of<R: ReadAt>(view: &TensorView<'_, R>, allowed: u64) -> u64 {
+    let far = view.container.reader().long_reads_pay();
+    if far { allowed } else { allowed.min(NEAR_WHOLE_BYTES) }
+}
+
+/// Bytes of all parts that are needed for the first `rung` planes: as stored, or their content where that is
+/// more.
+fn held_whole(entry: &TensorEntry, rung: u8) -> u64 {
+    let parts = entry.parts.iter().filter(|p| is_read(p.kind, rung));
+    parts.fold(0u64, |sum, p| sum.saturating_add(p.stored_len.max(p.len)))
 }
 
 /// Whether a part is needed for the first `rung` planes. The counts part is read by itself.
@@ -342,6 +414,59 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
         }
     }
 
+    /// Reads and checks at most `planes` planes of each row.
+    pub(crate) fn stored_planes(&self, planes: u8) -> Result<StoredPlanes> {
+        self.stored_planes_checked(planes)
+            .map_err(|e| self.container.place(e.in_tensor(self.name())))
+    }
+
+    fn stored_planes_checked(&self, rung: u8) -> Result<StoredPlanes> {
+        if !(3..=8).contains(&rung) {
+            return Err(Error::argument(format!("can't read {rung} planes, 3 to 8 are possible")));
+        }
+        let reader = PlanesReader::new(self.resolve()?)?;
+        let layout = reader.layout;
+        let row_bytes = to_usize(layout.row_bytes())?;
+        let steps_row_bytes = to_usize(layout.steps_row_bytes())?;
+        let checker = RunDecoder::new(layout, reader.levels, self.dtype(), Dtype::F32)?;
+        let mut source = Rows::Direct(self.container);
+        let mut runs = Vec::new();
+        let mut places = Vec::new();
+        for run in reader.counts.runs(0..layout.rows) {
+            let pieces = source.get(&reader.wants(&run, rung)?)?;
+            let (scales, steps, planes) = reader.split(&pieces);
+            let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };
+            checker.check(&bytes)?;
+            let mut owned = PlaneRun {
+                native: run.native,
+                scales: copy(scales)?,
+                steps: copy(steps)?,
+                planes: Vec::new(),
+                row_bytes,
+                steps_row_bytes,
+            };
+            drop(planes);
+            // One at a time, so that no more than a plane is there twice.
+            let first = pieces.len() - usize::from(run.native.min(rung));
+            for piece in pieces.into_iter().skip(first) {
+                owned.planes.push(copy(&piece)?);
+            }
+            runs.push(owned);
+            if let PlaneCounts::PerRow(counts) = &reader.counts {
+                let own = (0..).zip(counts).filter(|(_, n)| **n == run.native);
+                places.push(own.map(|(row, _)| row).collect());
+            }
+        }
+        let places = matches!(reader.counts, PlaneCounts::PerRow(_)).then_some(places);
+        Ok(StoredPlanes {
+            layout,
+            source: self.dtype(),
+            levels: reader.levels.into(),
+            runs,
+            places,
+        })
+    }
+
     fn part(&self, kind: PartKind) -> Option<&'a crate::format::Part> {
         self.entry.parts.iter().find(|p| p.kind == kind)
     }
@@ -368,6 +493,7 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
 struct Pass<'s, R> {
     source: Rows<'s, R>,
     runs: RunCursor,
+    decoder: RunDecoder<'s>,
 }
 
 /// A `planes` tensor with its counts and level tables at hand.
@@ -444,8 +570,8 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
     }
 
     /// The start of a pass over the rows.
-    fn from<'s>(&self, source: Rows<'s, R>) -> Pass<'s, R> {
-        Pass { source, runs: RunCursor::new(&self.counts) }
+    fn from<'s>(&self, source: Rows<'s, R>, decoder: RunDecoder<'s>) -> Pass<'s, R> {
+        Pass { source, runs: RunCursor::new(&self.counts), decoder }
     }
 
     fn decode_rows(
@@ -453,32 +579,28 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         from: &mut Pass<'_, R>,
         range: Range<u64>,
         rung: u8,
-        target: Dtype,
         out: &mut [u8],
     ) -> Result<()> {
-        let layout = &self.layout;
-        let row_out = to_usize(layout.cols)? * to_usize(target.bits() / 8)?;
+        let first = to_usize(range.start)?;
         for run in from.runs.runs(&self.counts, range.clone()) {
             let pieces = from.source.get(&self.wants(&run, rung)?)?;
             let (scales, steps, planes) = self.split(&pieces);
             let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };
-            // The rows of the run are those of the range with this count, in order.
-            let native = |r: &usize| match &self.counts {
-                PlaneCounts::Uniform(_) => true,
-                PlaneCounts::PerRow(counts) => counts[*r] == run.native,
-            };
-            let first = to_usize(range.start)?;
-            let mut places = (first..to_usize(range.end)?).filter(native).map(|r| r - first);
-            decode_run(layout, &self.levels, &bytes, self.view.dtype(), target, |_, row| {
-                if let Some(at) = places.next() {
-                    out[at * row_out..][..row_out].copy_from_slice(row);
+            match &self.counts {
+                PlaneCounts::Uniform(_) => from.decoder.decode(&bytes, out, |row| row)?,
+                // The rows of the run are those of the range with this count, in order.
+                PlaneCounts::PerRow(counts) => {
+                    let range = &counts[first..to_usize(range.end)?];
+                    let own = range.iter().enumerate().filter(|(_, n)| **n == run.native);
+                    let places: Vec<usize> = own.map(|(row, _)| row).collect();
+                    from.decoder.decode(&bytes, out, |row| places[row])?;
                 }
-            })?;
+            }
         }
         Ok(())
     }
 
-    /// Decodes columns `cols` of the one row in `run`. They start at a multiple of [`SEGMENT_COLS`], where planes and
+    /// Decodes columns `cols` of the one row in `run` with a decoder of so many columns. They start at a multiple of [`SEGMENT_COLS`], where planes and
     /// steps have whole bytes.
     fn decode_segment(
         &self,
@@ -486,15 +608,14 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         run: &RowRun,
         cols: Range<u64>,
         rung: u8,
-        target: Dtype,
-        out: &mut Vec<u8>,
+        decoder: &mut RunDecoder<'_>,
+        out: &mut [u8],
     ) -> Result<()> {
         let segment = PlaneLayout { rows: 1, cols: cols.end - cols.start, ..self.layout };
         let steps = match self.layout.group {
             0 => 0,
             group => cols.start / u64::from(group) / 2,
         };
-        out.clear();
         let mut wants = self.wants(run, rung)?;
         for want in &mut wants {
             let (skip, len) = match want.part.kind {
@@ -507,9 +628,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         let pieces = from.source.get(&wants)?;
         let (scales, steps, planes) = self.split(&pieces);
         let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };
-        decode_run(&segment, &self.levels, &bytes, self.view.dtype(), target, |_, row| {
-            out.extend_from_slice(row);
-        })
+        decoder.decode(&bytes, out, |row| row)
     }
 }
 

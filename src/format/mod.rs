@@ -52,6 +52,17 @@ pub(crate) fn reserve(n: usize) -> Result<Vec<u8>> {
     Ok(buffer)
 }
 
+/// A buffer of `n` zeros, of which no more is touched than what is written later, or an error where there is
+/// no such memory.
+pub(crate) fn zeroed(n: usize) -> Result<Vec<u8>> {
+    crate::kernels::zeroed(n).ok_or_else(|| {
+        Error::new(
+            ErrorKind::LimitExceeded(Limit::AddressSpace),
+            format!("no memory for {n} bytes"),
+        )
+    })
+}
+
 /// Makes room for `n` more bytes, or fails where there is no such memory.
 pub(crate) fn reserve_more(buffer: &mut Vec<u8>, n: usize) -> Result<()> {
     buffer.try_reserve_exact(n).map_err(|e| {

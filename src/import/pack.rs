@@ -18,7 +18,7 @@ use crate::par::{self, Until};
 use crate::progress::{NoProgress, Progress, step};
 
 /// Names the encoder. It changes whenever the bytes that it makes could change.
-pub const ENCODER_ID: &str = "uc-rtn-2+zstd-1.5.7";
+pub const ENCODER_ID: &str = "uc-rtn-3+zstd-1.5.7";
 
 /// Most memory that is kept busy for each thread: more would not make it faster.
 const BUSY_BYTES: u64 = 64 << 20;

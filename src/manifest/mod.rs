@@ -6,6 +6,7 @@ mod json;
 mod model;
 mod pack;
 mod shards;
+mod stored;
 mod verify;
 
 pub use model::{FileRole, Manifest, SourceFile, TensorSource};

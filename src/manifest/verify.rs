@@ -6,13 +6,11 @@ use std::ops::Range;
 use sha2::{Digest as _, Sha256};
 
 use super::shards::stored_root_of;
+use super::stored::{StoredPass, check_stored};
 use super::{Manifest, Pack};
 use crate::container::{Container, DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{
-    ALIGN_BYTES, CHUNK_BYTES, Digest, Encoding, PREAMBLE_BYTES, Rule, TreeHasher, decoded_root,
-    tensor_leaf, to_usize,
-};
+use crate::format::{Digest, Encoding, Rule, TreeHasher, decoded_root, tensor_leaf};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
@@ -253,8 +251,9 @@ impl VerifyOptions {
         manifest: Option<&dyn Fn() -> Result<()>>,
         progress: &dyn Progress,
     ) -> Result<VerifyReport> {
-        let (stored_root, padding) = compute_stored_root(pack, budget, progress)?;
-        let mut failures = check_structure(pack, padding, budget, manifest, progress)?;
+        let StoredPass { root: stored_root, chunks, padding } =
+            check_stored(pack, budget, progress)?;
+        let mut failures = check_structure(pack, chunks, padding, manifest, progress)?;
         let structure = Check::of(&failures);
 
         let p = pack.preamble();
@@ -331,7 +330,7 @@ fn manifest_of<R: ReadAt>(file: &Container<R>) -> Result<()> {
 }
 
 /// Errors that speak of the pack become failures, the others end the run.
-fn sort_out(result: Result<()>, failures: &mut Vec<Failure>) -> Result<()> {
+pub(super) fn sort_out(result: Result<()>, failures: &mut Vec<Failure>) -> Result<()> {
     match result {
         Ok(()) => Ok(()),
         Err(e) => match e.kind() {
@@ -348,10 +347,10 @@ fn sort_out(result: Result<()>, failures: &mut Vec<Failure>) -> Result<()> {
 }
 
 /// Failures of one check of one file that are listed; a file may have millions.
-const MAX_FAILURES: usize = 1000;
+pub(super) const MAX_FAILURES: usize = 1000;
 
 /// Lists failures up to [`MAX_FAILURES`]; the last one says that there are more.
-fn add(list: &mut Vec<Failure>, found: impl IntoIterator<Item = Failure>) {
+pub(super) fn add(list: &mut Vec<Failure>, found: impl IntoIterator<Item = Failure>) {
     for mut failure in found {
         if list.len() + 1 == MAX_FAILURES {
             failure.reason = format!("{} (and more, which are not listed)", failure.reason);
@@ -363,7 +362,7 @@ fn add(list: &mut Vec<Failure>, found: impl IntoIterator<Item = Failure>) {
 }
 
 /// Consecutive jobs of about this much memory go to a thread together.
-const GROUP_BYTES: u64 = 4 << 20;
+pub(super) const GROUP_BYTES: u64 = 4 << 20;
 
 /// Cuts `0..n` into runs of about [`GROUP_BYTES`].
 fn groups(n: usize, cost: impl Fn(usize) -> u64) -> Vec<(Range<usize>, u64)> {
@@ -379,48 +378,14 @@ fn groups(n: usize, cost: impl Fn(usize) -> u64) -> Vec<(Range<usize>, u64)> {
     groups
 }
 
+/// Adds to damaged chunks what else is wrong with the structure.
 fn check_structure<R: ReadAt + Sync>(
     pack: &Container<R>,
-    padding: Vec<Failure>,
-    budget: u64,
+    mut failures: Vec<Failure>,
+    padding: Option<Failure>,
     manifest: Option<&dyn Fn() -> Result<()>>,
     progress: &dyn Progress,
 ) -> Result<Vec<Failure>> {
-    let mut failures = Vec::new();
-    // Chunks of all parts, so that large parts spread over the threads: each part with the number of
-    // chunks in front of it.
-    let mut n = 0;
-    let parts: Vec<_> = pack
-        .index()
-        .parts()
-        .map(|(name, part)| {
-            n += part.chunks.len();
-            (n - part.chunks.len(), name, part)
-        })
-        .collect();
-    let chunk = |j: usize| {
-        let (first, name, part) = parts[parts.partition_point(|(first, ..)| *first <= j) - 1];
-        (name, part, j - first)
-    };
-    // Stored bytes and content of a chunk, and as much again while it is decompressed.
-    let cost = |j: usize| {
-        let (_, part, i) = chunk(j);
-        4096 + 3 * part.chunk_len(i)
-    };
-    let groups = groups(n, cost);
-    let check = |g: usize| -> Result<Vec<Failure>> {
-        let mut failures = Vec::new();
-        for j in groups[g].0.clone() {
-            let (name, part, i) = chunk(j);
-            step(progress, 0)?;
-            let from = i as u64 * CHUNK_BYTES;
-            let chunk = pack.read_part(part, from..from + part.chunk_len(i));
-            sort_out(chunk.map(drop).map_err(|e| e.in_tensor(name)), &mut failures)?;
-        }
-        Ok(failures)
-    };
-    let cost = |g: usize| groups[g].1;
-    par::each_within(groups.len(), budget, cost, check, |found| add(&mut failures, found))?;
     for file in &pack.index().files {
         sort_out(pack.stream_file(file, |_| step(progress, 0)), &mut failures)?;
     }
@@ -431,66 +396,6 @@ fn check_structure<R: ReadAt + Sync>(
     sort_out(pack.attachments().map(drop), &mut failures)?;
     failures.dedup();
     Ok(failures)
-}
-
-/// UC-PRT-3, UC-HDR-7: what must be zero, by offset.
-fn gaps<R: ReadAt>(pack: &Container<R>) -> Vec<(Range<u64>, Rule)> {
-    let p = pack.preamble();
-    let sections = [
-        (p.index_offset + p.index_len, p.manifest_offset, Rule::HDR_7),
-        (p.manifest_offset + p.manifest_len, p.core_len, Rule::HDR_7),
-    ];
-    let parts = pack.index().parts().map(|(_, part)| {
-        let end = part.offset + part.stored_len;
-        (end, end.next_multiple_of(ALIGN_BYTES), Rule::PRT_3)
-    });
-    let all = parts.chain(sections).filter(|(from, to, _)| from < to);
-    let mut all: Vec<_> = all.map(|(from, to, rule)| (from..to, rule)).collect();
-    all.sort_by_key(|(gap, _)| gap.start);
-    all
-}
-
-/// UC-ROOT-3: the root over 1 MiB chunks of the core, preamble bytes from 128 on read as zero; and
-/// padding that isn't zero.
-fn compute_stored_root<R: ReadAt + Sync>(
-    pack: &Container<R>,
-    budget: u64,
-    progress: &dyn Progress,
-) -> Result<(Digest, Vec<Failure>)> {
-    let p = pack.preamble();
-    let n = to_usize(p.core_len.div_ceil(CHUNK_BYTES))?;
-    let gaps = gaps(pack);
-    let leaf = |i: usize| -> Result<(Digest, Option<Failure>)> {
-        let from = i as u64 * CHUNK_BYTES;
-        let len = CHUNK_BYTES.min(p.core_len - from);
-        step(progress, 0)?;
-        let mut bytes = vec![0; to_usize(len)?];
-        pack.reader().read_exact_at(from, &mut bytes).map_err(|e| pack.place(e))?;
-        let first = gaps.partition_point(|(gap, _)| gap.end <= from);
-        let mut failure = None;
-        for (gap, rule) in gaps[first..].iter().take_while(|(gap, _)| gap.start < from + len) {
-            for at in gap.start.max(from)..gap.end.min(from + len) {
-                if failure.is_none() && bytes[to_usize(at - from)?] != 0 {
-                    let e = Error::malformed(*rule, "padding is not zero");
-                    failure = Some(Failure::from(&pack.place(e.in_part("padding").at(at))));
-                }
-            }
-        }
-        if i == 0 {
-            bytes[..PREAMBLE_BYTES].copy_from_slice(&p.rooted_bytes());
-        }
-        progress.advance(len);
-        Ok((TreeHasher::leaf(&bytes), failure))
-    };
-    let mut tree = TreeHasher::new();
-    let mut failures = Vec::new();
-    let cost = |_| CHUNK_BYTES;
-    par::each_within(n, budget, cost, leaf, |(leaf, failure)| {
-        tree.push(leaf);
-        // One message is enough: the first.
-        failures.extend(failure.filter(|_| failures.is_empty()));
-    })?;
-    Ok((tree.root(), failures))
 }
 
 /// A tensor that was decoded.

@@ -1,0 +1,756 @@
+//! AVX2, with F16C.
+//!
+//! A block is 256 columns, 32 bytes of each plane. An 8 x 8 bit transpose across the eight registers
+//! (three rounds of swaps within bytes, three of unpacking between registers) turns them into codes in
+//! order, except that the lower half of each register has columns of the block's first half and the
+//! upper half those of the second. Values of two bytes come from byte tables by `vpshufb`: a table of
+//! 32 entries is four of 16 (low and high bytes, codes below and from 16).
+
+use std::arch::x86_64::*;
+
+use super::decode::{LevelTable, Row, Shape, Tables};
+use super::dot::{DotRow, Int8Row, NIBBLE_BYTES, Packed, RowBits};
+use super::nearest::{Cells, TRIES, add_lanes, cell};
+use super::target::{Float, STEPS};
+
+/// Columns of a block.
+const BLOCK: usize = 256;
+/// Bytes of a block in one plane.
+const BYTES: usize = BLOCK / 8;
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: 32 bytes are there.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// 16 bytes in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_twice(bytes: &[u8; 16]) -> __m256i {
+    // SAFETY: 16 bytes are there.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+/// 16 bytes for each half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_pair(low: &[u8; 16], high: &[u8; 16]) -> __m256i {
+    // SAFETY: 16 bytes are there, twice.
+    unsafe { _mm256_loadu2_m128i(high.as_ptr().cast(), low.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(to: &mut [u8; 32], v: __m256i) {
+    // SAFETY: 32 bytes are there.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) };
+}
+
+/// Exchanges the upper part of each field of register `a` with the lower part of `b`'s.
+macro_rules! swap {
+    ($bit:ident, $shift:literal, $mask:literal, $a:literal, $b:literal) => {
+        let mask = _mm256_set1_epi8($mask);
+        let (a, b) = ($bit[$a], $bit[$b]);
+        $bit[$a] = _mm256_or_si256(
+            _mm256_and_si256(a, mask),
+            _mm256_slli_epi16::<$shift>(_mm256_and_si256(b, mask)),
+        );
+        $bit[$b] = _mm256_or_si256(
+            _mm256_and_si256(_mm256_srli_epi16::<$shift>(a), mask),
+            _mm256_andnot_si256(mask, b),
+        );
+    };
+}
+
+/// Codes of a block: register `j` has columns `16 j ..` in its lower half and `128 + 16 j ..` in its upper.
+type Codes = [__m256i; 8];
+
+/// Block `at` of the planes, most significant first, as codes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn codes<const READ: usize>(planes: &[&[u8; BYTES]; READ]) -> Codes {
+    let zero = _mm256_setzero_si256();
+    let bit = strided(planes);
+    // Interleave to the order of columns.
+    let pair = |a, b| (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+    let [(p0, q0), (p1, q1), (p2, q2), (p3, q3)] =
+        [pair(bit[0], bit[1]), pair(bit[2], bit[3]), pair(bit[4], bit[5]), pair(bit[6], bit[7])];
+    let mut out = [zero; 8];
+    for (i, [a, b, c, d]) in [[p0, p1, p2, p3], [q0, q1, q2, q3]].into_iter().enumerate() {
+        let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+        let (low2, high2) = (_mm256_unpacklo_epi16(c, d), _mm256_unpackhi_epi16(c, d));
+        out[4 * i] = _mm256_unpacklo_epi32(low, low2);
+        out[4 * i + 1] = _mm256_unpackhi_epi32(low, low2);
+        out[4 * i + 2] = _mm256_unpacklo_epi32(high, high2);
+        out[4 * i + 3] = _mm256_unpackhi_epi32(high, high2);
+    }
+    out
+}
+
+/// Block `at` of the planes as codes: register `k` has column `8 b + k` in byte `b`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn strided<const READ: usize>(planes: &[&[u8; BYTES]; READ]) -> Codes {
+    // Register i: bit i of the codes, eight columns a byte.
+    let mut bit = [_mm256_setzero_si256(); 8];
+    for (i, plane) in planes.iter().rev().enumerate() {
+        bit[i] = load(plane);
+    }
+    swap!(bit, 4, 0x0f, 0, 4);
+    swap!(bit, 4, 0x0f, 1, 5);
+    swap!(bit, 4, 0x0f, 2, 6);
+    swap!(bit, 4, 0x0f, 3, 7);
+    swap!(bit, 2, 0x33, 0, 2);
+    swap!(bit, 2, 0x33, 1, 3);
+    swap!(bit, 2, 0x33, 4, 6);
+    swap!(bit, 2, 0x33, 5, 7);
+    swap!(bit, 1, 0x55, 0, 1);
+    swap!(bit, 1, 0x55, 2, 3);
+    swap!(bit, 1, 0x55, 4, 5);
+    swap!(bit, 1, 0x55, 6, 7);
+    bit
+}
+
+/// Looks up `N` tables of 16 bytes, one behind the other, by codes below `16 N`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up<const N: usize>(tables: &[__m256i; N], codes: __m256i) -> __m256i {
+    let mut found = _mm256_setzero_si256();
+    for (s, table) in tables.iter().enumerate() {
+        // 0x70 to 0x7f for the table's own codes; above, where the shuffle gives zero, for all others.
+        let mut index = _mm256_sub_epi8(codes, _mm256_set1_epi8((16 * s) as i8));
+        // No codes are above the last table's, and those below have wrapped around.
+        if s + 1 < N || N > 8 {
+            index = _mm256_adds_epu8(index, _mm256_set1_epi8(0x70));
+        }
+        found = _mm256_or_si256(found, _mm256_shuffle_epi8(*table, index));
+    }
+    found
+}
+
+/// Decodes one row.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn decode_row(
+    shape: Shape,
+    row: &Row<'_>,
+    levels: &LevelTable,
+    tables: &mut Tables,
+    out: &mut [u8],
+) {
+    macro_rules! blocks {
+        ($read:literal, $size:literal, $block:expr) => {
+            each_block::<$read, { $size * BLOCK }>(row, out, $block)
+        };
+    }
+    macro_rules! halves {
+        ($read:literal, $subs:literal) => {{
+            fill_halves::<$subs>(shape, row, levels, tables);
+            let tables = &*tables;
+            if shape.unit16 {
+                blocks!($read, 2, |codes, at, out| halves::<$subs, true>(
+                    codes,
+                    &row.units[16 * at..],
+                    tables,
+                    out
+                ))
+            } else {
+                blocks!($read, 2, |codes, at, out| halves::<$subs, false>(
+                    codes,
+                    &row.units[8 * at..],
+                    tables,
+                    out
+                ))
+            }
+        }};
+    }
+    macro_rules! products {
+        ($to:ident, $size:literal, $read:literal, $subs:literal) => {{
+            let levels = level_tables::<$subs>(levels);
+            let per_block = BLOCK / shape.unit();
+            blocks!($read, $size, |codes, at, out| {
+                products::<$to, $subs>(
+                    codes,
+                    &row.units[per_block * at..],
+                    shape.unit16,
+                    row.factors,
+                    &levels,
+                    out,
+                )
+            })
+        }};
+    }
+    match (shape.float, shape.read) {
+        (Float::Bf16 | Float::F16, 3) => halves!(3, 1),
+        (Float::Bf16 | Float::F16, 4) => halves!(4, 1),
+        (Float::Bf16 | Float::F16, 5) => halves!(5, 2),
+        (Float::Bf16 | Float::F16, 6) => halves!(6, 4),
+        (Float::Bf16, 7) => products!(BF16, 2, 7, 8),
+        (Float::Bf16, _) => products!(BF16, 2, 8, 16),
+        (Float::F16, 7) => products!(F16, 2, 7, 8),
+        (Float::F16, _) => products!(F16, 2, 8, 16),
+        (Float::F32, 3) => products!(F32, 4, 3, 1),
+        (Float::F32, 4) => products!(F32, 4, 4, 1),
+        (Float::F32, 5) => products!(F32, 4, 5, 2),
+        (Float::F32, 6) => products!(F32, 4, 6, 4),
+        (Float::F32, 7) => products!(F32, 4, 7, 8),
+        (Float::F32, _) => products!(F32, 4, 8, 16),
+        (Float::F64, _) => super::scalar::decode_row(shape, row, levels, tables, out),
+    }
+}
+
+/// Calls `f` with codes, number and output of each block; the last may be partial and goes through a buffer.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn each_block<const READ: usize, const OUT: usize>(
+    row: &Row<'_>,
+    out: &mut [u8],
+    mut f: impl FnMut(&Codes, usize, &mut [u8; OUT]),
+) {
+    let Ok(planes) = <&[&[u8]; READ]>::try_from(row.planes) else { return };
+    let (whole, tail) = out.as_chunks_mut::<OUT>();
+    let full = whole.len();
+    whole_blocks(&planes.map(|p| p.as_chunks::<BYTES>().0), 0, whole, &mut f);
+    if !tail.is_empty() {
+        let mut padded = [[0; BYTES]; READ];
+        for (to, plane) in padded.iter_mut().zip(planes) {
+            let rest = &plane[BYTES * full..];
+            to[..rest.len()].copy_from_slice(rest);
+        }
+        let mut buffer = [[0; OUT]];
+        whole_blocks(&padded.each_ref().map(std::slice::from_ref), full, &mut buffer, &mut f);
+        tail.copy_from_slice(&buffer[0][..tail.len()]);
+    }
+}
+
+/// Calls `f` for whole blocks. A function of its own, so that `f` is called in one place only: with two,
+/// it stays a call of its own, and codes go through memory.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn whole_blocks<const READ: usize, const OUT: usize>(
+    planes: &[&[[u8; BYTES]]; READ],
+    first: usize,
+    out: &mut [[u8; OUT]],
+    f: &mut impl FnMut(&Codes, usize, &mut [u8; OUT]),
+) {
+    // One length for all: otherwise each plane would be checked at each block.
+    let planes = planes.map(|p| &p[..out.len()]);
+    for (at, out) in out.iter_mut().enumerate() {
+        f(&codes(&planes.map(|p| &p[at])), first + at, out);
+    }
+}
+
+/// Tables of values of two bytes: `SUBS` times 16 low bytes, then as many high bytes.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn fill_halves<const SUBS: usize>(
+    shape: Shape,
+    row: &Row<'_>,
+    levels: &LevelTable,
+    tables: &mut Tables,
+) {
+    let used = row.used;
+    let sixteens = &levels.values.as_chunks::<16>().0[..SUBS];
+    for (k, (table, factor)) in tables.0.iter_mut().zip(row.factors).enumerate() {
+        if used >> k & 1 == 0 {
+            continue;
+        }
+        let (low, high) = table.split_at_mut(16 * SUBS);
+        let places = low.as_chunks_mut::<16>().0.iter_mut().zip(high.as_chunks_mut::<16>().0);
+        let factor = _mm256_set1_ps(*factor);
+        for ((low, high), levels) in places.zip(sixteens) {
+            let [a, b] = levels.as_chunks::<8>().0 else { continue };
+            let (a, b) = (_mm256_mul_ps(load_ps(a), factor), _mm256_mul_ps(load_ps(b), factor));
+            let [a, b] = if shape.float == Float::Bf16 {
+                let words = |v| {
+                    let v = round_bf16(v);
+                    _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
+                };
+                [words(a), words(b)]
+            } else {
+                [a, b].map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v))
+            };
+            let byte = _mm_set1_epi16(255);
+            let bytes = [
+                _mm_packus_epi16(_mm_and_si128(a, byte), _mm_and_si128(b, byte)),
+                _mm_packus_epi16(_mm_srli_epi16::<8>(a), _mm_srli_epi16::<8>(b)),
+            ];
+            // SAFETY: 16 bytes have room, twice.
+            unsafe {
+                _mm_storeu_si128(low.as_mut_ptr().cast(), bytes[0]);
+                _mm_storeu_si128(high.as_mut_ptr().cast(), bytes[1]);
+            }
+        }
+    }
+}
+
+/// Values of two bytes of one block.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn halves<const SUBS: usize, const UNIT16: bool>(
+    codes: &Codes,
+    units: &[u8],
+    tables: &Tables,
+    out: &mut [u8; 2 * BLOCK],
+) {
+    // Registers of a unit: 16 columns each.
+    let per_unit = if UNIT16 { 1 } else { 2 };
+    let units = &units[..16 / per_unit];
+    let (left, right) = out.split_at_mut(BLOCK);
+    let places = left.as_chunks_mut::<32>().0.iter_mut().zip(right.as_chunks_mut::<32>().0);
+    let mut low = [_mm256_setzero_si256(); SUBS];
+    let mut high = low;
+    for (j, ((left, right), codes)) in places.zip(codes).enumerate() {
+        if j % per_unit == 0 {
+            let unit = j / per_unit;
+            let table = |u: usize| tables.0[usize::from(units[u] & 15)].as_chunks::<16>().0;
+            let (first, second) = (table(unit), table(unit + 8 / per_unit));
+            for s in 0..SUBS {
+                low[s] = load_pair(&first[s], &second[s]);
+                high[s] = load_pair(&first[SUBS + s], &second[SUBS + s]);
+            }
+        }
+        let (a, b) = (look_up(&low, *codes), look_up(&high, *codes));
+        let (x, y) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+        store(left, _mm256_permute2x128_si256::<0x20>(x, y));
+        store(right, _mm256_permute2x128_si256::<0x31>(x, y));
+    }
+}
+
+/// The levels of 16 codes a table, in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn level_tables<const SUBS: usize>(levels: &LevelTable) -> [__m256i; SUBS] {
+    let mut tables = [_mm256_setzero_si256(); SUBS];
+    for (to, from) in tables.iter_mut().zip(levels.bytes.as_chunks::<16>().0) {
+        *to = load_twice(&from.map(i8::cast_unsigned));
+    }
+    tables
+}
+
+/// What [`products`] writes.
+const F32: u8 = 0;
+const BF16: u8 = 1;
+const F16: u8 = 2;
+
+/// Values of one block by multiplication.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn products<const TO: u8, const SUBS: usize>(
+    codes: &Codes,
+    units: &[u8],
+    unit16: bool,
+    factors: &[f32; 16],
+    levels: &[__m256i; SUBS],
+    out: &mut [u8],
+) {
+    let size = if TO == F32 { 4 } else { 2 };
+    let (left, right) = out.split_at_mut(128 * size);
+    let places = left.chunks_exact_mut(16 * size).zip(right.chunks_exact_mut(16 * size));
+    for (j, ((left, right), codes)) in places.zip(codes).enumerate() {
+        let found = look_up(levels, *codes);
+        let halves = [_mm256_castsi256_si128(found), _mm256_extracti128_si256::<1>(found)];
+        for ((out, levels), j) in [left, right].into_iter().zip(halves).zip([j, 8 + j]) {
+            let factor = factors[usize::from(units[if unit16 { j } else { j / 2 }] & 15)];
+            let factor = _mm256_set1_ps(factor);
+            let product =
+                |eight| _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), factor);
+            let (a, b) = (product(levels), product(_mm_bsrli_si128::<8>(levels)));
+            let to = out[..16 * size].as_mut_ptr();
+            // SAFETY: 16 values have room.
+            unsafe {
+                match TO {
+                    F32 => {
+                        _mm256_storeu_ps(to.cast(), a);
+                        _mm256_storeu_ps(to.add(32).cast(), b);
+                    }
+                    BF16 => {
+                        let words = _mm256_packus_epi32(round_bf16(a), round_bf16(b));
+                        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+                        _mm256_storeu_si256(to.cast(), words);
+                    }
+                    _ => {
+                        let round = |v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+                        _mm_storeu_si128(to.cast(), round(a));
+                        _mm_storeu_si128(to.add(16).cast(), round(b));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bfloat16 nearest to each lane, in its lower half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn round_bf16(v: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(v);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    _mm256_srli_epi32::<16>(rounded)
+}
+
+/// The cells of eight values.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn cells_of(y: __m256) -> __m256i {
+    let y = _mm256_min_ps(_mm256_max_ps(y, _mm256_set1_ps(-256.0)), _mm256_set1_ps(255.0));
+    _mm256_cvttps_epi32(_mm256_add_ps(y, _mm256_set1_ps(256.0)))
+}
+
+/// See [`Nearest::errors`](super::nearest::Nearest::errors).
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn errors(cells: &Cells, x: &[f32], factors: &[f32; TRIES]) -> [f32; TRIES] {
+    let (whole, rest) = x.as_chunks::<16>();
+    let mut sums = [[_mm256_setzero_ps(); 2]; TRIES];
+    for x in whole {
+        for half in 0..2 {
+            // SAFETY: 16 values are there.
+            let x = unsafe { _mm256_loadu_ps(x[8 * half..].as_ptr()) };
+            for (sums, factor) in sums.iter_mut().zip(factors) {
+                let y = _mm256_mul_ps(x, _mm256_set1_ps(*factor));
+                // SAFETY: cells are 0 to 511.
+                let near = unsafe { _mm256_i32gather_ps::<4>(cells.twice.as_ptr(), cells_of(y)) };
+                let e = _mm256_sub_ps(y, near);
+                sums[half] = _mm256_add_ps(sums[half], _mm256_mul_ps(e, e));
+            }
+        }
+    }
+    let mut out = [0.0; TRIES];
+    for ((out, [low, high]), factor) in out.iter_mut().zip(sums).zip(factors) {
+        let mut lanes = [0f32; 16];
+        // SAFETY: 16 lanes have room.
+        unsafe {
+            _mm256_storeu_ps(lanes.as_mut_ptr(), low);
+            _mm256_storeu_ps(lanes[8..].as_mut_ptr(), high);
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            let y = x * factor;
+            let e = y - cells.twice[cell(y)];
+            *lane += e * e;
+        }
+        *out = add_lanes(&lanes);
+    }
+    out
+}
+
+/// See [`Nearest::codes`](super::nearest::Nearest::codes).
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn nearest_codes(cells: &Cells, x: &[f32], factor: f32, codes: &mut [u8]) {
+    let (whole, rest) = x.as_chunks::<8>();
+    let (codes, codes_rest) = codes.as_chunks_mut::<8>();
+    let f = _mm256_set1_ps(factor);
+    for (x, codes) in whole.iter().zip(codes) {
+        let mut at = [0u32; 8];
+        // SAFETY: eight values are there, and eight lanes have room.
+        unsafe {
+            let y = _mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), f);
+            _mm256_storeu_si256(at.as_mut_ptr().cast(), cells_of(y));
+        }
+        *codes = at.map(|cell| cells.codes[cell as usize % cells.codes.len()]);
+    }
+    for (code, x) in codes_rest.iter_mut().zip(rest) {
+        *code = cells.codes[cell(x * factor)];
+    }
+}
+
+/// See [`Nearest::scatter`](super::nearest::Nearest::scatter): a mask of one bit of 32 codes is four
+/// bytes of a plane.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn scatter_codes(codes: &[u8], planes: &mut [&mut [u8]]) {
+    let n = planes.len();
+    for (at, codes) in codes.chunks(32).enumerate() {
+        let mut padded = [0; 32];
+        padded[..codes.len()].copy_from_slice(codes);
+        let codes = load(&padded);
+        for (p, plane) in planes.iter_mut().enumerate() {
+            // The bit to the top of each byte; what comes along below it doesn't matter.
+            let count = _mm_cvtsi32_si128(8 - (n - p) as i32);
+            let bits = _mm256_movemask_epi8(_mm256_sll_epi16(codes, count));
+            let to = &mut plane[4 * at..];
+            let len = to.len().min(4);
+            to[..len].copy_from_slice(&bits.to_le_bytes()[..len]);
+        }
+    }
+}
+
+/// The steps as binary32, eight at a time.
+const STEP_VALUES: [[f32; 8]; 2] = {
+    let mut values = [[0.0; 8]; 2];
+    let mut i = 0;
+    while i < 16 {
+        values[i / 8][i % 8] = STEPS[i] as f32;
+        i += 1;
+    }
+    values
+};
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_ps(values: &[f32; 8]) -> __m256 {
+    // SAFETY: 32 bytes are there.
+    unsafe { _mm256_loadu_ps(values.as_ptr()) }
+}
+
+/// Step times activation scale, eight units at a time; `out` and `scales` have whole blocks of them.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn unit_factors(steps: &[u8], scales: &[f32], out: &mut [f32]) {
+    let [low, high] = STEP_VALUES.each_ref().map(|v| load_ps(v));
+    let (whole, rest) = steps.as_chunks::<4>();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    let some = whole.iter().chain([&last]).zip(scales.as_chunks::<8>().0);
+    for (out, (four, scales)) in out.as_chunks_mut::<8>().0.iter_mut().zip(some) {
+        let bytes = _mm_cvtsi32_si128(i32::from_le_bytes(*four));
+        let odd = _mm_srli_epi16::<4>(bytes);
+        let units = _mm_and_si128(_mm_unpacklo_epi8(bytes, odd), _mm_set1_epi8(15));
+        let units = _mm256_cvtepu8_epi32(units);
+        let from = |table| _mm256_permutevar8x32_ps(table, units);
+        // Bit 3 of the index becomes the sign.
+        let above = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(units));
+        let steps = _mm256_blendv_ps(from(low), from(high), above);
+        // SAFETY: eight values have room.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(steps, load_ps(scales))) };
+    }
+}
+
+/// See [`RowDot::dot`](super::dot::RowDot::dot); units are 32 columns.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn dot(row: &DotRow<'_>, bits: RowBits<'_>, x: &[&Int8Row], out: &mut [f32]) {
+    match x {
+        [a] => out.copy_from_slice(&dot_some::<1>(row, bits, [a])),
+        [a, rest @ ..] => {
+            // Missing rows repeat the first.
+            let other = |i: usize| rest.get(i).copied().unwrap_or(a);
+            let x = [*a, other(0), other(1), other(2)];
+            out.copy_from_slice(&dot_some::<4>(row, bits, x)[..out.len()]);
+        }
+        [] => {}
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot_some<const N: usize>(row: &DotRow<'_>, bits: RowBits<'_>, x: [&Int8Row; N]) -> [f32; N] {
+    match (bits, row.read) {
+        (RowBits::Planes(p), 3) => dot_planes::<3, 1, N>(row, p, x),
+        (RowBits::Planes(p), 4) => dot_planes::<4, 1, N>(row, p, x),
+        (RowBits::Planes(p), 5) => dot_planes::<5, 2, N>(row, p, x),
+        (RowBits::Planes(p), 6) => dot_planes::<6, 4, N>(row, p, x),
+        (RowBits::Planes(p), 7) => dot_planes::<7, 8, N>(row, p, x),
+        (RowBits::Planes(p), _) => dot_planes::<8, 16, N>(row, p, x),
+        (RowBits::Packed(bytes), read) if Packed::of(read) == Packed::Nibbles => {
+            let tables = level_tables::<2>(row.levels);
+            let mut sums = Sums::new(row, x);
+            for block in bytes.as_chunks::<NIBBLE_BYTES>().0 {
+                let [a, b, c, d, high] = block.as_chunks::<BYTES>().0 else { continue };
+                let nibbles = [load(a), load(b), load(c), load(d)];
+                sums.add(|k| from_nibbles(&tables, nibbles, Some(load(high)), k));
+            }
+            sums.total()
+        }
+        (RowBits::Packed(bytes), _) => {
+            let mut sums = Sums::new(row, x);
+            for block in bytes.as_chunks::<BLOCK>().0 {
+                let levels = block.as_chunks::<BYTES>().0;
+                sums.add(|k| load(&levels[k]));
+            }
+            sums.total()
+        }
+    }
+}
+
+/// Sums over the blocks of a row.
+struct Sums<'a, const N: usize> {
+    x: [&'a [[i8; BYTES]]; N],
+    factors: [&'a [[f32; 8]]; N],
+    at: usize,
+    sums: [__m256; N],
+}
+
+impl<'a, const N: usize> Sums<'a, N> {
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn new(row: &DotRow<'a>, x: [&'a Int8Row; N]) -> Self {
+        let mut factors = [&[][..]; N];
+        for (to, from) in factors.iter_mut().zip(row.factors) {
+            *to = from.as_chunks::<8>().0;
+        }
+        let x = x.map(|x| x.strided.as_chunks::<BYTES>().0);
+        Self { x, factors, at: 0, sums: [_mm256_setzero_ps(); N] }
+    }
+
+    /// Adds a block; `levels(k)` are those of columns `8 b + k`. Four bytes of a register are one unit,
+    /// and so is each 32-bit lane of the products.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn add(&mut self, levels: impl Fn(usize) -> __m256i) {
+        let ones = _mm256_set1_epi16(1);
+        let mut products = [_mm256_setzero_si256(); N];
+        for k in 0..8 {
+            let levels = levels(k);
+            let sizes = _mm256_abs_epi8(levels);
+            for (products, x) in products.iter_mut().zip(&self.x) {
+                let x = load(&x[8 * self.at + k].map(i8::cast_unsigned));
+                // Up to 2 x 128 x 127: within 16 bits.
+                let pairs = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(x, levels));
+                *products = _mm256_add_epi32(*products, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        for ((sum, products), factors) in self.sums.iter_mut().zip(products).zip(&self.factors) {
+            let factors = load_ps(&factors[self.at]);
+            *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factors, *sum);
+        }
+        self.at += 1;
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn total(self) -> [f32; N] {
+        self.sums.map(|sum| add_up(sum))
+    }
+}
+
+/// The sum of eight lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_up(v: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// The levels of columns `8 b + k` from registers with the low four bits of codes `k` and `k + 4`, and one
+/// with the fifth bits of all eight.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn from_nibbles(
+    tables: &[__m256i; 2],
+    nibbles: [__m256i; 4],
+    high: Option<__m256i>,
+    k: usize,
+) -> __m256i {
+    let both = nibbles[k % 4];
+    let low = if k < 4 { both } else { _mm256_srli_epi16::<4>(both) };
+    let low = _mm256_and_si256(low, _mm256_set1_epi8(15));
+    let below = _mm256_shuffle_epi8(tables[0], low);
+    let Some(high) = high else { return below };
+    // The fifth bit goes to the top, which is what the blend looks at.
+    let above = _mm256_sll_epi16(high, _mm_cvtsi32_si128(7 - k as i32));
+    _mm256_blendv_epi8(below, _mm256_shuffle_epi8(tables[1], low), above)
+}
+
+/// The low four bits of codes `k` and `k + 4` from the last planes (three or four of them).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles(planes: &[&[u8; BYTES]]) -> [__m256i; 4] {
+    let mut bit = [_mm256_setzero_si256(); 4];
+    for (bit, plane) in bit.iter_mut().zip(planes.iter().rev()) {
+        *bit = load(plane);
+    }
+    swap!(bit, 2, 0x33, 0, 2);
+    swap!(bit, 2, 0x33, 1, 3);
+    swap!(bit, 1, 0x55, 0, 1);
+    swap!(bit, 1, 0x55, 2, 3);
+    bit
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot_planes<const READ: usize, const SUBS: usize, const N: usize>(
+    row: &DotRow<'_>,
+    planes: &[&[u8]],
+    x: [&Int8Row; N],
+) -> [f32; N] {
+    let tables = level_tables::<SUBS>(row.levels);
+    let few = level_tables::<2>(row.levels);
+    let mut sums = Sums::new(row, x);
+    let mut add = |planes: [&[u8; BYTES]; READ]| {
+        if READ <= 5 {
+            let nibbles = nibbles(&planes[READ.saturating_sub(4)..]);
+            let high = (READ == 5).then(|| load(planes[0]));
+            sums.add(|k| from_nibbles(&few, nibbles, high, k));
+        } else {
+            let codes = strided(&planes);
+            sums.add(|k| look_up(&tables, codes[k]));
+        }
+    };
+    let Ok(planes) = <&[&[u8]; READ]>::try_from(planes) else { return [0.0; N] };
+    let blocks = planes.map(|p| p.as_chunks::<BYTES>());
+    for at in 0..row.cols / BLOCK {
+        add(blocks.map(|(b, _)| &b[at]));
+    }
+    if !row.cols.is_multiple_of(BLOCK) {
+        let mut padded = [[0; BYTES]; READ];
+        for (to, (_, rest)) in padded.iter_mut().zip(&blocks) {
+            to[..rest.len()].copy_from_slice(rest);
+        }
+        if blocks[0].1.is_empty() {
+            // The last block is whole in bytes, not in columns.
+            padded = blocks.map(|(b, _)| b.last().copied().unwrap_or([0; BYTES]));
+        }
+        add(padded.each_ref());
+    }
+    sums.total()
+}
+
+/// See [`dot_f32`](super::dot::dot_f32).
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<32>();
+    let (b, b_rest) = b.as_chunks::<32>();
+    let mut sums = [_mm256_setzero_ps(); 4];
+    for (a, b) in a.iter().zip(b) {
+        let eights = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+        for (sum, (a, b)) in sums.iter_mut().zip(eights) {
+            *sum = _mm256_fmadd_ps(load_ps(a), load_ps(b), *sum);
+        }
+    }
+    let [c, d, e, f] = sums;
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    add_up(_mm256_add_ps(_mm256_add_ps(c, d), _mm256_add_ps(e, f))) + rest
+}
+
+/// See [`stream_copy`](super::memory::stream_copy).
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn stream_copy(to: &mut [u8], from: &[u8]) {
+    let head = to.as_ptr().align_offset(64).min(to.len());
+    let (to_head, to) = to.split_at_mut(head);
+    let (from_head, from) = from.split_at(head);
+    to_head.copy_from_slice(from_head);
+    let (to, to_tail) = to.as_chunks_mut::<64>();
+    let (from, from_tail) = from.as_chunks::<64>();
+    // Whole lines at a time: half a line would be written twice.
+    for (to, from) in to.iter_mut().zip(from) {
+        let [low, high] = from.as_chunks::<32>().0 else { continue };
+        // SAFETY: 64 bytes have room, at a multiple of 64.
+        unsafe {
+            _mm256_stream_si256(to.as_mut_ptr().cast(), load(low));
+            _mm256_stream_si256(to[32..].as_mut_ptr().cast(), load(high));
+        }
+    }
+    to_tail.copy_from_slice(from_tail);
+}
