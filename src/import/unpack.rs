@@ -1,5 +1,6 @@
 //! From a pack back to a folder of safetensors and carried files.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
@@ -20,6 +21,8 @@ use crate::progress::{NoProgress, Progress, step};
 
 /// The file for tensors that were packed from memory.
 const DEFAULT_FILE: &str = "model.safetensors";
+/// Files that are written at the same time: few enough for any system's limit of open files.
+const FILES_AT_ONCE: usize = 64;
 
 /// How to unpack.
 #[derive(Debug, Clone)]
@@ -141,18 +144,24 @@ impl UnpackOptions {
         let mut report =
             UnpackReport { tensors: 0, bytes: 0, decoded_root: Digest([0; 32]), compared: 0 };
         let mut leaves = BTreeMap::new();
-        for (file, views) in &files {
-            // Files are sorted by path (UC-MAN-2).
-            let own = manifest.files.binary_search_by(|f| f.path.as_str().cmp(file));
-            let metadata = own.ok().and_then(|at| manifest.files[at].metadata.as_ref());
-            let (bytes, digests) =
-                self.write_weights(folder.path(), file, views, metadata, budget, progress)?;
-            report.bytes += bytes;
-            report.tensors += views.len() as u64;
-            for (view, (digest, compared)) in views.iter().zip(digests) {
+        let files: Vec<_> = files.into_iter().collect();
+        for files in files.chunks(FILES_AT_ONCE) {
+            let mut outputs = vec![];
+            for (name, views) in files {
+                // Files are sorted by path (UC-MAN-2).
+                let own = manifest.files.binary_search_by(|f| f.path.as_str().cmp(name));
+                let metadata = own.ok().and_then(|at| manifest.files[at].metadata.as_ref());
+                outputs.push(self.start_weights(folder.path(), name, views, metadata)?);
+                report.tensors += views.len() as u64;
+            }
+            for (view, (digest, compared)) in self.write_weights(&outputs, budget, progress)? {
                 let target = self.decode_options().target(view);
                 report.compared += u64::from(compared);
                 leaves.insert(view.name(), tensor_leaf(view.name(), target, view.shape(), digest));
+            }
+            for output in outputs {
+                output.file.sync_all().map_err(|e| output.error(e))?;
+                report.bytes += output.len;
             }
         }
         if self.tensors.is_none() {
@@ -221,55 +230,94 @@ impl UnpackOptions {
         options
     }
 
-    /// Writes one safetensors file; returns its length, and for each tensor the digest of what was
-    /// written and whether it was compared with the pack's.
-    fn write_weights<R: ReadAt + Sync>(
+    /// Starts one safetensors file: its header, and room for its tensors.
+    fn start_weights<'v, R: ReadAt>(
         &self,
         folder: &Path,
-        file_name: &str,
-        views: &[TensorView<'_, R>],
+        name: &'v str,
+        views: &'v [TensorView<'v, R>],
         metadata: Option<&BTreeMap<String, String>>,
-        budget: u64,
-        progress: &dyn Progress,
-    ) -> Result<(u64, Vec<(Digest, bool)>)> {
+    ) -> Result<Output<'v, R>> {
         let options = self.decode_options();
         let tensors: Vec<_> =
             views.iter().map(|v| (v.name(), options.target(v), v.shape())).collect();
-        let (head, offsets, len) =
-            build_header(&tensors, metadata).map_err(|e| e.in_file(file_name))?;
-        // Only what goes wrong with the output names it: damage is in the pack.
-        let io = |e| Error::io("can't write", e).in_file(file_name);
-        let path = folder.join(file_name);
-        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
-        let file = File::create_new(&path).map_err(io)?;
-        file.set_len(len).map_err(io)?;
-        write_at(&file, 0, &head).map_err(io)?;
+        let (head, offsets, len) = build_header(&tensors, metadata).map_err(|e| e.in_file(name))?;
+        let start = || {
+            let path = folder.join(name);
+            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            let file = File::create_new(&path)?;
+            file.set_len(len)?;
+            write_at(&file, 0, &head)?;
+            Ok(file)
+        };
+        let file = start().map_err(|e| write_error(name, e))?;
+        Ok(Output { name, file, len, tensors: views.iter().zip(offsets).collect() })
+    }
+
+    /// Writes the tensors of several files.
+    fn write_weights<'v, R: ReadAt + Sync>(
+        &self,
+        outputs: &[Output<'v, R>],
+        budget: u64,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Written<'v, R>>> {
+        let options = self.decode_options();
+        let mut jobs: Vec<_> = outputs
+            .iter()
+            .flat_map(|output| output.tensors.iter().map(move |&(view, at)| (output, view, at)))
+            .collect();
+        // A tensor is hashed by one thread, so the largest come first: a large one that comes last would
+        // leave the other threads without work.
+        let bytes = |view: &TensorView<'_, R>| options.target(view).tensor_bytes(view.shape());
+        jobs.sort_by_key(|(_, view, _)| Reverse(bytes(view)));
         let whole = par::share(budget, WHOLE_BYTES);
-        let cost = |i: usize| DecodeOptions::tiles_cost(&views[i], whole);
-        let digests = par::map_within(views.len(), budget, cost, |i| {
-            let mut at = offsets[i];
+        let cost = |i: usize| DecodeOptions::tiles_cost(jobs[i].1, whole);
+        let digests = par::map_within(jobs.len(), budget, cost, |i| {
+            let (output, view, mut at) = jobs[i];
             let mut sha = Sha256::new();
-            options.decode_tiles_within(&views[i], whole, |bytes| {
-                write_at(&file, at, bytes).map_err(io)?;
+            options.decode_tiles_within(view, whole, |bytes| {
+                // Only what goes wrong with the output names it: damage is in the pack.
+                write_at(&output.file, at, bytes).map_err(|e| output.error(e))?;
                 at += bytes.len() as u64;
                 sha.update(bytes);
                 step(progress, bytes.len() as u64)
             })?;
             let digest = Digest(sha.finalize().into());
-            let as_packed = self.planes.is_none() && options.target(&views[i]) == views[i].dtype();
-            if as_packed && digest != views[i].entry().decoded_sha256 {
+            let as_packed = self.planes.is_none() && options.target(view) == view.dtype();
+            if as_packed && digest != view.entry().decoded_sha256 {
                 return Err(Error::integrity(format!(
                     "decoded SHA-256 is {digest}, the index says {} ({})",
-                    views[i].entry().decoded_sha256,
+                    view.entry().decoded_sha256,
                     Rule::TEN_5
                 ))
-                .in_tensor(views[i].name()));
+                .in_tensor(view.name()));
             }
             Ok((digest, as_packed))
         })?;
-        file.sync_all().map_err(io)?;
-        Ok((len, digests))
+        Ok(jobs.into_iter().map(|(_, view, _)| view).zip(digests).collect())
     }
+}
+
+/// A safetensors file that is being written.
+struct Output<'v, R> {
+    name: &'v str,
+    file: File,
+    len: u64,
+    /// With their places in the file.
+    tensors: Vec<(&'v TensorView<'v, R>, u64)>,
+}
+
+impl<R> Output<'_, R> {
+    fn error(&self, e: std::io::Error) -> Error {
+        write_error(self.name, e)
+    }
+}
+
+/// A tensor, the digest of what was written of it, and whether that was compared with the pack's.
+type Written<'v, R> = (&'v TensorView<'v, R>, (Digest, bool));
+
+fn write_error(name: &str, e: std::io::Error) -> Error {
+    Error::io("can't write", e).in_file(name)
 }
 
 #[cfg(unix)]
@@ -282,6 +330,9 @@ fn write_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> std::io::Result<(
     use std::os::windows::fs::FileExt;
     while !bytes.is_empty() {
         let n = file.seek_write(bytes, offset)?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
         bytes = &bytes[n..];
         offset += n as u64;
     }
