@@ -23,6 +23,11 @@ Examples:
   uc info smollm.uc                      what it is and holds
   uc verify smollm.uc                    prove the file intact and its decoded weights right
   uc unpack smollm.uc -o ./smollm-5bit   a folder that engines load
+  uc bench                               how fast this machine is at it
+
+Environment:
+  UC_KERNEL   scalar, avx2, avx512 or neon: the kernel to use instead of the fastest. It changes speed,
+              never a bit of the output.
 
 Exit codes: 0 done; 1 malformed input or I/O error; 2 usage; 3 a checksum, digest or comparison
 did not match.";
@@ -98,6 +103,9 @@ pub enum Command {
     /// Measure the error of each tensor of B against A.
     #[command(after_help = DIFF_EXAMPLES)]
     Diff(Pair),
+    /// Measure decoding, encoding, products and verification on this machine.
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(Bench),
     /// Print a completion script for a shell.
     #[command(
         after_help = "Example:\n  uc completions bash > ~/.local/share/bash-completion/completions/uc"
@@ -291,6 +299,22 @@ Examples:
   uc same a.uc b.safetensors
 
 Every tensor of both is decoded and hashed. Exit code 3 when they differ.";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  uc bench
+  UC_KERNEL=avx2 uc bench --json
+
+One thread, medians; jobs that are compared take turns. `cache` fits a core's own cache,
+`memory` doesn't; buffers are reused. GB/s counts decoded bytes (decode), source bytes
+(encode), stored bytes (mat-vec, verify).";
+
+#[derive(Debug, ClapArgs)]
+pub struct Bench {
+    /// The small size only.
+    #[arg(long)]
+    pub quick: bool,
+}
 
 const DIFF_EXAMPLES: &str = "\
 Example:

@@ -1,5 +1,6 @@
 //! One module for each subcommand.
 
+mod bench;
 mod compare;
 mod info;
 mod pack;
@@ -27,6 +28,7 @@ pub fn run(args: Args, console: &mut Console) -> Outcome {
         Command::Same(a) => compare::same(&a, console),
         Command::Reshard(a) => reshard::run(&a, console),
         Command::Diff(a) => compare::diff(&a, console),
+        Command::Bench(a) => bench::run(&a, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "uc", &mut script);

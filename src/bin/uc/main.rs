@@ -27,6 +27,11 @@ fn main() -> ExitCode {
         console::complain(&format!("error: can't start {threads} threads: {e}"));
         return ExitCode::from(FAILED);
     }
+    // Before any work: a kernel that doesn't exist is wrong usage of every command.
+    if let Err(e) = ultracompress::Kernel::selected() {
+        console::complain(&format!("error: {e}"));
+        return ExitCode::from(USAGE);
+    }
     match commands::run(args, &mut console) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
