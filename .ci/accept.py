@@ -18,8 +18,9 @@ import threading
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def run(*args, expect=(0,)):
-    done = subprocess.run([str(a) for a in args], capture_output=True, text=True)
+def run(*args, expect=(0,), kernel=None):
+    env = dict(os.environ, UC_KERNEL=kernel) if kernel else None
+    done = subprocess.run([str(a) for a in args], capture_output=True, text=True, env=env)
     if done.returncode not in expect:
         sys.exit(f"{args} ended with {done.returncode}\n{done.stdout}{done.stderr}")
     return done
@@ -51,11 +52,30 @@ def round_trip(uc, model, folder):
         again = folder / f"{name}.again.uc"
         run(uc, "pack", copy, "-o", again, "--force", "-j", threads)
         assert again.read_bytes() == pack.read_bytes(), f"{name}: other bytes with {threads} threads"
+    # The same bytes from every kernel that this CPU runs, in both directions.
+    kernels = []
+    for kernel in ("scalar", "avx2", "avx512", "neon"):
+        shutil.rmtree(folder / "by-kernel", ignore_errors=True)
+        again = folder / f"{name}.again.uc"
+        unpack = ("-q", "unpack", pack, "-o", folder / "by-kernel")
+        done = run(uc, *unpack, kernel=kernel, expect=(0, 2))
+        if done.returncode == 2:
+            assert f"can't run the kernel {kernel}" in done.stderr, done.stderr
+            continue
+        kernels.append(kernel)
+        for path in (folder / "by-kernel").rglob("*"):
+            if path.is_file():
+                written = (out / path.relative_to(folder / "by-kernel")).read_bytes()
+                assert path.read_bytes() == written, f"{path}: other bytes with {kernel}"
+        run(uc, "-q", "pack", model, "-o", again, "--force", kernel=kernel)
+        assert again.read_bytes() == pack.read_bytes(), f"{name}: another pack with {kernel}"
+    assert "scalar" in kernels
     for path in copy.rglob("*"):
         if path.is_file() and path.suffix != ".safetensors":
             assert (out / path.relative_to(copy)).read_bytes() == path.read_bytes(), path
     return {
         "model": name,
+        "kernels_agree": kernels,
         "body_bpw": packed["body_bpw"],
         "file_bpw": packed["file_bpw"],
         "total_sqnr_db": diff["total_sqnr_db"],
@@ -63,6 +83,14 @@ def round_trip(uc, model, folder):
         "stored_root": packed["stored_root"],
         "decoded_root": packed["decoded_root"],
     }
+
+
+def bench(uc):
+    """Jobs and kernels of `uc bench`; speeds are the machine's business."""
+    rows = json_of(uc, "bench", "--quick")["rows"]
+    jobs = {row["job"] for row in rows}
+    assert {"decode to bf16", "decode to f32", "encode", "mat-vec, int8", "verify, stored bytes"} <= jobs, jobs
+    assert all(row["gweights_per_s"] > 0 and row["gb_per_s"] > 0 for row in rows), rows
 
 
 def places(pack):
@@ -183,6 +211,7 @@ def main():
     damage = flips(uc, pack, folder)
     pieces = shards(uc, pack, folder)
     fetched = remote(uc, pack, folder)
+    bench(uc)
     for row in rows:
         print(f"{row['model']}: body {row['body_bpw']:.4f} bpw, {row['total_sqnr_db']:.3f} dB, {row['decoded_root']}")
     print(f"{pack.name}: {len(damage)} flipped bytes, all noticed and placed")
