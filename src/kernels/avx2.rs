@@ -152,15 +152,15 @@ pub(super) unsafe fn decode_row(
             fill_halves::<$subs>(shape, row, levels, tables);
             let tables = &*tables;
             if shape.unit16 {
-                blocks!($read, 2, |codes, at, out| halves::<$subs, true>(
-                    codes,
+                blocks!($read, 2, |planes, at, out| halves::<$subs, true>(
+                    &codes(planes),
                     &row.units[16 * at..],
                     tables,
                     out
                 ))
             } else {
-                blocks!($read, 2, |codes, at, out| halves::<$subs, false>(
-                    codes,
+                blocks!($read, 2, |planes, at, out| halves::<$subs, false>(
+                    &codes(planes),
                     &row.units[8 * at..],
                     tables,
                     out
@@ -172,9 +172,9 @@ pub(super) unsafe fn decode_row(
         ($to:ident, $size:literal, $read:literal, $subs:literal) => {{
             let levels = level_tables::<$subs>(levels);
             let per_block = BLOCK / shape.unit();
-            blocks!($read, $size, |codes, at, out| {
+            blocks!($read, $size, |planes, at, out| {
                 products::<$to, $subs>(
-                    codes,
+                    &codes(planes),
                     &row.units[per_block * at..],
                     shape.unit16,
                     row.factors,
@@ -184,7 +184,33 @@ pub(super) unsafe fn decode_row(
             })
         }};
     }
+    macro_rules! floats {
+        ($read:literal) => {{
+            let tables = biased_tables(levels);
+            let biases = row.factors.map(|f| -FLOAT_BIAS * f);
+            if shape.unit16 {
+                blocks!($read, 4, |planes, at, out| floats::<$read, true>(
+                    planes,
+                    &row.units[16 * at..],
+                    [row.factors, &biases],
+                    &tables,
+                    out
+                ))
+            } else {
+                blocks!($read, 4, |planes, at, out| floats::<$read, false>(
+                    planes,
+                    &row.units[8 * at..],
+                    [row.factors, &biases],
+                    &tables,
+                    out
+                ))
+            }
+        }};
+    }
     match (shape.float, shape.read) {
+        (Float::F32, 3) if has_biases(row) => floats!(3),
+        (Float::F32, 4) if has_biases(row) => floats!(4),
+        (Float::F32, 5) if has_biases(row) => floats!(5),
         (Float::Bf16 | Float::F16, 3) => halves!(3, 1),
         (Float::Bf16 | Float::F16, 4) => halves!(4, 1),
         (Float::Bf16 | Float::F16, 5) => halves!(5, 2),
@@ -203,13 +229,13 @@ pub(super) unsafe fn decode_row(
     }
 }
 
-/// Calls `f` with codes, number and output of each block; the last may be partial and goes through a buffer.
+/// Calls `f` with planes, number and output of each block; the last may be partial and goes through a buffer.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn each_block<const READ: usize, const OUT: usize>(
     row: &Row<'_>,
     out: &mut [u8],
-    mut f: impl FnMut(&Codes, usize, &mut [u8; OUT]),
+    mut f: impl FnMut(&[&[u8; BYTES]; READ], usize, &mut [u8; OUT]),
 ) {
     let Ok(planes) = <&[&[u8]; READ]>::try_from(row.planes) else { return };
     let (whole, tail) = out.as_chunks_mut::<OUT>();
@@ -235,12 +261,12 @@ fn whole_blocks<const READ: usize, const OUT: usize>(
     planes: &[&[[u8; BYTES]]; READ],
     first: usize,
     out: &mut [[u8; OUT]],
-    f: &mut impl FnMut(&Codes, usize, &mut [u8; OUT]),
+    f: &mut impl FnMut(&[&[u8; BYTES]; READ], usize, &mut [u8; OUT]),
 ) {
     // One length for all: otherwise each plane would be checked at each block.
     let planes = planes.map(|p| &p[..out.len()]);
     for (at, out) in out.iter_mut().enumerate() {
-        f(&codes(&planes.map(|p| &p[at])), first + at, out);
+        f(&planes.map(|p| &p[at]), first + at, out);
     }
 }
 
@@ -379,6 +405,116 @@ fn products<const TO: u8, const SUBS: usize>(
                         _mm_storeu_si128(to.add(16).cast(), round(b));
                     }
                 }
+            }
+        }
+    }
+}
+
+/// `2^15 + 128`: what [`floats`] adds to levels.
+const FLOAT_BIAS: f32 = 32896.0;
+
+/// Whether the bias times each factor is finite. It is exact then: 9 bits times 15.
+fn has_biases(row: &Row<'_>) -> bool {
+    row.factors[15] < f32::MAX / FLOAT_BIAS
+}
+
+/// The levels of 32 codes plus 128, 16 a table.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn biased_tables(levels: &LevelTable) -> [__m256i; 2] {
+    let [low, high] = level_tables::<2>(levels);
+    let bias = _mm256_set1_epi8(-128);
+    [_mm256_xor_si256(low, bias), _mm256_xor_si256(high, bias)]
+}
+
+/// Bytes of a plane in halves: the lower has bits 0 to 3 of each byte, the upper bits 4 to 7; those of the
+/// first 16 bytes are the low four bits of the register's bytes, those of the last 16 the high four.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn halved(plane: &[u8; BYTES]) -> __m256i {
+    let [first, last] = plane.as_chunks::<16>().0 else { return _mm256_setzero_si256() };
+    let first = _mm256_srlv_epi64(load_twice(first), _mm256_setr_epi64x(0, 0, 4, 4));
+    let last = _mm256_sllv_epi64(load_twice(last), _mm256_setr_epi64x(4, 4, 0, 0));
+    let low = _mm256_set1_epi8(15);
+    _mm256_or_si256(_mm256_and_si256(low, first), _mm256_andnot_si256(low, last))
+}
+
+/// Binary32 values of one block of up to five planes, with factors and [`FLOAT_BIAS`] times minus those.
+///
+/// The lower half of each register has columns `8 b ..` to `8 b + 3` of 16 bytes of a plane, the upper half
+/// the next four, so that interleaving within halves ends in eight columns in order. A level becomes the
+/// third byte of a binary32 number between 2^15 and 2^15 + 255; the fused multiplication takes the bias off
+/// again, and is exact, since level times factor has 22 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn floats<const READ: usize, const UNIT16: bool>(
+    planes: &[&[u8; BYTES]; READ],
+    units: &[u8],
+    factors: [&[f32; 16]; 2],
+    tables: &[__m256i; 2],
+    out: &mut [u8; 4 * BLOCK],
+) {
+    let units = &units[..if UNIT16 { 16 } else { 8 }];
+    let mut bit = [_mm256_setzero_si256(); 4];
+    for (bit, plane) in bit.iter_mut().zip(planes.iter().rev()) {
+        *bit = halved(plane);
+    }
+    swap!(bit, 2, 0x33, 0, 2);
+    swap!(bit, 2, 0x33, 1, 3);
+    swap!(bit, 1, 0x55, 0, 1);
+    swap!(bit, 1, 0x55, 2, 3);
+    let high = if READ == 5 { Some(halved(planes[0])) } else { None };
+    let (first, second) = out.split_at_mut(2 * BLOCK);
+    let halves = [
+        [
+            from_nibbles::<0>(tables, bit, high),
+            from_nibbles::<1>(tables, bit, high),
+            from_nibbles::<2>(tables, bit, high),
+            from_nibbles::<3>(tables, bit, high),
+        ],
+        [
+            from_nibbles::<4>(tables, bit, high),
+            from_nibbles::<5>(tables, bit, high),
+            from_nibbles::<6>(tables, bit, high),
+            from_nibbles::<7>(tables, bit, high),
+        ],
+    ];
+    float_half::<UNIT16>(halves[0], &units[..units.len() / 2], factors, first);
+    float_half::<UNIT16>(halves[1], &units[units.len() / 2..], factors, second);
+}
+
+/// Half a block of [`floats`], from its biased levels.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn float_half<const UNIT16: bool>(
+    [a, b, c, d]: [__m256i; 4],
+    units: &[u8],
+    factors: [&[f32; 16]; 2],
+    out: &mut [u8],
+) {
+    let zero = _mm256_setzero_si256();
+    let exponent = _mm256_set1_epi16(0x4700);
+    let (ab, cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
+    let (ab2, cd2) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
+    let by_32 = [
+        _mm256_unpacklo_epi16(ab, cd),
+        _mm256_unpackhi_epi16(ab, cd),
+        _mm256_unpacklo_epi16(ab2, cd2),
+        _mm256_unpackhi_epi16(ab2, cd2),
+    ];
+    for ((i, levels), out) in by_32.into_iter().enumerate().zip(out.as_chunks_mut::<128>().0) {
+        let words = [_mm256_unpacklo_epi8(zero, levels), _mm256_unpackhi_epi8(zero, levels)];
+        for ((j, words), out) in words.into_iter().enumerate().zip(out.as_chunks_mut::<64>().0) {
+            let unit = usize::from(units[if UNIT16 { 2 * i + j } else { i }] & 15);
+            let factor = _mm256_set1_ps(factors[0][unit]);
+            let bias = _mm256_set1_ps(factors[1][unit]);
+            let left = _mm256_castsi256_ps(_mm256_unpacklo_epi16(words, exponent));
+            let right = _mm256_castsi256_ps(_mm256_unpackhi_epi16(words, exponent));
+            // SAFETY: 16 values have room.
+            unsafe {
+                let to = out.as_mut_ptr();
+                _mm256_storeu_ps(to.cast(), _mm256_fmadd_ps(left, factor, bias));
+                _mm256_storeu_ps(to.add(32).cast(), _mm256_fmadd_ps(right, factor, bias));
             }
         }
     }
@@ -548,6 +684,24 @@ pub(super) unsafe fn dot(row: &DotRow<'_>, bits: RowBits<'_>, x: &[&Int8Row], ou
     }
 }
 
+/// Adds a block to `sums`; arguments as of [`from_nibbles`]. No function: as one it is not inlined, and the sums
+/// go through memory.
+macro_rules! add_nibbles {
+    ($sums:expr, $tables:expr, $nibbles:expr, $high:expr) => {{
+        let (sums, tables, nibbles, high) = (&mut $sums, $tables, $nibbles, $high);
+        let mut products = [_mm256_setzero_si256(); N];
+        sums.add(&mut products, 0, from_nibbles::<0>(tables, nibbles, high));
+        sums.add(&mut products, 1, from_nibbles::<1>(tables, nibbles, high));
+        sums.add(&mut products, 2, from_nibbles::<2>(tables, nibbles, high));
+        sums.add(&mut products, 3, from_nibbles::<3>(tables, nibbles, high));
+        sums.add(&mut products, 4, from_nibbles::<4>(tables, nibbles, high));
+        sums.add(&mut products, 5, from_nibbles::<5>(tables, nibbles, high));
+        sums.add(&mut products, 6, from_nibbles::<6>(tables, nibbles, high));
+        sums.add(&mut products, 7, from_nibbles::<7>(tables, nibbles, high));
+        sums.end_block(products);
+    }};
+}
+
 #[target_feature(enable = "avx2,fma")]
 fn dot_some<const N: usize>(row: &DotRow<'_>, bits: RowBits<'_>, x: [&Int8Row; N]) -> [f32; N] {
     match (bits, row.read) {
@@ -563,19 +717,31 @@ fn dot_some<const N: usize>(row: &DotRow<'_>, bits: RowBits<'_>, x: [&Int8Row; N
             for block in bytes.as_chunks::<NIBBLE_BYTES>().0 {
                 let [a, b, c, d, high] = block.as_chunks::<BYTES>().0 else { continue };
                 let nibbles = [load(a), load(b), load(c), load(d)];
-                sums.add(|k| from_nibbles(&tables, nibbles, Some(load(high)), k));
+                add_nibbles!(sums, &tables, nibbles, Some(load(high)));
             }
             sums.total()
         }
         (RowBits::Packed(bytes), _) => {
             let mut sums = Sums::new(row, x);
             for block in bytes.as_chunks::<BLOCK>().0 {
-                let levels = block.as_chunks::<BYTES>().0;
-                sums.add(|k| load(&levels[k]));
+                let mut products = [_mm256_setzero_si256(); N];
+                for (k, levels) in block.as_chunks::<BYTES>().0.iter().enumerate() {
+                    sums.add(&mut products, k, load(levels));
+                }
+                sums.end_block(products);
             }
             sums.total()
         }
     }
+}
+
+/// See [`round`](super::dot::round).
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn round(x: &[f32], values: &mut [i8], scales: &mut [f32]) {
+    super::dot::round(x, values, scales);
 }
 
 /// Sums over the blocks of a row.
@@ -598,23 +764,25 @@ impl<'a, const N: usize> Sums<'a, N> {
         Self { x, factors, at: 0, sums: [_mm256_setzero_ps(); N] }
     }
 
-    /// Adds a block; `levels(k)` are those of columns `8 b + k`. Four bytes of a register are one unit,
-    /// and so is each 32-bit lane of the products.
+    /// Adds the products of levels of columns `8 b + k` of a block.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn add(&mut self, levels: impl Fn(usize) -> __m256i) {
-        let ones = _mm256_set1_epi16(1);
-        let mut products = [_mm256_setzero_si256(); N];
-        for k in 0..8 {
-            let levels = levels(k);
-            let sizes = _mm256_abs_epi8(levels);
-            for (products, x) in products.iter_mut().zip(&self.x) {
-                let x = load(&x[8 * self.at + k].map(i8::cast_unsigned));
-                // Up to 2 x 128 x 127: within 16 bits.
-                let pairs = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(x, levels));
-                *products = _mm256_add_epi32(*products, _mm256_madd_epi16(pairs, ones));
-            }
+    fn add(&self, products: &mut [__m256i; N], k: usize, levels: __m256i) {
+        let sizes = _mm256_abs_epi8(levels);
+        for (products, x) in products.iter_mut().zip(&self.x) {
+            let x = load(&x[8 * self.at + k].map(i8::cast_unsigned));
+            // Up to 2 x 128 x 127: within 16 bits.
+            let pairs = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(x, levels));
+            let pairs = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+            *products = _mm256_add_epi32(*products, pairs);
         }
+    }
+
+    /// Adds the products of a whole block to the sums. Four bytes of a register are one unit, and so is each
+    /// 32-bit lane of the products.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn end_block(&mut self, products: [__m256i; N]) {
         for ((sum, products), factors) in self.sums.iter_mut().zip(products).zip(&self.factors) {
             let factors = load_ps(&factors[self.at]);
             *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factors, *sum);
@@ -638,23 +806,22 @@ fn add_up(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-/// The levels of columns `8 b + k` from registers with the low four bits of codes `k` and `k + 4`, and one
+/// The levels of columns `8 b + K` from registers with the low four bits of codes `k` and `k + 4`, and one
 /// with the fifth bits of all eight.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn from_nibbles(
+fn from_nibbles<const K: i32>(
     tables: &[__m256i; 2],
     nibbles: [__m256i; 4],
     high: Option<__m256i>,
-    k: usize,
 ) -> __m256i {
-    let both = nibbles[k % 4];
-    let low = if k < 4 { both } else { _mm256_srli_epi16::<4>(both) };
+    let both = nibbles[K as usize % 4];
+    let low = if K < 4 { both } else { _mm256_srli_epi16::<4>(both) };
     let low = _mm256_and_si256(low, _mm256_set1_epi8(15));
     let below = _mm256_shuffle_epi8(tables[0], low);
     let Some(high) = high else { return below };
     // The fifth bit goes to the top, which is what the blend looks at.
-    let above = _mm256_sll_epi16(high, _mm_cvtsi32_si128(7 - k as i32));
+    let above = _mm256_sll_epi16(high, _mm_cvtsi32_si128(7 - K));
     _mm256_blendv_epi8(below, _mm256_shuffle_epi8(tables[1], low), above)
 }
 
@@ -686,10 +853,13 @@ fn dot_planes<const READ: usize, const SUBS: usize, const N: usize>(
         if READ <= 5 {
             let nibbles = nibbles(&planes[READ.saturating_sub(4)..]);
             let high = (READ == 5).then(|| load(planes[0]));
-            sums.add(|k| from_nibbles(&few, nibbles, high, k));
+            add_nibbles!(sums, &few, nibbles, high);
         } else {
-            let codes = strided(&planes);
-            sums.add(|k| look_up(&tables, codes[k]));
+            let mut products = [_mm256_setzero_si256(); N];
+            for (k, codes) in strided(&planes).into_iter().enumerate() {
+                sums.add(&mut products, k, look_up(&tables, codes));
+            }
+            sums.end_block(products);
         }
     };
     let Ok(planes) = <&[&[u8]; READ]>::try_from(planes) else { return [0.0; N] };

@@ -725,63 +725,69 @@ fn dot_rows<const READ: usize, const N: usize, const UNIT16: bool>(
     };
     // Two sums each: additions wait for one another.
     let mut sums = [[_mm512_setzero_ps(); 2]; N];
-    let add = |codes: Codes, at: usize, sums: &mut [[__m512; 2]; N]| {
-        let levels = index.map(|index| {
-            let matrix = _mm512_permutex2var_epi8(codes.first, index, codes.second);
-            levels.of::<READ>(_mm512_gf2p8affine_epi64_epi8::<0>(bits, matrix))
-        });
-        for n in 0..N {
-            // SAFETY: activations and factors are padded to whole blocks of 256 columns.
-            let (values, factors) = unsafe {
-                let values: *const __m512i = x[n].laned.as_ptr().add(128 * at).cast();
-                let factors = row.factors[n].as_ptr();
-                (
-                    [0, 1].map(|v| _mm512_loadu_si512(values.add(v))),
-                    if UNIT16 {
-                        _mm512_castps256_ps512(_mm256_loadu_ps(factors.add(8 * at)))
-                    } else {
-                        _mm512_castps128_ps512(_mm_loadu_ps(factors.add(4 * at)))
-                    },
-                )
-            };
-            if UNIT16 {
-                for v in 0..2 {
+    // No closure: with six calls it is not inlined, and sums go through memory.
+    macro_rules! add {
+        ($codes:expr, $at:expr) => {{
+            let (codes, at): (Codes, usize) = ($codes, $at);
+            let levels = index.map(|index| {
+                let matrix = _mm512_permutex2var_epi8(codes.first, index, codes.second);
+                levels.of::<READ>(_mm512_gf2p8affine_epi64_epi8::<0>(bits, matrix))
+            });
+            for n in 0..N {
+                // SAFETY: activations and factors are padded to whole blocks of 256 columns.
+                let (values, factors) = unsafe {
+                    let values: *const __m512i = x[n].laned.as_ptr().add(128 * at).cast();
+                    let factors = row.factors[n].as_ptr();
+                    (
+                        [0, 1].map(|v| _mm512_loadu_si512(values.add(v))),
+                        if UNIT16 {
+                            _mm512_castps256_ps512(_mm256_loadu_ps(factors.add(8 * at)))
+                        } else {
+                            _mm512_castps128_ps512(_mm_loadu_ps(factors.add(4 * at)))
+                        },
+                    )
+                };
+                if UNIT16 {
+                    for v in 0..2 {
+                        // SAFETY: as above.
+                        let fix = unsafe {
+                            _mm512_loadu_si512(x[n].fix.as_ptr().add(32 * at + 16 * v).cast())
+                        };
+                        let unit = _mm512_add_epi32(unit, _mm512_set1_epi32(v as i32));
+                        let factor = _mm512_permutexvar_ps(unit, factors);
+                        let products = _mm512_dpbusd_epi32(fix, levels[v], values[v]);
+                        sums[n][v] =
+                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), factor, sums[n][v]);
+                    }
+                } else {
+                    let fix = x[n].fix_both.as_ptr();
                     // SAFETY: as above.
-                    let fix = unsafe {
-                        _mm512_loadu_si512(x[n].fix.as_ptr().add(32 * at + 16 * v).cast())
-                    };
-                    let unit = _mm512_add_epi32(unit, _mm512_set1_epi32(v as i32));
+                    let fix = unsafe { _mm512_loadu_si512(fix.add(16 * at).cast()) };
                     let factor = _mm512_permutexvar_ps(unit, factors);
-                    let products = _mm512_dpbusd_epi32(fix, levels[v], values[v]);
-                    sums[n][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), factor, sums[n][v]);
+                    let products = _mm512_dpbusd_epi32(fix, levels[0], values[0]);
+                    let products = _mm512_dpbusd_epi32(products, levels[1], values[1]);
+                    let sum = &mut sums[n][at % 2];
+                    *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), factor, *sum);
                 }
-            } else {
-                // SAFETY: as above.
-                let fix = unsafe { _mm512_loadu_si512(x[n].fix_both.as_ptr().add(16 * at).cast()) };
-                let factor = _mm512_permutexvar_ps(unit, factors);
-                let products = _mm512_dpbusd_epi32(fix, levels[0], values[0]);
-                let products = _mm512_dpbusd_epi32(products, levels[1], values[1]);
-                let sum = &mut sums[n][at % 2];
-                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), factor, *sum);
             }
-        }
-    };
+        }};
+    }
     let full = row.cols / BLOCK;
     let fours = full / 4;
     for four in 0..fours {
         // A line of each plane.
         planes.prefetch(4 * four);
         // Spelled out, so that each sum has a register of its own.
-        add(planes.block(4 * four), 4 * four, &mut sums);
-        add(planes.block(4 * four + 1), 4 * four + 1, &mut sums);
-        add(planes.block(4 * four + 2), 4 * four + 2, &mut sums);
-        add(planes.block(4 * four + 3), 4 * four + 3, &mut sums);
+        add!(planes.block(4 * four), 4 * four);
+        add!(planes.block(4 * four + 1), 4 * four + 1);
+        add!(planes.block(4 * four + 2), 4 * four + 2);
+        add!(planes.block(4 * four + 3), 4 * four + 3);
     }
     for at in 4 * fours..full {
-        add(planes.block(at), at, &mut sums);
+        add!(planes.block(at), at);
     }
     if !row.cols.is_multiple_of(BLOCK) {
-        add(planes.last_block(full), full, &mut sums);
+        add!(planes.last_block(full), full);
     }
     sums.map(|[a, b]| _mm512_reduce_add_ps(_mm512_add_ps(a, b)))
 }

@@ -48,19 +48,11 @@ impl Int8Row {
         let len = x.len().next_multiple_of(BLOCK);
         let mut values = Aligned::<i8>::new(len);
         let mut scales = Aligned::<f32>::new(len / SCALE_COLS);
-        for ((x, values), scale) in
-            x.chunks(SCALE_COLS).zip(values.chunks_mut(SCALE_COLS)).zip(scales.iter_mut())
-        {
-            let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let inverse = 127.0 / most;
-            // Zeros, and numbers too small for the bound (`matrix` says which).
-            if !inverse.is_finite() {
-                continue;
-            }
-            *scale = most / 127.0;
-            for (value, x) in values.iter_mut().zip(x) {
-                *value = (x * inverse).round_ties_even() as i8;
-            }
+        match Kernel::detect() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the CPU has what the kernel needs.
+            Kernel::Avx512 | Kernel::Avx2 => unsafe { avx2::round(x, &mut values, &mut scales) },
+            _ => round(x, &mut values, &mut scales),
         }
         let mut strided = Aligned::<i8>::new(len);
         for (to, from) in strided.as_chunks_mut::<BLOCK>().0.iter_mut().zip(values.as_chunks().0) {
@@ -84,6 +76,27 @@ impl Int8Row {
         let fix_both = Aligned::from(&fix_both.collect::<Vec<_>>()[..]);
         let fix = Aligned::from(&fix[..]);
         Self { values, strided, scales, laned, fix, fix_both }
+    }
+}
+
+/// Rounds each 32 of `x` to 8 bits with a scale. The same on every kernel: without SSE4.1 rounding is a call for each
+/// number, which takes longer than multiplying a few rows.
+#[inline]
+pub(super) fn round(x: &[f32], values: &mut [i8], scales: &mut [f32]) {
+    for ((x, values), scale) in
+        x.chunks(SCALE_COLS).zip(values.chunks_mut(SCALE_COLS)).zip(scales.iter_mut())
+    {
+        let most = x.iter().fold(0f32, |m, v| if v.abs() > m { v.abs() } else { m });
+        let inverse = 127.0 / most;
+        // Zeros, and numbers too small for the bound (`matrix` says which).
+        if !inverse.is_finite() {
+            continue;
+        }
+        *scale = most / 127.0;
+        for (value, x) in values.iter_mut().zip(x) {
+            // Within 127, so that the conversion need not look for what doesn't fit.
+            *value = (x * inverse).round_ties_even() as i32 as i8;
+        }
     }
 }
 
