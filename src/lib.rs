@@ -51,6 +51,7 @@
 //! | `zstd` | parts stored as zstd frames | with `cli` |
 //! | `rayon` | threads; results never depend on them | with `cli` |
 //! | `http` | packs on web servers, read by ranges | with `cli` |
+//! | `lm` | `lm`: running language models, evaluation | with `cli` |
 //!
 //! With `default-features = false` the crate reads, decodes, multiplies, verifies and writes packs.
 //!
@@ -59,7 +60,7 @@
 //! `kernels` holds the inner loops for each instruction set ([`Kernel`]); [`mod@format`] (bytes to headers) and
 //! [`codec`] (codes to values) stand on it and don't know each other's callers; [`container`] joins them to
 //! one file; [`matrix`] multiplies with a tensor as it is stored; [`manifest`] adds provenance, packs of several
-//! files and verification; `import` adds checkpoints.
+//! files and verification, [`receipt`] records of measurements; `import` adds checkpoints, `lm` models that run.
 
 pub mod codec;
 pub mod container;
@@ -69,11 +70,14 @@ pub mod format;
 pub mod import;
 mod kernels;
 mod limits;
+#[cfg(feature = "lm")]
+pub mod lm;
 pub mod manifest;
 pub mod matrix;
 mod memory;
 mod par;
 mod progress;
+pub mod receipt;
 
 pub use container::{
     Container, DecodeOptions, EncodeOptions, EncodedTensor, Input, PackWriter, PlaneParts, ReadAt,
@@ -87,6 +91,7 @@ pub use manifest::{Check, Failure, Manifest, Pack, ShardIndex, VerifyOptions, Ve
 pub use matrix::{Int8Activations, PackedMatrix, PlaneMatrix};
 pub use memory::{DEFAULT_MAX_RAM, MIN_MAX_RAM};
 pub use progress::{NoProgress, Progress};
+pub use receipt::EvalRecord;
 
 /// A small pack in memory, for the examples of this documentation.
 #[doc(hidden)]

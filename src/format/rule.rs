@@ -83,6 +83,9 @@ rules! {
     MAN_3 = "UC-MAN-3": "The manifest agrees with the index.";
     MAN_4 = "UC-MAN-4": "The checksum of the manifest.";
     ATT_1 = "UC-ATT-1": "The attachment section.";
+    RCP_1 = "UC-RCP-1": "A receipt is canonical JSON.";
+    RCP_2 = "UC-RCP-2": "The members of a receipt.";
+    RCP_3 = "UC-RCP-3": "The headline of a receipt follows from its rows.";
     LIM_1 = "UC-LIM-1": "Ceilings of a reader.";
 }
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::format::{Digest, Dtype, TreeHasher, tensor_leaf};
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::par;
-use crate::progress::{Progress, step};
+use crate::progress::{NoProgress, Progress, step};
 
 /// The outcome of [`same`].
 #[derive(Debug, Clone)]
@@ -32,13 +32,6 @@ pub struct SameReport {
 /// As [`Model::read`]; `Cancelled`.
 pub fn same(a: &Model, b: &Model, progress: &dyn Progress) -> Result<SameReport> {
     let (da, db) = (digests(a, progress)?, digests(b, progress)?);
-    let root = |digests: &BTreeMap<&str, Hashed<'_>>| {
-        let mut tree = TreeHasher::new();
-        for (name, t) in digests {
-            tree.push(tensor_leaf(name, t.dtype, t.shape, t.sha256));
-        }
-        tree.root()
-    };
     let mut names: Vec<&str> = da.keys().chain(db.keys()).copied().collect();
     names.sort_unstable();
     names.dedup();
@@ -51,8 +44,24 @@ pub fn same(a: &Model, b: &Model, progress: &dyn Progress) -> Result<SameReport>
         (Some(_), None) => Some(format!("{name}: only in the first")),
         _ => Some(format!("{name}: only in the second")),
     });
-    let (a, b) = (root(&da), root(&db));
+    let (a, b) = (root_of(&da), root_of(&db));
     Ok(SameReport { same: a == b, a, b, first_difference })
+}
+
+fn root_of(digests: &BTreeMap<&str, Hashed<'_>>) -> Digest {
+    let mut tree = TreeHasher::new();
+    for (name, t) in digests {
+        tree.push(tensor_leaf(name, t.dtype, t.shape, t.sha256));
+    }
+    tree.root()
+}
+
+/// The decoded root of a model (UC-ROOT-2), computed from its tensors.
+///
+/// # Errors
+/// As [`Model::read`].
+pub fn decoded_root(model: &Model) -> Result<Digest> {
+    digests(model, &NoProgress).map(|digests| root_of(&digests))
 }
 
 #[derive(Debug, PartialEq, Eq)]

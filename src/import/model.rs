@@ -47,6 +47,29 @@ impl Model {
         }
     }
 
+    /// Dtype and shape of the tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<(Dtype, &[u64])> {
+        match self {
+            Self::Pack(pack) => pack.tensor(name).map(|t| (t.dtype(), t.shape())),
+            Self::Checkpoint(source) => source.tensor(name).map(|t| (t.dtype, t.shape.as_slice())),
+        }
+    }
+
+    /// The bytes of a file that belongs to the model, such as `config.json`: one that the pack carries, or one that
+    /// lies beside the weights.
+    ///
+    /// # Errors
+    /// As [`Pack::stream_file`]; `LimitExceeded` or `Source` for a file that is too large; `Io`.
+    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        match self {
+            Self::Pack(pack) => {
+                let file = pack.files().iter().find(|f| f.path == name);
+                file.map(|f| pack.containers()[0].read_file(f)).transpose()
+            }
+            Self::Checkpoint(source) => source.beside_weights(name),
+        }
+    }
+
     /// Calls `emit` with consecutive pieces of a tensor's little-endian bytes.
     ///
     /// # Errors

@@ -126,6 +126,18 @@ impl ClosedFile {
     }
 }
 
+/// Writes a small file whole or not at all. Without bytes only finds out whether it could be written.
+///
+/// # Errors
+/// `Io` when it exists (unless `force`), is a folder, or can't be written.
+pub fn write_new(target: &Path, force: bool, bytes: Option<&[u8]>) -> Result<()> {
+    let mut file = NewFile::create(target, force)?;
+    let Some(bytes) = bytes else { return Ok(()) };
+    let io = |e| Error::io("can't write", e).in_file(target.display().to_string());
+    file.write_all(bytes).map_err(io)?;
+    ClosedFile::commit(vec![file.close()?])
+}
+
 impl Write for NewFile {
     fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
         self.temp.write(buf)

@@ -11,7 +11,7 @@ use super::source::Source;
 use crate::codec::PlaneLayout;
 use crate::container::ReadAt;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, Index, Role, elements};
+use crate::format::{Digest, Encoding, Index, PartKind, Role, elements};
 use crate::manifest::{FileRole, Manifest, Pack, SourceFile, TensorSource};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par::{self, Until};
@@ -68,8 +68,14 @@ pub struct PackStats {
 impl PackStats {
     /// Counts the sizes of a pack.
     pub fn of<R: ReadAt>(pack: &Pack<R>) -> Self {
+        Self::at_rung(pack, 8)
+    }
+
+    /// As [`PackStats::of`], with only the first `planes` planes of the body counted: what a reader of that rung
+    /// fetches.
+    pub fn at_rung<R: ReadAt>(pack: &Pack<R>, planes: u8) -> Self {
         let mut count = Count::default();
-        pack.containers().iter().for_each(|c| count.add(c.index()));
+        pack.containers().iter().for_each(|c| count.add(c.index(), planes));
         #[allow(clippy::cast_precision_loss, reason = "rates for display")]
         let rate = |bytes: u64, n: u64| (n > 0).then(|| bytes as f64 * 8.0 / n as f64);
         Self {
@@ -90,7 +96,7 @@ struct Count {
 }
 
 impl Count {
-    fn add(&mut self, index: &Index) {
+    fn add(&mut self, index: &Index, planes: u8) {
         let mut by_body = vec![false; index.levels.len() + 1];
         let mut by_others = by_body.clone();
         for t in &index.tensors {
@@ -105,8 +111,11 @@ impl Count {
             }
             if t.role == Role::Body {
                 self.body_weights = self.body_weights.saturating_add(n);
-                self.body_bytes +=
-                    t.parts.iter().map(|p| p.stored_len.next_multiple_of(64)).sum::<u64>();
+                let read = t.parts.iter().filter(|p| match p.kind {
+                    PartKind::Plane(plane) => plane < planes,
+                    _ => true,
+                });
+                self.body_bytes += read.map(|p| p.stored_len.next_multiple_of(64)).sum::<u64>();
             }
         }
         // Tables that only the body uses are charged to it.

@@ -335,7 +335,7 @@ fn row_dims(shape: &[u64]) -> u8 {
 /// A checkpoint that another tool already quantized would lose twice.
 fn refuse_quantized(source: &Source) -> Result<()> {
     let mut method = None;
-    if let Some(config) = source.config()? {
+    if let Some(config) = source.beside_weights("config.json")? {
         let bad = |e| Error::source_file(format!("config.json: {e}")).with_source(e);
         check_keys(&config).map_err(bad)?;
         let config: serde_json::Value = serde_json::from_slice(&config).map_err(bad)?;

@@ -330,15 +330,15 @@ impl Source {
         Ok(())
     }
 
-    /// The content of `config.json`, which lies beside the weights even where only these were named.
-    pub(crate) fn config(&self) -> Result<Option<Vec<u8>>> {
+    /// The content of a JSON file that lies beside the weights, even where only these were named.
+    pub(crate) fn beside_weights(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let weights = self.files.iter().find(|f| f.role == FileRole::Weights);
         let Some(weights) = weights else { return Ok(None) };
-        let path = weights.on_disk.with_file_name("config.json");
+        let path = weights.on_disk.with_file_name(name);
         if !path.is_file() {
             return Ok(None);
         }
-        read_json(&path).map(Some).map_err(|e| e.in_file("config.json"))
+        read_json(&path).map(Some).map_err(|e| e.in_file(name))
     }
 }
 

@@ -19,6 +19,8 @@ mod avx512;
 mod choice;
 mod decode;
 mod dot;
+#[cfg(feature = "lm")]
+mod exp;
 mod memory;
 mod nearest;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -30,6 +32,8 @@ mod target;
 pub use choice::Kernel;
 pub(crate) use decode::{LevelTable, RowDecoder};
 pub(crate) use dot::{Int8Row, MOST, Packed, RowBits, RowDot, dot_f32, pack_row};
+#[cfg(feature = "lm")]
+pub(crate) use exp::{ScanToken, exp_shifted, scan_step, silu, swiglu};
 pub(crate) use memory::{as_bytes_mut, can_stream, stream_copy, stream_end, zeroed};
 pub(crate) use nearest::{Nearest, TRIES};
 pub(crate) use target::Float;

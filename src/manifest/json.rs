@@ -37,6 +37,6 @@ fn check(bytes: &[u8], rule: Rule) -> Result<()> {
 }
 
 /// Whether `s` is a digest as the files write it: 64 lower-case hexadecimal digits.
-pub(super) fn is_hex_digest(s: &str) -> bool {
+pub(crate) fn is_hex_digest(s: &str) -> bool {
     s.len() == 64 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

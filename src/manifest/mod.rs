@@ -9,6 +9,7 @@ mod shards;
 mod stored;
 mod verify;
 
+pub(crate) use json::is_hex_digest;
 pub use model::{FileRole, Manifest, SourceFile, TensorSource};
 pub use pack::Pack;
 #[cfg(feature = "safetensors")]

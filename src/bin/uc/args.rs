@@ -23,6 +23,7 @@ Examples:
   uc info smollm.uc                      what it is and holds
   uc verify smollm.uc                    prove the file intact and its decoded weights right
   uc unpack smollm.uc -o ./smollm-5bit   a folder that engines load
+  uc eval smollm.uc --against ./SmolLM-135M --text heldout.txt   what packing cost
   uc bench                               how fast this machine is at it
 
 Environment:
@@ -103,6 +104,12 @@ pub enum Command {
     /// Measure the error of each tensor of B against A.
     #[command(after_help = DIFF_EXAMPLES)]
     Diff(Pair),
+    /// Compare a model with its source on text: perplexity and KL divergence, or cosines for encoders.
+    #[command(after_help = EVAL_EXAMPLES)]
+    Eval(Eval),
+    /// Attach records of evaluations to a pack, and check those that are there.
+    #[command(subcommand, after_help = RECEIPT_EXAMPLES)]
+    Receipt(Receipt),
     /// Measure decoding, encoding, products and verification on this machine.
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Bench),
@@ -299,6 +306,84 @@ Examples:
   uc same a.uc b.safetensors
 
 Every tensor of both is decoded and hashed. Exit code 3 when they differ.";
+
+const EVAL_EXAMPLES: &str = "\
+Examples:
+  uc eval model.uc --against ./model --text heldout.txt
+  uc eval model.uc --against ./model --text heldout.txt --baseline q8_0,q6k,q5k,q5_0
+  uc eval model.uc --against ./model --text heldout.txt --rung 4 --record rung4.json
+  uc eval ./model-5bit --against ./model --text heldout.txt
+
+The text is encoded whole, without special tokens, and cut into sequences of --seq-len tokens; what is left over is
+dropped. Each is run by itself, in binary32; tokens from the second on are scored. Standard errors are over
+sequences. Source, model and baselines are held in memory, 4 bytes a weight each.
+Architectures: Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen3-MoE, Mamba, BERT (the latter by cosines of mean
+pooled embeddings and of hidden states).
+Baselines: q4_0, q4_1, q5_0, q5_1, q8_0, q2k to q6k; embeddings and heads are q8_0 in all of them.";
+
+#[derive(Debug, ClapArgs)]
+pub struct Eval {
+    /// The pack (a .uc file, a .uc.index.json of shards, or the address of one), or a folder.
+    #[arg(value_name = "FILE|DIR")]
+    pub model: PathBuf,
+    /// The source checkpoint to compare with.
+    #[arg(long, value_name = "MODEL_DIR")]
+    pub against: PathBuf,
+    /// The text, UTF-8.
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// Tokens of a sequence.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub seq_len: usize,
+    /// Use at most so many tokens of the text [default: all].
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Quantizers to compare with, in the same run: the same tensors at their own rates.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub baseline: Vec<String>,
+    /// Read at most this many planes of each row, 3 to 8.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(3..=8))]
+    pub rung: Option<u8>,
+    /// Write a record with a row of figures for each sequence (canonical JSON, spec/receipt.md).
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Replace an existing record.
+    #[arg(long)]
+    pub force: bool,
+}
+
+const RECEIPT_EXAMPLES: &str = "\
+Examples:
+  uc eval model.uc --against ./model --text heldout.txt --record eval.json
+  uc receipt add model.uc eval.json -o model-with-receipt.uc
+  uc receipt check model-with-receipt.uc
+
+A receipt lies behind the roots: adding one changes neither.";
+
+#[derive(Debug, Subcommand)]
+pub enum Receipt {
+    /// Write a pack with one receipt more.
+    Add {
+        /// The pack.
+        #[arg(value_name = "PACK")]
+        pack: PathBuf,
+        /// A record of `uc eval --record`.
+        #[arg(value_name = "FILE")]
+        record: PathBuf,
+        /// The file to write.
+        #[arg(short, long, value_name = "OUT.uc")]
+        output: PathBuf,
+        /// Replace an existing file.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Recompute the headline of each receipt from its rows, and compare the roots it cites with the pack's.
+    Check {
+        /// The pack.
+        #[arg(value_name = "PACK")]
+        pack: PathBuf,
+    },
+}
 
 const BENCH_EXAMPLES: &str = "\
 Examples:

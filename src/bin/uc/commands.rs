@@ -2,8 +2,10 @@
 
 mod bench;
 mod compare;
+mod eval;
 mod info;
 mod pack;
+mod receipt;
 mod reshard;
 mod unpack;
 mod verify;
@@ -28,6 +30,8 @@ pub fn run(args: Args, console: &mut Console) -> Outcome {
         Command::Same(a) => compare::same(&a, console),
         Command::Reshard(a) => reshard::run(&a, console),
         Command::Diff(a) => compare::diff(&a, console),
+        Command::Eval(a) => eval::run(&a, console),
+        Command::Receipt(a) => receipt::run(&a, console),
         Command::Bench(a) => bench::run(&a, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -16,6 +16,8 @@ pub struct Console {
     quiet: bool,
     pub json: bool,
     bar: ProgressBar,
+    /// What the bar counts, when it isn't bytes.
+    unit: Option<&'static str>,
     started: Instant,
     last_line: AtomicU64,
     stop: Arc<AtomicBool>,
@@ -27,6 +29,7 @@ impl Console {
             quiet,
             json,
             bar: ProgressBar::hidden(),
+            unit: None,
             started: Instant::now(),
             last_line: AtomicU64::new(0),
             stop: Arc::new(AtomicBool::new(false)),
@@ -36,6 +39,17 @@ impl Console {
     /// Starts a bar over `total` bytes. From here on Ctrl-C asks the work to end and to remove its
     /// temporary files; commands that never start one end at once, as by default.
     pub fn start(&mut self, what: &'static str, total: u64) {
+        let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+        self.start_bar(what, total, style);
+    }
+
+    /// As [`Console::start`], over `total` tokens.
+    pub fn start_tokens(&mut self, what: &'static str, total: u64) {
+        self.unit = Some("tokens");
+        self.start_bar(what, total, "{msg} {wide_bar} {pos}/{len} tokens {per_sec} ETA {eta}");
+    }
+
+    fn start_bar(&mut self, what: &'static str, total: u64, style: &str) {
         let flag = self.stop.clone();
         if let Err(e) = ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)) {
             self.say(format!("warning: Ctrl-C won't clean up: {e}"));
@@ -43,7 +57,6 @@ impl Console {
         self.started = Instant::now();
         self.last_line.store(0, Ordering::Relaxed);
         self.bar = ProgressBar::new(total).with_message(what);
-        let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
         self.bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
         // A bar of its own on terminals only; lines otherwise, from `advance`.
         if self.quiet || !std::io::stderr().is_terminal() {
@@ -109,13 +122,12 @@ impl Progress for Console {
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
             let rate = done / now.max(1);
             let eta = all.saturating_sub(done) / rate.max(1);
-            complain(&format!(
-                "{} {} of {}, {}/s, ETA {eta} s",
-                self.bar.message(),
-                indicatif::HumanBytes(done),
-                indicatif::HumanBytes(all),
-                indicatif::HumanBytes(rate)
-            ));
+            let show = |n: u64| match self.unit {
+                Some(unit) => format!("{n} {unit}"),
+                None => indicatif::HumanBytes(n).to_string(),
+            };
+            let (what, done, all) = (self.bar.message(), show(done), show(all));
+            complain(&format!("{what} {done} of {all}, {}/s, ETA {eta} s", show(rate)));
         }
     }
 

@@ -1,0 +1,42 @@
+//! Language models that run: the forward pass of known architectures, and evaluation against the source
+//! (feature `lm`).
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use ultracompress::NoProgress;
+//! use ultracompress::import::Model;
+//! use ultracompress::lm::EvalOptions;
+//!
+//! let (pack, source) = (Model::open(Path::new("model.uc"))?, Model::open(Path::new("model"))?);
+//! let text = std::fs::read("heldout.txt")?;
+//! let record = EvalOptions::new().eval(&pack, &source, &text, &NoProgress)?;
+//! println!("KL divergence {:?} nats a token", record.figure("kld_mean"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Everything is computed in binary32 on the CPU by candle. Results don't depend on threads; their last bits may
+//! on the CPU.
+
+mod baseline;
+mod bert;
+mod config;
+mod decoder;
+mod eval;
+mod linear;
+mod mamba;
+mod network;
+mod ops;
+mod rope;
+mod weights;
+
+pub use baseline::Baseline;
+pub use config::ARCHITECTURES;
+pub use eval::EvalOptions;
+pub use network::LanguageModel;
+
+use crate::error::{Error, ErrorKind};
+
+/// An error of the tensor library.
+fn failed(e: candle_core::Error) -> Error {
+    Error::new(ErrorKind::Source, format!("can't compute: {e}")).with_source(e)
+}

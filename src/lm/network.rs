@@ -1,0 +1,190 @@
+//! A model that runs: loading it from a pack or a checkpoint, and its forward pass.
+
+use candle_core::{Device, Result as CandleResult, Tensor};
+
+use super::bert::Bert;
+use super::config::Config;
+use super::decoder::Decoder;
+use super::failed;
+use super::linear::Pass;
+use super::mamba::Mamba;
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use crate::import::Model;
+
+/// A language model as a stack of blocks that can be run one at a time: `embed`, then each `block`, then
+/// `head`. States are `[batch, n, hidden]`, logits `[batch, n, vocab]`.
+pub(crate) trait Network: Send + Sync {
+    /// How many blocks there are.
+    fn blocks(&self) -> usize;
+    /// States of tokens `[batch, n]`.
+    fn embed(&self, ids: &Tensor) -> CandleResult<Tensor>;
+    /// States after block `i`.
+    fn block(&self, i: usize, x: &Tensor, pass: Pass<'_>) -> CandleResult<Tensor>;
+    /// Logits of the last block's states.
+    fn head(&self, x: &Tensor, pass: Pass<'_>) -> CandleResult<Tensor>;
+}
+
+/// Rows of an embedding table.
+pub(super) fn embed(table: &Tensor, ids: &Tensor) -> CandleResult<Tensor> {
+    let (batch, n) = ids.dims2()?;
+    table.index_select(&ids.flatten_all()?, 0)?.reshape((batch, n, table.dim(1)?))
+}
+
+/// Reads what `config.json` of a model says.
+///
+/// # Errors
+/// `Source` when there is none or it can't be used.
+pub(super) fn config_of(model: &Model) -> Result<Config> {
+    let json = model.file("config.json")?;
+    let json = json.ok_or_else(|| Error::source_file("there is no config.json"))?;
+    Config::parse(&json)
+}
+
+/// A loaded model of either kind.
+pub(super) enum Loaded {
+    Language(Box<dyn Network>),
+    Encoder(Box<Bert>),
+}
+
+/// Reads a model for sequences of up to `seq_len` tokens.
+pub(super) fn load(config: Config, weights: &Weights<'_>, seq_len: usize) -> Result<Loaded> {
+    let loaded = match config {
+        Config::Decoder(c) => Loaded::Language(Box::new(Decoder::load(c, weights, seq_len)?)),
+        Config::Mamba(c) => Loaded::Language(Box::new(Mamba::load(c, weights)?)),
+        Config::Bert(c) => Loaded::Encoder(Box::new(Bert::load(c, weights)?)),
+    };
+    weights.check_all_used()?;
+    Ok(loaded)
+}
+
+/// Token ids as a tensor `[1, n]`.
+pub(super) fn ids_tensor(ids: &[u32]) -> CandleResult<Tensor> {
+    Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)
+}
+
+impl Loaded {
+    /// Logits `[n, vocab]` of one sequence, row after row.
+    pub(super) fn logits(&self, ids: &[u32], pass: Pass<'_>) -> Result<Vec<f32>> {
+        let Self::Language(network) = self else {
+            return Err(Error::argument("an encoder has no logits"));
+        };
+        let run = || {
+            let mut x = network.embed(&ids_tensor(ids)?)?;
+            for i in 0..network.blocks() {
+                x = network.block(i, &x, pass)?;
+            }
+            network.head(&x, pass)?.flatten_all()?.to_vec1::<f32>()
+        };
+        run().map_err(failed)
+    }
+
+    /// States `[n, hidden]` of one sequence before the first block and after each.
+    pub(super) fn states(&self, ids: &[u32], mask: Option<&[f32]>) -> Result<Vec<Vec<f32>>> {
+        let Self::Encoder(bert) = self else {
+            return Err(Error::argument("only encoders are compared by their states"));
+        };
+        let pass = Pass::default();
+        let run = || {
+            let mask =
+                mask.map(|m| Tensor::from_slice(m, (1, m.len()), &Device::Cpu)).transpose()?;
+            let mut x = bert.embed(&ids_tensor(ids)?, pass)?;
+            let mut all = vec![x.flatten_all()?.to_vec1::<f32>()?];
+            for i in 0..bert.blocks() {
+                x = bert.block(i, &x, mask.as_ref(), pass)?;
+                all.push(x.flatten_all()?.to_vec1::<f32>()?);
+            }
+            Ok(all)
+        };
+        run().map_err(failed)
+    }
+}
+
+/// A model of one of the known [`ARCHITECTURES`](super::ARCHITECTURES) in memory, ready to run.
+pub struct LanguageModel {
+    loaded: Loaded,
+    config: Config,
+    seq_len: usize,
+}
+
+impl std::fmt::Debug for LanguageModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LanguageModel")
+            .field("architecture", &self.config.architecture())
+            .field("seq_len", &self.seq_len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LanguageModel {
+    /// Loads a pack or a folder for sequences of up to `seq_len` tokens. All weights are held as binary32.
+    ///
+    /// # Errors
+    /// `Source` for an architecture that is not known, for missing tensors and for tensors that `config.json` has
+    /// no place for; `InvalidArgument` for sequences longer than the model takes; as [`Model::read`].
+    pub fn load(model: &Model, seq_len: usize) -> Result<Self> {
+        let config = config_of(model)?;
+        check_positions(&config, seq_len)?;
+        let loaded = load(config.clone(), &Weights::new(model), seq_len)?;
+        Ok(Self { loaded, config, seq_len })
+    }
+
+    /// The architecture, as `config.json` spells it.
+    pub fn architecture(&self) -> &'static str {
+        self.config.architecture()
+    }
+
+    /// Entries of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.config.vocab()
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        if ids.is_empty() || ids.len() > self.seq_len {
+            return Err(Error::argument(format!(
+                "{} tokens, the model was loaded for 1 to {}",
+                ids.len(),
+                self.seq_len
+            )));
+        }
+        match ids.iter().find(|&&id| id as usize >= self.vocab()) {
+            Some(id) => {
+                let text = format!("token {id} of a vocabulary of {}", self.vocab());
+                Err(Error::argument(text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Logits of a sequence from an empty state: one row of [`LanguageModel::vocab`] numbers for each token.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for too many tokens, tokens beyond the vocabulary, or an encoder.
+    pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.check(ids)?;
+        self.loaded.logits(ids, Pass::default())
+    }
+
+    /// Hidden states of an encoder: before its first block and after each, one row for each token. `mask` is
+    /// 1 for tokens and 0 for padding.
+    ///
+    /// # Errors
+    /// `InvalidArgument` as [`LanguageModel::logits`], or for another architecture or a mask of another length.
+    pub fn states(&self, ids: &[u32], mask: Option<&[f32]>) -> Result<Vec<Vec<f32>>> {
+        self.check(ids)?;
+        if mask.is_some_and(|m| m.len() != ids.len()) {
+            return Err(Error::argument("a mask of another length"));
+        }
+        self.loaded.states(ids, mask)
+    }
+}
+
+/// Fails when sequences are longer than the model takes.
+pub(super) fn check_positions(config: &Config, seq_len: usize) -> Result<()> {
+    match config.positions() {
+        Some(most) if seq_len > most => Err(Error::argument(format!(
+            "sequences of {seq_len} tokens, the model takes at most {most}"
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,112 @@
+//! A model's tensors as candle tensors in binary32.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use candle_core::{Device, Tensor};
+
+use super::failed;
+use crate::codec::convert_raw;
+use crate::container::DecodeOptions;
+use crate::error::{Error, Result};
+use crate::format::Dtype;
+use crate::import::Model;
+
+/// Changes a tensor on its way in, by name.
+pub(super) type Change<'a> = dyn Fn(&str, Tensor) -> Result<Tensor> + 'a;
+
+/// Tensors of one model, read when they are asked for.
+pub(super) struct Weights<'a> {
+    model: &'a Model,
+    planes: u8,
+    change: Option<&'a Change<'a>>,
+    used: RefCell<BTreeSet<String>>,
+}
+
+impl<'a> Weights<'a> {
+    /// All planes of all tensors, as they are.
+    pub(super) fn new(model: &'a Model) -> Self {
+        Self { model, planes: 8, change: None, used: RefCell::default() }
+    }
+
+    /// Reads at most `planes` planes of each row.
+    pub(super) fn with_planes(mut self, planes: u8) -> Self {
+        self.planes = planes;
+        self
+    }
+
+    /// Passes each tensor through `change`.
+    pub(super) fn with_change(mut self, change: &'a Change<'a>) -> Self {
+        self.change = Some(change);
+        self
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.model.tensor(name).is_some()
+    }
+
+    /// The tensor called `name`, which must have this shape. Values are those that the model decodes to at
+    /// its own type, widened.
+    ///
+    /// # Errors
+    /// `Source` when it is missing, has another shape or isn't of floats; as [`Model::read`].
+    pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let place = |e: Error| e.in_tensor(name);
+        let Some((dtype, found)) = self.model.tensor(name) else {
+            return Err(place(Error::source_file("the model lacks it")));
+        };
+        if found.len() != shape.len() || !found.iter().zip(shape).all(|(a, b)| *a == *b as u64) {
+            return Err(place(Error::source_file(format!(
+                "its shape is {found:?}, config.json makes it {shape:?}"
+            ))));
+        }
+        if !dtype.has_planes() {
+            return Err(place(Error::source_file(format!("is {dtype}, a float type is expected"))));
+        }
+        let mut bytes = Vec::new();
+        let add = |piece: &[u8]| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        };
+        match self.model {
+            Model::Pack(pack) => {
+                let view = pack.tensor(name).ok_or_else(|| Error::argument("no such tensor"))?;
+                DecodeOptions::new().with_planes(self.planes).decode_tiles(&view, add)?;
+            }
+            Model::Checkpoint(_) => self.model.read(name, add)?,
+        }
+        let bytes = convert_raw(bytes, dtype, Dtype::F32).0;
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let tensor =
+            Tensor::from_vec(values, shape, &Device::Cpu).map_err(failed).map_err(place)?;
+        self.used.borrow_mut().insert(name.to_owned());
+        match self.change {
+            Some(change) => change(name, tensor).map_err(place),
+            None => Ok(tensor),
+        }
+    }
+
+    /// Fails when the model has a tensor that the architecture has no place for: a bias, a norm or a layer that
+    /// config.json doesn't speak of would be left out silently.
+    ///
+    /// # Errors
+    /// `Source`, with its name.
+    pub(super) fn check_all_used(&self) -> Result<()> {
+        let used = self.used.borrow();
+        let spare = |name: &str| {
+            // Recomputed, or of a head that this runtime doesn't compute.
+            let known = ["rotary_emb.inv_freq", "position_ids", "masked_bias"];
+            let other_head = ["pooler.", "cls."].iter().any(|p| name.contains(p));
+            known.iter().any(|end| name.ends_with(end)) || other_head || name == "lm_head.weight"
+        };
+        for (name, _, shape) in self.model.tensors() {
+            if !used.contains(name) && !spare(name) {
+                let text =
+                    format!("the architecture of config.json has no place for it ({shape:?})");
+                return Err(Error::source_file(text).in_tensor(name));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,319 @@
+//! The record of an evaluation.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::statistics::{headline, largest_count};
+use crate::error::{Error, Result};
+use crate::format::Rule;
+use crate::manifest::is_hex_digest;
+
+/// What `format` says.
+const FORMAT: &str = "ultracompress-eval-1";
+/// Headline figures are recomputed to this relative precision.
+const PRECISION: f64 = 1e-9;
+
+/// One number for each sequence, by column.
+pub type Rows = BTreeMap<String, Vec<f64>>;
+/// Figures by name; nothing where a single sequence gives none.
+pub type Headline = BTreeMap<String, Option<f64>>;
+
+/// What models are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Kullback-Leibler divergence of next-token distributions, and perplexity.
+    Kld,
+    /// Cosines of pooled embeddings and of hidden states.
+    Cosine,
+}
+
+impl Metric {
+    /// Its columns of rows.
+    fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Kld => &["kld", "nll", "nll_reference", "top1"],
+            Self::Cosine => &["cosine_hidden", "cosine_pooled"],
+        }
+    }
+}
+
+/// The model that was evaluated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelRecord {
+    /// Its decoded root, computed from its tensors.
+    pub decoded_root: String,
+    /// Its stored root, when it is a pack.
+    pub stored_root: Option<String>,
+    /// The encoder that made it, when it is a pack.
+    pub encoder: Option<String>,
+    /// Planes read of each row, when not all were.
+    pub rung: Option<u8>,
+    /// Bits of the planes that were read, over the weights of the body.
+    pub body_bpw: Option<f64>,
+    /// Bits of the whole file over all distinct weights.
+    pub file_bpw: Option<f64>,
+}
+
+/// The text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextRecord {
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Tokens that the whole file is encoded to.
+    pub tokens: u64,
+}
+
+/// How the text was cut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Protocol {
+    /// Tokens of a sequence; each is run by itself from an empty state.
+    pub seq_len: u64,
+    /// Tokens of the text that were used at most.
+    pub max_tokens: Option<u64>,
+    /// Sequences.
+    pub sequences: u64,
+    /// Tokens scored, over all sequences.
+    pub tokens: u64,
+}
+
+/// The same tensors through another quantizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaselineRecord {
+    /// The quantizer, such as `q5_0`.
+    pub name: String,
+    /// Bits of its blocks over the weights of the body.
+    pub body_bpw: Option<f64>,
+    /// What its rows come to.
+    pub headline: Headline,
+    /// Its rows, without those of the reference.
+    pub rows: Rows,
+}
+
+/// A record of `uc eval`: what was compared by which protocol, a row for each sequence, and the headline that
+/// follows from the rows.
+///
+/// # Spec
+/// UC-RCP-1 to UC-RCP-3.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalRecord {
+    /// `ultracompress-eval-1`.
+    pub format: String,
+    /// The program and its version.
+    pub tool: String,
+    /// What the models were compared by.
+    pub metric: Metric,
+    /// Architecture of both models.
+    pub architecture: String,
+    /// Decoded root of the source that the model was compared with, computed from its tensors.
+    pub reference_root: String,
+    /// SHA-256 of `tokenizer.json`.
+    pub tokenizer_sha256: String,
+    /// What was evaluated.
+    pub model: ModelRecord,
+    /// The text.
+    pub text: TextRecord,
+    /// How it was cut.
+    pub protocol: Protocol,
+    /// What the rows come to.
+    pub headline: Headline,
+    /// One number for each sequence: mean over its tokens.
+    pub rows: Rows,
+    /// The largest divergences of single tokens, one in a hundred and one more, falling; the last of them is the
+    /// 99th percentile. Empty without divergences.
+    pub kld_largest: Vec<f64>,
+    /// Other quantizers in the same run.
+    pub baselines: Vec<BaselineRecord>,
+}
+
+/// What a measurement found, before anything is derived from it.
+#[cfg(feature = "lm")]
+pub(crate) struct Measured {
+    pub architecture: String,
+    pub reference_root: String,
+    pub tokenizer_sha256: String,
+    pub model: ModelRecord,
+    pub text: TextRecord,
+    pub protocol: Protocol,
+    pub metric: Metric,
+    pub rows: Rows,
+    pub kld_largest: Vec<f64>,
+    /// Name, rate and rows.
+    pub baselines: Vec<(String, Option<f64>, Rows)>,
+}
+
+impl EvalRecord {
+    #[cfg(feature = "lm")]
+    pub(crate) fn new(measured: Measured) -> Self {
+        let m = measured;
+        let mut record = Self {
+            format: FORMAT.to_owned(),
+            tool: concat!("ultracompress ", env!("CARGO_PKG_VERSION")).to_owned(),
+            metric: m.metric,
+            architecture: m.architecture,
+            reference_root: m.reference_root,
+            tokenizer_sha256: m.tokenizer_sha256,
+            model: m.model,
+            text: m.text,
+            protocol: m.protocol,
+            headline: Headline::new(),
+            rows: m.rows,
+            kld_largest: m.kld_largest,
+            baselines: vec![],
+        };
+        record.headline = record.headline_of_rows();
+        for (name, body_bpw, rows) in m.baselines {
+            let headline = record.headline_of(&rows);
+            record.baselines.push(BaselineRecord { name, body_bpw, headline, rows });
+        }
+        record
+    }
+
+    /// A figure of the headline.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        self.headline.get(name).copied().flatten()
+    }
+
+    fn headline_of(&self, rows: &Rows) -> Headline {
+        let reference = self.rows.get("nll_reference");
+        headline(self.metric, rows, reference.map(Vec::as_slice))
+    }
+
+    fn headline_of_rows(&self) -> Headline {
+        let mut all = self.headline_of(&self.rows);
+        if self.metric == Metric::Kld {
+            all.insert("kld_p99".to_owned(), self.kld_largest.last().copied());
+        }
+        all
+    }
+
+    /// The canonical bytes (RFC 8785).
+    ///
+    /// # Errors
+    /// `Malformed(UC-RCP-1)` for numbers that JSON has not.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json_canonicalizer::to_vec(self)
+            .map_err(|e| Error::malformed(Rule::RCP_1, e.to_string()).with_source(e))
+    }
+
+    /// Parses canonical bytes, and recomputes every headline from its rows.
+    ///
+    /// # Errors
+    /// `Malformed` for bytes that aren't a record (UC-RCP-1, UC-RCP-2), `Integrity` for a headline that its rows
+    /// don't give (UC-RCP-3).
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|e| {
+            let rule = if e.is_data() { Rule::RCP_2 } else { Rule::RCP_1 };
+            Error::malformed(rule, e.to_string()).with_source(e)
+        })?;
+        let again = record.to_bytes()?;
+        if again != bytes {
+            let at = again.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+            return Err(Error::malformed(
+                Rule::RCP_1,
+                format!("not canonical JSON (RFC 8785), from its byte {at} on"),
+            ));
+        }
+        record.check_members()?;
+        record.check_headlines()?;
+        Ok(record)
+    }
+
+    fn check_members(&self) -> Result<()> {
+        let fail = |text: String| Err(Error::malformed(Rule::RCP_2, text));
+        if self.format != FORMAT {
+            return fail(format!("format is \"{}\"", self.format.escape_debug()));
+        }
+        let digests = [&self.reference_root, &self.tokenizer_sha256, &self.text.sha256];
+        let all = digests.into_iter().chain([&self.model.decoded_root]);
+        if let Some(bad) = all.chain(&self.model.stored_root).find(|d| !is_hex_digest(d)) {
+            return fail(format!("\"{}\" is no digest", bad.escape_debug()));
+        }
+        if self.model.rung.is_some_and(|r| !(3..=8).contains(&r)) {
+            return fail("a rung has 3 to 8 planes".into());
+        }
+        let Protocol { seq_len, sequences, tokens, .. } = self.protocol;
+        if sequences == 0
+            || seq_len == 0
+            || tokens == 0
+            || tokens > seq_len.saturating_mul(sequences)
+        {
+            return fail(format!("{tokens} tokens of {sequences} sequences of {seq_len}"));
+        }
+        self.check_rows("rows", &self.rows, self.metric.columns())?;
+        let expected = if self.metric == Metric::Kld { largest_count(tokens) } else { 0 };
+        let sorted = self.kld_largest.windows(2).all(|pair| pair[0] >= pair[1]);
+        if self.kld_largest.len() as u64 != expected || !sorted {
+            return fail(format!("kld_largest is not {expected} falling numbers"));
+        }
+        let others: Vec<&str> =
+            self.metric.columns().iter().copied().filter(|c| *c != "nll_reference").collect();
+        for (i, b) in self.baselines.iter().enumerate() {
+            if self.baselines[..i].iter().any(|other| other.name == b.name) {
+                return fail(format!("two baselines are called \"{}\"", b.name.escape_debug()));
+            }
+            self.check_rows(&b.name, &b.rows, &others)?;
+        }
+        Ok(())
+    }
+
+    fn check_rows(&self, what: &str, rows: &Rows, columns: &[&str]) -> Result<()> {
+        let found: Vec<&str> = rows.keys().map(String::as_str).collect();
+        let n = self.protocol.sequences;
+        let lengths = rows.values().all(|column| column.len() as u64 == n);
+        if found != columns || !lengths {
+            return Err(Error::malformed(
+                Rule::RCP_2,
+                format!(
+                    "\"{}\" has not {n} numbers in each of {}",
+                    what.escape_debug(),
+                    columns.join(", ")
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_headlines(&self) -> Result<()> {
+        compare("headline", &self.headline, &self.headline_of_rows())?;
+        for b in &self.baselines {
+            compare(&b.name, &b.headline, &self.headline_of(&b.rows))?;
+        }
+        Ok(())
+    }
+}
+
+fn compare(what: &str, found: &Headline, expected: &Headline) -> Result<()> {
+    let near = |a: f64, b: f64| a == b || (a - b).abs() <= PRECISION * a.abs().max(b.abs());
+    let names = found.keys().chain(expected.keys());
+    for name in names {
+        let (found, expected) = (found.get(name).copied(), expected.get(name).copied());
+        let same = match (found.flatten(), expected.flatten()) {
+            (Some(a), Some(b)) => near(a, b),
+            _ => found == expected,
+        };
+        if !same {
+            let show = |v: Option<Option<f64>>| match v {
+                None => "nothing".to_owned(),
+                Some(None) => "null".to_owned(),
+                Some(Some(v)) => v.to_string(),
+            };
+            return Err(Error::integrity(format!(
+                "\"{}\" says that {name} is {}, its rows give {} ({})",
+                what.escape_debug(),
+                show(found),
+                show(expected),
+                Rule::RCP_3
+            )));
+        }
+    }
+    Ok(())
+}

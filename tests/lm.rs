@@ -1,0 +1,310 @@
+//! Language models: outputs of small models of every known architecture against those of transformers, and
+//! evaluation of a pack against its source. `tests/models/make_models.py` made the models.
+#![cfg(feature = "lm")]
+
+use std::path::{Path, PathBuf};
+
+use ultracompress::import::{Model, PackOptions, Source, UnpackOptions};
+use ultracompress::lm::{ARCHITECTURES, Baseline, EvalOptions, LanguageModel};
+use ultracompress::receipt::{EvalRecord, Metric};
+use ultracompress::{Container, ErrorKind, NoProgress, Pack};
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models")
+}
+
+fn tiny_llama() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/tiny-llama")
+}
+
+/// A tensor of a safetensors file: shape, and values of little-endian `N` bytes.
+fn values<T, const N: usize>(
+    file: &Path,
+    name: &str,
+    read: fn([u8; N]) -> T,
+) -> (Vec<usize>, Vec<T>) {
+    let bytes = std::fs::read(file).expect("the fixture is there");
+    let all = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let view = all.tensor(name).expect("the fixture has it");
+    let found = view.data().as_chunks().0.iter().map(|b| read(*b)).collect();
+    (view.shape().to_vec(), found)
+}
+
+fn furthest(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0f32, |m, (a, b)| if (a - b).abs() <= m { m } else { (a - b).abs() })
+}
+
+#[test]
+fn every_architecture_gives_the_outputs_of_transformers() {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(models())
+        .expect("the fixtures are there")
+        .map(|e| e.expect("readable").path())
+        .filter(|p| p.is_dir() && p.join("config.json").is_file())
+        .collect();
+    folders.sort();
+    for folder in folders {
+        let name = folder.file_name().expect("a folder").to_string_lossy().into_owned();
+        let expected = folder.join("expected.safetensors");
+        let (shape, ids) = values(&expected, "input_ids", i64::from_le_bytes);
+        let n = shape[1];
+        let model = Model::open(&folder).expect(&name);
+        let model = LanguageModel::load(&model, n).expect(&name);
+        seen.insert(model.architecture());
+        let ids: Vec<u32> = ids.iter().map(|&id| u32::try_from(id).expect("small")).collect();
+        if name == "bert" {
+            let (_, mask) = values(&expected, "attention_mask", i64::from_le_bytes);
+            let (shape, states) = values(&expected, "hidden_states", f32::from_le_bytes);
+            let row = n * shape[3];
+            for (s, (ids, mask)) in ids.chunks(n).zip(mask.chunks(n)).enumerate() {
+                let mask: Vec<f32> = mask.iter().map(|&m| m as f32).collect();
+                let found = model.states(ids, Some(&mask)).expect(&name);
+                assert_eq!(found.len(), shape[0]);
+                for (layer, found) in found.iter().enumerate() {
+                    let expected = &states[(layer * shape[1] + s) * row..][..row];
+                    let worst = furthest(found, expected);
+                    assert!(worst < 1e-4, "{name}, states {layer} of sequence {s}: {worst}");
+                }
+            }
+            assert!(model.logits(&ids[..n]).is_err(), "an encoder has no logits");
+            continue;
+        }
+        let (_, logits) = values(&expected, "logits", f32::from_le_bytes);
+        let row = n * model.vocab();
+        for (s, (ids, expected)) in ids.chunks(n).zip(logits.chunks(row)).enumerate() {
+            let found = model.logits(ids).expect(&name);
+            let worst = furthest(&found, expected);
+            assert!(worst < 1e-4, "{name}, sequence {s}: {worst}");
+        }
+        assert!(model.states(&ids[..n], None).is_err(), "only encoders have states");
+        let too_many = vec![0; n + 1];
+        let kind = |ids: &[u32]| model.logits(ids).expect_err(&name).kind().clone();
+        assert_eq!(kind(&too_many), ErrorKind::InvalidArgument);
+        assert_eq!(kind(&[u32::MAX]), ErrorKind::InvalidArgument);
+        assert_eq!(kind(&[]), ErrorKind::InvalidArgument);
+    }
+    assert_eq!(seen.len(), ARCHITECTURES.len(), "each architecture has a fixture: {seen:?}");
+}
+
+fn text() -> Vec<u8> {
+    let line = "It is a truth universally acknowledged, that a single man in possession of a good fortune, must \
+                be in want of a wife. The law was given, and the people came to hear it.\n";
+    line.repeat(24).into_bytes()
+}
+
+fn packed(dir: &Path, name: &str) -> PathBuf {
+    let out = dir.join(name);
+    let source = Source::open(&tiny_llama()).expect("the example");
+    PackOptions::new().pack(&source, &out).expect("packs");
+    out
+}
+
+fn options() -> EvalOptions {
+    let baselines = ["q8_0", "q5_0"].map(|name| name.parse::<Baseline>().expect("known"));
+    EvalOptions::new().with_seq_len(64).with_max_tokens(Some(1000)).with_baselines(baselines.into())
+}
+
+fn eval(options: &EvalOptions, model: &Path) -> Result<EvalRecord, ultracompress::Error> {
+    let (model, source) = (Model::open(model)?, Model::open(&tiny_llama())?);
+    options.eval(&model, &source, &text(), &NoProgress)
+}
+
+#[test]
+fn a_pack_is_close_to_its_source_and_the_source_to_itself() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pack = packed(dir.path(), "tiny.uc");
+    let found = eval(&options(), &pack).expect("evaluates");
+    assert_eq!(found.metric, Metric::Kld);
+    assert_eq!(found.protocol.tokens, found.protocol.sequences * 63);
+    assert!(found.protocol.sequences >= 8 && found.text.tokens > 1000);
+    let figure = |name| found.figure(name).expect("many sequences");
+    assert!(figure("kld_mean") > 0.0 && figure("kld_mean") < 0.05, "{}", figure("kld_mean"));
+    assert!(figure("kld_p99") > figure("kld_mean") && figure("kld_se") > 0.0);
+    assert!((figure("ppl_ratio") - 1.0).abs() < 0.05 && figure("top1_agreement") > 0.8);
+    let kld = |i: usize| found.baselines[i].headline["kld_mean"].expect("many sequences");
+    assert_eq!(found.baselines[0].name, "q8_0");
+    assert!(kld(0) < kld(1), "8 bits are better than 5");
+    assert!(found.baselines[0].body_bpw.is_some_and(|b| (b - 8.5).abs() < 1e-9));
+    assert!(found.baselines[1].body_bpw.is_some_and(|b| (b - 5.5).abs() < 1e-9));
+    // What was unpacked is the pack.
+    let folder = dir.path().join("unpacked");
+    UnpackOptions::new().unpack(&Pack::open_path(&pack).expect("opens"), &folder).expect("unpacks");
+    let again = eval(&options(), &folder).expect("evaluates");
+    assert_eq!(again.rows, found.rows);
+    assert_eq!(again.model.decoded_root, found.model.decoded_root);
+    assert_eq!(again.baselines, found.baselines);
+    // The source itself.
+    let source = eval(&EvalOptions::new().with_seq_len(64), &tiny_llama()).expect("evaluates");
+    assert!(source.rows["kld"].iter().all(|k| k.abs() < 1e-9), "{:?}", source.rows["kld"]);
+    assert_eq!(source.figure("top1_agreement"), Some(1.0));
+    assert_eq!(source.model.decoded_root, source.reference_root);
+}
+
+#[test]
+fn fewer_planes_cost_more() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pack = packed(dir.path(), "tiny.uc");
+    let at = |rung| {
+        let options =
+            EvalOptions::new().with_seq_len(64).with_max_tokens(Some(500)).with_rung(rung);
+        eval(&options, &pack).expect("evaluates")
+    };
+    let [three, four, all] = [Some(3), Some(4), None].map(at);
+    let kld = |r: &EvalRecord| r.figure("kld_mean").expect("many sequences");
+    let bpw = |r: &EvalRecord| r.model.body_bpw.expect("a body");
+    assert!(kld(&three) > kld(&four) && kld(&four) > kld(&all));
+    assert!(
+        (bpw(&all) - bpw(&four) - 1.0).abs() < 0.02
+            && (bpw(&four) - bpw(&three) - 1.0).abs() < 0.02
+    );
+    assert_eq!(three.model.decoded_root, all.model.decoded_root);
+}
+
+#[test]
+fn records_do_not_depend_on_threads() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pack = packed(dir.path(), "tiny.uc");
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        let record = pool.install(|| eval(&options(), &pack)).expect("evaluates");
+        record.to_bytes().expect("finite")
+    };
+    assert_eq!(with(1), with(3));
+}
+
+#[test]
+fn receipts_travel_with_the_pack() {
+    use ultracompress::import::add_receipt;
+    use ultracompress::receipt::check;
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let pack = packed(dir.path(), "tiny.uc");
+    let record = eval(&options(), &pack).expect("evaluates").to_bytes().expect("finite");
+    let open = |path: &Path| Pack::open_path(path).expect("opens");
+    let add = |from: &Path, record: &[u8], to: &str| {
+        let to = dir.path().join(to);
+        add_receipt(&open(from), record, &to, false, &NoProgress).map(|_| to)
+    };
+    let with = add(&pack, &record, "with.uc").expect("its own record");
+    let (before, after) = (open(&pack), open(&with));
+    assert_eq!(before.stored_root(), after.stored_root());
+    assert_eq!(before.decoded_root(), after.decoded_root());
+    let found =
+        check(&after.attachments().expect("readable"), after.stored_root(), after.decoded_root());
+    assert!(found.len() == 1 && found[0].record.is_ok(), "{found:?}");
+    let file = Container::open_path(&with).expect("opens");
+    assert!(ultracompress::VerifyOptions::new().verify(&file).expect("readable").is_ok());
+    // Twice, over a file that exists, of another pack, with a headline that isn't so.
+    let kind = |r: Result<PathBuf, ultracompress::Error>| r.expect_err("refused").kind().clone();
+    assert_eq!(kind(add(&with, &record, "twice.uc")), ErrorKind::InvalidArgument);
+    assert_eq!(kind(add(&pack, &record, "with.uc")), ErrorKind::Io);
+    let other = dir.path().join("other.uc");
+    let source = Source::open(&tiny_llama()).expect("the example");
+    let mut recipe = ultracompress::import::Recipe::default();
+    recipe.bits = 6;
+    PackOptions::new().with_recipe(recipe).pack(&source, &other).expect("packs");
+    assert_eq!(kind(add(&other, &record, "wrong.uc")), ErrorKind::Integrity);
+    let mut parsed = EvalRecord::parse(&record).expect("canonical");
+    parsed.headline.insert("kld_mean".into(), Some(0.0));
+    assert_eq!(
+        kind(add(&pack, &parsed.to_bytes().expect("finite"), "better.uc")),
+        ErrorKind::Integrity
+    );
+    for name in ["twice.uc", "wrong.uc", "better.uc"] {
+        assert!(!dir.path().join(name).exists(), "{name}");
+    }
+    // A pack whose stored bytes are damaged gets no receipt.
+    let mut bytes = std::fs::read(&pack).expect("readable");
+    bytes[600] ^= 1;
+    let damaged = dir.path().join("damaged.uc");
+    std::fs::write(&damaged, &bytes).expect("writable");
+    assert_eq!(kind(add(&damaged, &record, "copy.uc")), ErrorKind::Integrity);
+    assert!(!dir.path().join("copy.uc").exists());
+}
+
+/// A copy of the example, changed.
+fn copy(dir: &Path, name: &str, change: impl Fn(&Path)) -> PathBuf {
+    let to = dir.join(name);
+    std::fs::create_dir(&to).expect("a folder");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(tiny_llama().join(file), to.join(file)).expect("copies");
+    }
+    change(&to);
+    to
+}
+
+fn edit(file: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(file).expect("readable");
+    assert!(text.contains(from), "{}: {from}", file.display());
+    std::fs::write(file, text.replacen(from, to, 1)).expect("writable");
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_refused_with_the_reason() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    let config = |name: &str, from: &'static str, to: &'static str| {
+        copy(dir, name, |folder| edit(&folder.join("config.json"), from, to))
+    };
+    let short = EvalOptions::new().with_seq_len(64);
+    let run = |options: &EvalOptions, model: &Path, source: &Path, text: &[u8]| {
+        let (model, source) =
+            (Model::open(model).expect("opens"), Model::open(source).expect("opens"));
+        options
+            .eval(&model, &source, text, &NoProgress)
+            .map(|_| ())
+            .expect_err("refused")
+            .to_string()
+    };
+    let tiny = tiny_llama();
+    let says = |text: &str, part: &str| assert!(text.contains(part), "{text:?} lacks {part:?}");
+
+    says(&run(&short, &tiny, &tiny, b"Too short."), "the text is too short");
+    says(&run(&short, &tiny, &tiny, b"\xff\xfe"), "not UTF-8");
+    says(&run(&EvalOptions::new().with_seq_len(1), &tiny, &tiny, &text()), "two tokens");
+    says(&run(&EvalOptions::new().with_seq_len(1 << 20), &tiny, &tiny, &text()), "at most");
+    says(
+        &run(&EvalOptions::new().with_seq_len(64).with_rung(Some(4)), &tiny, &tiny, &text()),
+        "rungs",
+    );
+
+    let bare = copy(dir, "no-tokenizer", |f| {
+        std::fs::remove_file(f.join("tokenizer.json")).expect("there");
+    });
+    says(&run(&short, &tiny, &bare, &text()), "no tokenizer.json");
+    let other = copy(dir, "other-tokenizer", |f| {
+        edit(&f.join("tokenizer.json"), "\"version\"", " \"version\"");
+    });
+    says(&run(&short, &other, &tiny, &text()), "not the reference's");
+    let unknown = config("unknown", "LlamaForCausalLM", "GPT2LMHeadModel");
+    says(&run(&short, &unknown, &unknown, &text()), "MambaForCausalLM");
+    let another = config("another", "LlamaForCausalLM", "MistralForCausalLM");
+    says(&run(&short, &another, &tiny, &text()), "the model is a MistralForCausalLM");
+    let smaller = config("vocabulary", "\"vocab_size\": ", "\"vocab_size\": 1");
+    says(&run(&short, &smaller, &tiny, &text()), "vocabulary");
+    let deeper = config("deeper", "\"num_hidden_layers\": ", "\"num_hidden_layers\": 1");
+    says(&run(&short, &deeper, &deeper, &text()), "the model lacks it");
+    let flatter =
+        config("flatter", "\"num_hidden_layers\": ", "\"num_hidden_layers\": 1 , \"was\": ");
+    says(&run(&short, &flatter, &flatter, &text()), "has no place for it");
+    let none = copy(dir, "no-config", |f| {
+        std::fs::remove_file(f.join("config.json")).expect("there");
+    });
+    says(&run(&short, &none, &none, &text()), "no config.json");
+
+    // A norm of NaN: all logits are.
+    let nan = copy(dir, "nan", |f| {
+        let file = f.join("model.safetensors");
+        let mut bytes = std::fs::read(&file).expect("readable");
+        let head = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().expect("eight")))
+            .expect("small");
+        let header: serde_json::Value = serde_json::from_slice(&bytes[8..head]).expect("JSON");
+        let at = header["model.norm.weight"]["data_offsets"][0].as_u64().expect("an offset");
+        let at = head + usize::try_from(at).expect("small");
+        bytes[at..at + 2].copy_from_slice(&[0xc0, 0x7f]);
+        std::fs::write(&file, &bytes).expect("writable");
+    });
+    says(&run(&short, &nan, &tiny, &text()), "not finite");
+    says(&run(&short, &tiny, &nan, &text()), "sequence 0: logits are not finite");
+}
