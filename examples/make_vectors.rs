@@ -26,6 +26,7 @@ pub fn vectors() -> BTreeMap<PathBuf, String> {
     container_valid(&mut set);
     container_invalid(&mut set);
     manifests(&mut set);
+    receipts(&mut set);
     packs(&mut set);
     codec(&mut set);
     set.0
@@ -1694,6 +1695,138 @@ impl Sharded {
             self.shards.iter().map(|(name, bytes)| (name.clone(), hex(bytes).into())).collect();
         json!({ "index": hex(index), "shards": shards })
     }
+}
+
+/// A record of two sequences, with figures that can be followed by hand.
+fn receipt() -> Value {
+    // e to the power of 2, 1.5 and 0.5: written out, so that no mathematical library matters.
+    const E2: f64 = 7.389_056_098_930_65;
+    const E1_5: f64 = 4.481_689_070_338_065;
+    const E0_5: f64 = 1.648_721_270_700_128_2;
+    let digest = |text: &str| Digest::of(text.as_bytes()).to_string();
+    json!({
+        "format": "ultracompress-eval-1", "tool": "vectors", "metric": "kld",
+        "architecture": "LlamaForCausalLM", "reference_root": digest("reference"),
+        "tokenizer_sha256": digest("tokenizer"),
+        "model": {
+            "decoded_root": digest("decoded"), "stored_root": digest("stored"), "encoder": "vectors",
+            "rung": null, "body_bpw": 5.25, "file_bpw": 6.5,
+        },
+        "text": { "sha256": digest("text"), "bytes": 4096, "tokens": 1025 },
+        "protocol": { "seq_len": 128, "max_tokens": 256, "sequences": 2, "tokens": 254 },
+        "rows": {
+            "nll": [1.0, 3.0], "nll_reference": [1.0, 2.0], "kld": [0.25, 0.75], "top1": [1.0, 0.5],
+        },
+        "kld_largest": [2.0, 1.5, 1.25],
+        // Differences of nll are 0 and 1: mean 1/2, standard error 1/2.
+        "headline": {
+            "ppl": E2, "ppl_reference": E1_5, "ppl_ratio": E0_5, "ppl_ratio_se": E0_5 / 2.0, "kld_mean": 0.5, "kld_se": 0.25, "kld_p99": 1.25,
+            "top1_agreement": 0.75,
+        },
+        "baselines": [{
+            "name": "q8_0", "body_bpw": 8.5,
+            "rows": { "nll": [1.0, 2.0], "kld": [0.125, 0.125], "top1": [1.0, 1.0] },
+            "headline": {
+                "ppl": E1_5, "ppl_reference": E1_5, "ppl_ratio": 1.0,
+                "ppl_ratio_se": 0.0, "kld_mean": 0.125, "kld_se": 0.0, "top1_agreement": 1.0,
+            },
+        }],
+    })
+}
+
+fn receipts(set: &mut VectorSet) {
+    let canonical = |v: &Value| serde_json_canonicalizer::to_vec(v).expect("finite numbers");
+    let mut add = |id: &str, rule: &str, comment: &str, bytes: &[u8], expect: &str| {
+        set.add("receipt", id, &[rule], comment, &[], json!(hex(bytes)), expect, None);
+    };
+    let all = "RCP-1 RCP-2 RCP-3";
+    add("valid", all, "a record of two sequences", &canonical(&receipt()), "ok");
+    let changed = |pointer: &str, to: Value| {
+        let mut v = receipt();
+        *v.pointer_mut(pointer).expect("the record has it") = to;
+        canonical(&v)
+    };
+    let cosine = {
+        let mut v = receipt();
+        v["metric"] = json!("cosine");
+        v["architecture"] = json!("BertModel");
+        v["kld_largest"] = json!([]);
+        v["baselines"] = json!([]);
+        v["protocol"] = json!({ "seq_len": 64, "max_tokens": null, "sequences": 1, "tokens": 62 });
+        v["rows"] = json!({ "cosine_pooled": [0.5], "cosine_hidden": [0.75] });
+        v["headline"] = json!({
+            "cosine_pooled_mean": 0.5, "cosine_pooled_se": null, "cosine_pooled_min": 0.5,
+            "cosine_hidden_mean": 0.75, "cosine_hidden_se": null, "cosine_hidden_min": 0.75,
+        });
+        v
+    };
+    add("cosine", all, "an encoder, one sequence: no standard errors", &canonical(&cosine), "ok");
+
+    let one = canonical(&receipt());
+    add("not-json", "RCP-1", "cut off", &one[..one.len() - 1], "malformed");
+    let spaced = [&one[..], b"\n"].concat();
+    add("trailing", "RCP-1", "a line feed behind it", &spaced, "malformed");
+    let text = String::from_utf8(one.clone()).expect("JSON");
+    let plus = text.replace("\"body_bpw\":5.25", "\"body_bpw\":5.250");
+    add("number", "RCP-1", "a number with a zero too many", plus.as_bytes(), "malformed");
+    let twice = text.replace("\"tool\":", "\"text\":{},\"tool\":");
+    add("twice", "RCP-1 RCP-2", "a member twice", twice.as_bytes(), "malformed");
+
+    for (id, comment, pointer, to) in [
+        ("format", "an unknown format", "/format", json!("ultracompress-eval-2")),
+        ("metric", "an unknown metric", "/metric", json!("accuracy")),
+        ("digest", "a digest in capitals", "/text/sha256", json!("A".repeat(64))),
+        ("rung", "a rung of nine planes", "/model/rung", json!(9)),
+        ("no-sequences", "no sequences", "/protocol/sequences", json!(0)),
+        ("column-short", "a column of one number", "/rows/kld", json!([0.5])),
+        ("largest-rising", "divergences that rise", "/kld_largest", json!([1.25, 1.5, 2.0])),
+        ("largest-few", "two of three largest divergences", "/kld_largest", json!([2.0, 1.25])),
+        ("too-many-tokens", "more tokens than the sequences have", "/protocol/tokens", json!(257)),
+    ] {
+        add(id, "RCP-2", comment, &changed(pointer, to), "malformed");
+    }
+    let mut extra = receipt();
+    extra["host"] = json!("a");
+    add("extra", "RCP-2", "a member that is not defined", &canonical(&extra), "malformed");
+    let mut missing = receipt();
+    missing.as_object_mut().expect("an object").remove("tool");
+    add("missing", "RCP-2", "a member is missing", &canonical(&missing), "malformed");
+    let mut named = receipt();
+    named["baselines"] = json!([named["baselines"][0], named["baselines"][0]]);
+    add("baseline-twice", "RCP-2", "two baselines of one name", &canonical(&named), "malformed");
+
+    for (id, comment, pointer, to) in [
+        ("headline-kld", "a better mean than the rows give", "/headline/kld_mean", json!(0.4)),
+        (
+            "headline-null",
+            "no standard error where the rows give one",
+            "/headline/kld_se",
+            Value::Null,
+        ),
+        (
+            "headline-p99",
+            "a percentile that isn't the last of the largest",
+            "/headline/kld_p99",
+            json!(1.5),
+        ),
+        (
+            "baseline-ppl",
+            "a worse baseline than its rows give",
+            "/baselines/0/headline/ppl_ratio",
+            json!(1.01),
+        ),
+    ] {
+        add(id, "RCP-3", comment, &changed(pointer, to), "integrity");
+    }
+    let mut lacks = receipt();
+    lacks["headline"].as_object_mut().expect("an object").remove("ppl");
+    add(
+        "headline-lacks",
+        "RCP-3",
+        "a headline without perplexity",
+        &canonical(&lacks),
+        "integrity",
+    );
 }
 
 fn packs(set: &mut VectorSet) {

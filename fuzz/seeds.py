@@ -22,6 +22,6 @@ for path in sorted(VECTORS.glob("*/**/*.json")):
         write("shards", path.stem, b"\x04" + bytes.fromhex(vector["input"]["index"]))
     if not isinstance(vector["input"], str):
         continue
-    target = "manifest" if path.parent.name == "manifest" else "open"
+    target = path.parent.name if path.parent.name in ("manifest", "receipt") else "open"
     write(target, path.stem, bytes.fromhex(vector["input"]))
 write("safetensors", "two-tensors", HEADER + bytes(range(256)) + b"\0\0\x80\x3f")

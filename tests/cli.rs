@@ -646,3 +646,73 @@ fn completions_know_every_command() {
         assert!(ran.stdout.contains("dry-run"), "{shell} completions lack flags");
     }
 }
+
+#[test]
+fn eval_records_and_receipts_by_the_contract() {
+    let desk = Desk::with_pack();
+    let line = "The people came to hear the law, and it was good. A single man must be in want of a wife.\n";
+    fs::write(desk.path("text.txt"), line.repeat(40)).expect("can write");
+    let source = source();
+    let eval = |more: &[&str]| {
+        let all =
+            ["eval", "model.uc", "--against", &source, "--text", "text.txt", "--seq-len", "64"];
+        desk.run(&[&all[..], more].concat())
+    };
+    let record = ["--record", "eval.json", "--baseline", "q8_0,q5_0", "--json", "-q"];
+    let found = eval(&record).expect(0).json();
+    let keys: Vec<&str> =
+        "tokens sequences seq_len ppl ppl_reference ppl_ratio ppl_ratio_se kld_mean kld_se \
+                           kld_p99 top1_agreement body_bpw file_bpw"
+            .split_whitespace()
+            .collect();
+    for key in keys {
+        assert!(found[key].is_number(), "{key}: {found}");
+    }
+    let baselines = found["baselines"].as_array().expect("an array");
+    assert_eq!(baselines.len(), 2);
+    for key in ["body_bpw", "ppl_ratio", "ppl_ratio_se", "kld_mean", "kld_se"] {
+        assert!(baselines[1][key].is_number(), "{key}: {}", baselines[1]);
+    }
+    assert_eq!(baselines[1]["name"], "q5_0");
+    // Once more: nothing is replaced, and nothing is computed before that is known.
+    eval(&record).expect(1).says("--force");
+    eval(&["--record", "eval.json", "-q", "--force", "--max-tokens", "200"]).expect(0).prints("KL");
+    eval(&["--rung", "4", "-q"]).expect(0).prints("model, rung 4");
+    eval(&["--seq-len", "4000"]).expect(2);
+    eval(&["--max-tokens", "10"]).expect(1).says("too short");
+    eval(&["--baseline", "q5_0,q5_0"]).expect(2).says("twice");
+
+    desk.run(&["receipt", "check", "model.uc"]).expect(1).says("no receipt");
+    desk.run(&["receipt", "add", "model.uc", "eval.json", "-o", "with.uc"])
+        .expect(0)
+        .prints("eval-");
+    desk.run(&["receipt", "add", "model.uc", "eval.json", "-o", "with.uc"])
+        .expect(1)
+        .says("--force");
+    desk.run(&["receipt", "add", "with.uc", "eval.json", "-o", "twice.uc"]).expect(2);
+    desk.run(&["receipt", "add", "model.uc", "text.txt", "-o", "not.uc"])
+        .expect(1)
+        .says("UC-RCP-1");
+    desk.run(&["same", "model.uc", "with.uc"]).expect(0);
+    desk.run(&["verify", "with.uc", "-q"]).expect(0);
+    let checked = desk.run(&["receipt", "check", "with.uc", "--json"]).expect(0).json();
+    assert_eq!(checked["receipts"][0]["headline"], "ok");
+    let info = desk.run(&["info", "with.uc", "--json"]).expect(0).json();
+    assert!(info["receipts"][0]["headline"]["kld_mean"].is_number(), "{info}");
+    let before = desk.run(&["info", "model.uc", "--json"]).expect(0).json();
+    assert_eq!(before["stored_root"], info["stored_root"]);
+    desk.run(&["info", "with.uc"]).expect(0).prints("kld_mean");
+
+    // A headline that the rows don't give, or of another pack, is a mismatch.
+    let text = fs::read_to_string(desk.path("eval.json")).expect("written");
+    let better = text.replacen("\"kld_mean\":", "\"kld_mean\":1", 1);
+    fs::write(desk.path("better.json"), better).expect("can write");
+    desk.run(&["receipt", "add", "model.uc", "better.json", "-o", "b.uc"])
+        .expect(3)
+        .says("kld_mean");
+    desk.run(&["pack", &source, "-o", "six.uc", "--bits", "6", "-q"]).expect(0);
+    desk.run(&["receipt", "add", "six.uc", "eval.json", "-o", "b.uc"])
+        .expect(3)
+        .says("another pack");
+    assert!(desk.names().iter().all(|n| !n.starts_with('.') && n != "b.uc" && n != "twice.uc"));
+}

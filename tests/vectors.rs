@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, RunDecoder, reference};
 use ultracompress::{
-    Container, DecodeOptions, Dtype, Error, ErrorKind, Failure, Kernel, Manifest, Pack, ShardIndex,
-    VerifyOptions,
+    Container, DecodeOptions, Dtype, Error, ErrorKind, EvalRecord, Failure, Kernel, Manifest, Pack,
+    ShardIndex, VerifyOptions,
 };
 
 #[path = "../examples/make_vectors.rs"]
@@ -204,6 +204,27 @@ fn sharded_packs_verify_or_are_refused_for_the_stated_rule() {
 }
 
 #[test]
+fn receipts_parse_or_are_refused() {
+    for v in vectors("receipt") {
+        let bytes = unhex(v.text("input"));
+        match (EvalRecord::parse(&bytes), v.text("expect")) {
+            (Ok(record), "ok") => {
+                assert_eq!(record.to_bytes().expect("it was parsed"), bytes, "{}", v.name());
+            }
+            (Err(e), expect) => {
+                assert_eq!(kind_name(e.kind()), expect, "{}: {e}", v.name());
+                let named = match e.kind() {
+                    ErrorKind::Malformed(rule) => rule.id(),
+                    _ => "UC-RCP-3",
+                };
+                assert!(v.rules().contains(&named), "{}: {e}", v.name());
+            }
+            (Ok(_), _) => panic!("{}: accepted", v.name()),
+        }
+    }
+}
+
+#[test]
 fn manifests_parse_or_are_refused() {
     for v in vectors("manifest") {
         let result = Manifest::parse(&unhex(v.text("input")));
@@ -352,7 +373,7 @@ fn vectors_follow_their_schema_and_cover_every_rule() {
         jsonschema::validator_for(&json).expect("a valid schema")
     };
     let (vector, manifest) = (schema("vector.json"), schema("manifest.json"));
-    let index = schema("index.json");
+    let (index, eval) = (schema("index.json"), schema("eval.json"));
     let mut covered = BTreeSet::new();
     let mut found = BTreeMap::new();
     files(&root(), &mut found);
@@ -372,6 +393,12 @@ fn vectors_follow_their_schema_and_cover_every_rule() {
             let text = unhex(json["input"]["index"].as_str().expect("hex"));
             let value = serde_json::from_slice(&text).expect("JSON");
             assert!(index.is_valid(&value), "{}", path.display());
+        }
+        if path.starts_with("receipt") && json["expect"] == "ok" {
+            let text = unhex(json["input"].as_str().expect("hex"));
+            let value = serde_json::from_slice(&text).expect("JSON");
+            let errors: Vec<_> = eval.iter_errors(&value).map(|e| e.to_string()).collect();
+            assert!(errors.is_empty(), "{}: {errors:?}", path.display());
         }
         if path.starts_with("manifest") && json["expect"] == "ok" {
             let text = unhex(json["input"].as_str().expect("hex"));
@@ -407,7 +434,7 @@ fn the_worked_example_is_the_vector() {
 /// Rule numbers where the spec states them: in bold brackets.
 fn spec_rules() -> BTreeSet<String> {
     let mut rules = BTreeSet::new();
-    for page in ["container.md", "codec.md", "manifest.md"] {
+    for page in ["container.md", "codec.md", "manifest.md", "receipt.md"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec").join(page);
         let text = std::fs::read_to_string(path).expect("the page is there");
         for piece in text.split("**[").skip(1) {

@@ -188,3 +188,114 @@ pub(super) fn check_positions(config: &Config, seq_len: usize) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use candle_core::{D, Var};
+
+    use super::super::linear::Observer;
+    use super::*;
+
+    /// Adds a variable to the output of each linear layer, and keeps the shapes of inputs.
+    #[derive(Default)]
+    struct Probe {
+        variables: Mutex<BTreeMap<String, Var>>,
+        inputs: Mutex<BTreeMap<String, Vec<usize>>>,
+    }
+
+    impl Observer for Probe {
+        fn linear(&self, name: &str, input: &Tensor, output: Tensor) -> CandleResult<Tensor> {
+            let mut variables = self.variables.lock().expect("no panic before");
+            if !variables.contains_key(name) {
+                variables.insert(name.to_owned(), Var::from_tensor(&output.zeros_like()?)?);
+            }
+            let mut inputs = self.inputs.lock().expect("no panic before");
+            inputs.insert(name.to_owned(), input.dims().to_vec());
+            output + variables[name].as_tensor()
+        }
+    }
+
+    const IDS: [u32; 12] = [3, 17, 5, 40, 8, 21, 33, 2, 60, 11, 29, 6];
+
+    fn loaded(name: &str) -> Loaded {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models").join(name);
+        let model = Model::open(&folder).expect(name);
+        load(config_of(&model).expect(name), &Weights::new(&model), IDS.len()).expect(name)
+    }
+
+    fn logits(loaded: &Loaded, pass: Pass<'_>) -> Tensor {
+        let Loaded::Language(network) = loaded else { panic!("a language model") };
+        let mut x = network.embed(&ids_tensor(&IDS).expect("ids")).expect("embeds");
+        for i in 0..network.blocks() {
+            x = network.block(i, &x, pass).expect("runs");
+        }
+        network.head(&x, pass).expect("runs")
+    }
+
+    /// Minus the log probability of each next token, added up.
+    fn loss(loaded: &Loaded, pass: Pass<'_>) -> Tensor {
+        let run = || {
+            let logits = logits(loaded, pass).squeeze(0)?.narrow(0, 0, IDS.len() - 1)?;
+            let targets = Tensor::from_slice(&IDS[1..], IDS.len() - 1, &Device::Cpu)?;
+            let log_p = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
+            log_p.gather(&targets.unsqueeze(1)?, 1)?.sum_all()?.neg()
+        };
+        run().expect("a loss")
+    }
+
+    fn scalar(t: &Tensor) -> f64 {
+        f64::from(t.to_scalar::<f32>().expect("a number"))
+    }
+
+    #[test]
+    fn gradients_of_every_linear_layer_are_those_of_finite_differences() {
+        for (name, linears) in [
+            ("llama3_bands", 2 * 7 + 1),
+            ("llama_linear", 2 * 7 + 1),
+            ("mistral", 2 * 7 + 1),
+            ("qwen3", 2 * 7 + 1),
+            ("mixtral", 0), // as many experts as the tokens choose
+            ("mamba", 2 * 4 + 1),
+        ] {
+            let model = loaded(name);
+            let fast = logits(&model, Pass::default());
+            let slow = logits(&model, Pass { observer: None, gradients: true });
+            let apart = (fast - slow).and_then(|d| d.abs()?.max_all());
+            assert!(scalar(&apart.expect("a difference")) < 1e-4, "{name}: both paths agree");
+
+            let probe = Probe::default();
+            let pass = Pass { observer: Some(&probe), gradients: true };
+            let gradients = loss(&model, pass).backward().expect("differentiable");
+            let variables = probe.variables.lock().expect("no panic before").clone();
+            let inputs = probe.inputs.lock().expect("no panic before").clone();
+            assert!(linears == 0 || variables.len() == linears, "{name}: {:?}", variables.keys());
+            for (layer, variable) in &variables {
+                let gradient = gradients.get(variable.as_tensor()).expect(layer);
+                assert_eq!(gradient.dims(), variable.dims(), "{name}, {layer}");
+                assert!(inputs[layer].len() >= 2, "{name}, {layer}");
+                // Along the gradient itself, where the change is largest.
+                let norm = scalar(&gradient.sqr().and_then(|g| g.sum_all()).expect("a sum")).sqrt();
+                assert!(norm > 1e-6, "{name}, {layer}: no gradient");
+                let step = 2e-2;
+                let at = |scale: f64| {
+                    let moved = (gradient * (scale / norm)).expect("scales");
+                    variable.set(&moved).expect("of its shape");
+                    let found = scalar(&loss(&model, pass));
+                    variable.set(&gradient.zeros_like().expect("zeros")).expect("of its shape");
+                    found
+                };
+                let found = (at(step) - at(-step)) / (2.0 * step);
+                // Routers may choose other experts within the step.
+                let router = layer.ends_with("block_sparse_moe.gate");
+                assert!(
+                    router || (found / norm - 1.0).abs() < 0.03,
+                    "{name}, {layer}: {found} by differences, {norm} by the gradient"
+                );
+            }
+        }
+    }
+}

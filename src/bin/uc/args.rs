@@ -23,7 +23,7 @@ Examples:
   uc info smollm.uc                      what it is and holds
   uc verify smollm.uc                    prove the file intact and its decoded weights right
   uc unpack smollm.uc -o ./smollm-5bit   a folder that engines load
-  uc eval smollm.uc --against ./SmolLM-135M --text heldout.txt   what packing cost
+  uc eval smollm.uc --against ./SmolLM-135M --text heldout.txt     what packing cost
   uc bench                               how fast this machine is at it
 
 Environment:
@@ -314,12 +314,15 @@ Examples:
   uc eval model.uc --against ./model --text heldout.txt --rung 4 --record rung4.json
   uc eval ./model-5bit --against ./model --text heldout.txt
 
-The text is encoded whole, without special tokens, and cut into sequences of --seq-len tokens; what is left over is
-dropped. Each is run by itself, in binary32; tokens from the second on are scored. Standard errors are over
-sequences. Source, model and baselines are held in memory, 4 bytes a weight each.
-Architectures: Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen3-MoE, Mamba, BERT (the latter by cosines of mean
-pooled embeddings and of hidden states).
-Baselines: q4_0, q4_1, q5_0, q5_1, q8_0, q2k to q6k; embeddings and heads are q8_0 in all of them.";
+The text is encoded whole, without special tokens, and cut into sequences of --seq-len
+tokens; what is left over is dropped. Each is run by itself, in binary32; tokens from the
+second on are scored. Standard errors are over sequences. Source, model and baselines are
+held in memory, 4 bytes a weight each.
+
+Architectures: Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen3-MoE, Mamba; BERT by cosines of
+mean pooled embeddings and of hidden states.
+Baselines: q4_0, q4_1, q5_0, q5_1, q8_0, q2k, q3k, q4k, q5k, q6k; embeddings and heads are
+q8_0 in all of them.";
 
 #[derive(Debug, ClapArgs)]
 pub struct Eval {

@@ -3,6 +3,7 @@
 use serde_json::json;
 use ultracompress::import::PackStats;
 use ultracompress::manifest::ShardFile;
+use ultracompress::receipt::{self, CheckedReceipt};
 use ultracompress::{Container, Encoding, Input, Pack, TensorEntry};
 
 use super::{Outcome, rate, size};
@@ -25,6 +26,33 @@ fn shards(pack: &Pack<Input>) -> serde_json::Value {
     index.shards.iter().zip(pack.containers()).map(shard).collect()
 }
 
+/// A receipt, as JSON: what it was measured with, and its headline if that follows from its rows.
+fn receipt_json(r: &CheckedReceipt) -> serde_json::Value {
+    match &r.record {
+        Ok(record) => json!({
+            "name": r.name, "ok": true, "rung": record.model.rung, "body_bpw": record.model.body_bpw,
+            "text_sha256": record.text.sha256, "tokens": record.protocol.tokens,
+            "headline": record.headline,
+        }),
+        Err(reason) => json!({ "name": r.name, "ok": false, "reason": reason }),
+    }
+}
+
+/// A receipt in a line.
+fn receipt_line(r: &CheckedReceipt) -> String {
+    let name = &r.name;
+    let record = match &r.record {
+        Ok(record) => record,
+        Err(reason) => return format!("receipt {name} does not hold: {reason}\n"),
+    };
+    let rung = record.model.rung.map_or(String::new(), |n| format!("rung {n}, "));
+    let tokens = record.protocol.tokens;
+    let figures = ["kld_mean", "ppl_ratio", "cosine_pooled_mean", "cosine_hidden_mean"];
+    let show = |name: &&str| Some(format!("{name} {:.6}", record.figure(name)?));
+    let figures: Vec<String> = figures.iter().filter_map(show).collect();
+    format!("receipt {name}: {rung}{} over {tokens} tokens\n", figures.join(", "))
+}
+
 pub fn run(args: &Info, console: &Console) -> Outcome {
     let file = args.file.display().to_string();
     let pack = Pack::open_path(&args.file)?;
@@ -32,6 +60,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
     // A shard that isn't the first has none.
     let manifest = (p.shard_number == 1).then(|| pack.manifest()).transpose()?;
     let attachments = pack.attachments()?;
+    let receipts = receipt::check(&attachments, pack.stored_root(), pack.decoded_root());
     let stats = PackStats::of(&pack);
     let source = |name: &str| manifest.as_ref().and_then(|m| m.tensors.get(name));
     let encoder = manifest.as_ref().map(|m| m.encoder.as_str());
@@ -81,6 +110,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             "recipe": manifest.as_ref().map(|m| &m.recipe),
             "source_files": manifest.as_ref().map(|m| &m.files),
             "carried_files": files,
+            "receipts": receipts.iter().map(receipt_json).collect::<Vec<_>>(),
             "attachments": attachments.iter().map(|a| &a.name).collect::<Vec<_>>(),
         });
         // Moved, not copied: a pack may have a hundred thousand.
@@ -135,6 +165,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
     for a in &attachments {
         lines += &format!("attached {:?} {} ({} bytes)\n", a.kind, a.name, a.data.len());
     }
+    receipts.iter().for_each(|r| lines += &receipt_line(r));
     console.print(lines.trim_end())?;
     Ok(0)
 }
