@@ -1,5 +1,5 @@
-"""Runs the tool as a user would: pack, info, verify, unpack, same, diff on real models, then damages a pack, cuts it into
-shards, and reads it over HTTP.
+"""Runs the tool as a user would: pack, info, verify, unpack, same, diff, eval on real models, then damages a pack, cuts
+it into shards, and reads it over HTTP.
 
 python3 .ci/accept.py UC FOLDER [--record FILE]
 
@@ -91,6 +91,36 @@ def bench(uc):
     jobs = {row["job"] for row in rows}
     assert {"decode to bf16", "decode to f32", "encode", "mat-vec, int8", "verify, stored bytes"} <= jobs, jobs
     assert all(row["gweights_per_s"] > 0 and row["gb_per_s"] > 0 for row in rows), rows
+
+
+# Perplexity of the source by the protocol of its README: model, text, value.
+PERPLEXITIES = [
+    ("dense-4m", "heldout.txt", 38.7235),
+    ("moe", "heldout.txt", 61.1191),
+    ("mamba", "heldout.txt", 58.9153),
+    ("dense-4m-chat", "heldout.txt", 74.4195),
+    ("dense-4m", "heldout-chat.txt", 184.2094),
+    ("dense-4m-chat", "heldout-chat.txt", 40.8849),
+]
+
+
+def evaluate(uc, shared, folder):
+    """Evaluates packs against their sources, and attaches the records to them."""
+    found = {}
+    for model, text, expected in PERPLEXITIES:
+        pack, record = folder / f"{model}.uc", folder / f"{model}.{text}.json"
+        more = ["--baseline", "q8_0,q5_0"] if text == "heldout.txt" else []
+        out = json_of(uc, "eval", pack, "--against", shared / "models" / model, "--text", shared / "corpus" / text,
+                      "--record", record, "--force", *more)
+        assert abs(out["ppl_reference"] - expected) < 1e-3, (model, text, out["ppl_reference"])
+        assert 0 < out["kld_mean"] < 0.02 and abs(out["ppl_ratio"] - 1) < 0.01, (model, text, out)
+        found[f"{model}, {text}"] = {k: out[k] for k in ("ppl_reference", "ppl_ratio", "kld_mean", "kld_se", "kld_p99")}
+        with_receipt = folder / f"{model}.receipt.uc"
+        run(uc, "receipt", "add", pack, record, "-o", with_receipt, "--force")
+        assert json_of(uc, "same", pack, with_receipt)["same"]
+        run(uc, "receipt", "check", with_receipt)
+        run(uc, "verify", with_receipt, "--fast", "-q")
+    return found
 
 
 def places(pack):
@@ -212,6 +242,10 @@ def main():
     pieces = shards(uc, pack, folder)
     fetched = remote(uc, pack, folder)
     bench(uc)
+    evaluated = evaluate(uc, shared.parent, folder) if shared.is_dir() else {}
+    for name, figures in evaluated.items():
+        print(f"{name}: perplexity {figures['ppl_reference']:.4f}, of the pack x {figures['ppl_ratio']:.5f}, "
+              f"KL {figures['kld_mean']:.6f} +- {figures['kld_se']:.6f}")
     for row in rows:
         print(f"{row['model']}: body {row['body_bpw']:.4f} bpw, {row['total_sqnr_db']:.3f} dB, {row['decoded_root']}")
     print(f"{pack.name}: {len(damage)} flipped bytes, all noticed and placed")
@@ -223,6 +257,7 @@ def main():
             "commit": os.environ.get("UC_COMMIT", "unknown"),
             "models": rows,
             "damaged": pack.name,
+            "evaluated": evaluated,
             "shards": pieces,
             "bytes_over_http_for_one_tensor": fetched,
             "flips": damage,

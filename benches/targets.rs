@@ -1,7 +1,7 @@
 //! The figures the kernels are held to, beside memcpy and candle in one run.
 //!
 //! ```text
-//! cargo bench --features _bench --bench targets -- [--record FILE] [FOLDER]
+//! cargo bench --bench targets -- [--record FILE] [FOLDER]
 //! ```
 //!
 //! Jobs that are compared take turns on one thread; each figure is a ratio of medians. `L2` is 16 x 4096
@@ -362,7 +362,7 @@ fn main() -> Result<()> {
     if let Some(file) = record {
         let record = json!({
             "what": "kernels beside memcpy, candle 0.11, the sha2 crate and cp in one run: rates, and ratios of medians",
-            "command": "cargo bench --features _bench --bench targets -- --record FILE",
+            "command": "cargo bench --bench targets -- --record FILE",
             "commit": commit(),
             "cpu": cpu(),
             "flags": "bench profile, no target-cpu; kernels chosen at run time",

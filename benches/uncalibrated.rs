@@ -1,7 +1,7 @@
 //! The uncalibrated encoder beside candle's block quantizers: bits, error and speed in one run.
 //!
 //! ```text
-//! cargo bench --features _bench --bench uncalibrated -- --record FILE MODEL...
+//! cargo bench --bench uncalibrated -- --record FILE MODEL...
 //! ```
 //!
 //! For each model (folder or safetensors file; `examples/data/tiny-llama` by default) every body tensor
@@ -179,7 +179,7 @@ fn main() -> Result<()> {
     if let Some(file) = record {
         let record = json!({
             "what": "uncalibrated encoder: error and bits of body tensors beside candle 0.11 in one run; packing speed on one thread",
-            "command": "cargo bench --features _bench --bench uncalibrated -- --record FILE MODEL...",
+            "command": "cargo bench --bench uncalibrated -- --record FILE MODEL...",
             "commit": std::env::var("UC_COMMIT").unwrap_or_else(|_| "unknown".into()),
             "cpu": cpu(),
             "flags": "release profile, no target-cpu",

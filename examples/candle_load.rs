@@ -2,7 +2,7 @@
 //! lazily, one tensor at a time.
 //!
 //! ```text
-//! cargo run --release --features _candle --example candle_load -- [MODEL] [SOURCE] [--text FILE] [--bf16]
+//! cargo run --release --example candle_load -- [MODEL] [SOURCE] [--text FILE] [--bf16]
 //! ```
 //!
 //! `MODEL` is a pack (a path or an address, of one file or sharded) or a folder, which is packed to a temporary

@@ -1781,6 +1781,20 @@ fn receipts(set: &mut VectorSet) {
         ("column-short", "a column of one number", "/rows/kld", json!([0.5])),
         ("largest-rising", "divergences that rise", "/kld_largest", json!([1.25, 1.5, 2.0])),
         ("largest-few", "two of three largest divergences", "/kld_largest", json!([2.0, 1.25])),
+        (
+            "largest-too-large",
+            "more divergence in three tokens than in all",
+            "/kld_largest/0",
+            json!(1000.0),
+        ),
+        ("top1-above-one", "a share above 1", "/rows/top1", json!([2.0, 0.5])),
+        (
+            "few-tokens",
+            "not all tokens of the sequences are scored",
+            "/protocol/tokens",
+            json!(227),
+        ),
+        ("text-short", "more tokens than the text has", "/text/tokens", json!(255)),
         ("too-many-tokens", "more tokens than the sequences have", "/protocol/tokens", json!(257)),
     ] {
         add(id, "RCP-2", comment, &changed(pointer, to), "malformed");
@@ -1797,6 +1811,12 @@ fn receipts(set: &mut VectorSet) {
 
     for (id, comment, pointer, to) in [
         ("headline-kld", "a better mean than the rows give", "/headline/kld_mean", json!(0.4)),
+        (
+            "headline-overflow",
+            "rows whose mean overflows: nothing follows",
+            "/rows/kld",
+            json!([1e308, 1e308]),
+        ),
         (
             "headline-null",
             "no standard error where the rows give one",

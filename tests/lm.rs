@@ -262,7 +262,7 @@ fn what_cannot_be_evaluated_is_refused_with_the_reason() {
 
     says(&run(&short, &tiny, &tiny, b"Too short."), "the text is too short");
     says(&run(&short, &tiny, &tiny, b"\xff\xfe"), "not UTF-8");
-    says(&run(&EvalOptions::new().with_seq_len(1), &tiny, &tiny, &text()), "two tokens");
+    says(&run(&EvalOptions::new().with_seq_len(1), &tiny, &tiny, &text()), "2 tokens");
     says(&run(&EvalOptions::new().with_seq_len(1 << 20), &tiny, &tiny, &text()), "at most");
     says(
         &run(&EvalOptions::new().with_seq_len(64).with_rung(Some(4)), &tiny, &tiny, &text()),
@@ -306,5 +306,126 @@ fn what_cannot_be_evaluated_is_refused_with_the_reason() {
         std::fs::write(&file, &bytes).expect("writable");
     });
     says(&run(&short, &nan, &tiny, &text()), "not finite");
-    says(&run(&short, &tiny, &nan, &text()), "sequence 0: logits are not finite");
+    says(&run(&short, &tiny, &nan, &text()), "the source: sequence 0: logits are not finite");
+
+    // Tokenizers that the library panics on, or that make it reserve gigabytes.
+    let normalizer = |map: &str| {
+        format!(
+            "\"normalizer\": {{\"type\": \"Precompiled\", \"precompiled_charsmap\": \"{map}\"}}"
+        )
+    };
+    for (name, from, to) in [
+        ("charsmap", "\"normalizer\": null", normalizer("/P///w==")),
+        ("no-trie", "\"normalizer\": null", normalizer("AAAAAA==")),
+        (
+            "prefix",
+            "\"continuing_subword_prefix\": null",
+            "\"continuing_subword_prefix\": \"longer than any token\"".to_owned(),
+        ),
+    ] {
+        let damaged = copy(dir, name, |f| edit(&f.join("tokenizer.json"), from, &to));
+        says(&run(&short, &damaged, &damaged, &text()), "tokenizer.json: ");
+    }
+    let scaled =
+        config("scaling", "\"rope_parameters\": ", "\"rope_parameters\": \"linear\", \"was\": ");
+    says(&run(&short, &scaled, &scaled, &text()), "an object is expected");
+    // A head that config.json ties to the embedding, and that is another.
+    let untied = copy(dir, "untied", |f| {
+        let file = f.join("model.safetensors");
+        let bytes = std::fs::read(&file).expect("readable");
+        let all = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let mut tensors = all.tensors();
+        let embedding = all.tensor("model.embed_tokens.weight").expect("there");
+        let (dtype, shape) = (embedding.dtype(), embedding.shape().to_vec());
+        let mut head = embedding.data().to_vec();
+        tensors.retain(|(name, _)| name != "lm_head.weight");
+        head[100] ^= 1;
+        let head = safetensors::tensor::TensorView::new(dtype, shape, &head);
+        tensors.push(("lm_head.weight".into(), head.expect("of its size")));
+        let written = safetensors::serialize(tensors, None).expect("fits");
+        std::fs::write(&file, written).expect("writable");
+    });
+    says(&run(&short, &untied, &untied, &text()), "it is another matrix");
+}
+
+/// The encoder of the fixtures with a tokenizer of single letters.
+fn encoder(dir: &Path) -> PathBuf {
+    let to = dir.join("bert");
+    std::fs::create_dir(&to).expect("a folder");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(models().join("bert").join(file), to.join(file)).expect("copies");
+    }
+    let special = ["[UNK]", "[CLS]", "[SEP]"].map(str::to_owned);
+    let letters = ('a'..='z').flat_map(|c| [c.to_string(), format!("##{c}")]);
+    let vocab: serde_json::Map<_, _> =
+        special.into_iter().chain(letters).enumerate().map(|(i, t)| (t, i.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "truncation": { "max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right" },
+        "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": { "type": "Whitespace" },
+        "post_processor": { "type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1] },
+        "decoder": null,
+        "model": {
+            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocab,
+        },
+    });
+    std::fs::write(to.join("tokenizer.json"), tokenizer.to_string()).expect("writable");
+    to
+}
+
+#[test]
+fn encoders_are_compared_by_cosines() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = encoder(dir.path());
+    let source = Model::open(&folder).expect("opens");
+    let text = "some words of letters and more of them ".repeat(12);
+    let options = EvalOptions::new().with_seq_len(24);
+    let same = options.eval(&source, &source, text.as_bytes(), &NoProgress).expect("evaluates");
+    assert_eq!(same.metric, Metric::Cosine);
+    let p = &same.protocol;
+    assert!(p.sequences > 10 && p.tokens == 22 * p.sequences && same.text.tokens >= p.tokens);
+    for name in ["cosine_pooled_min", "cosine_hidden_min"] {
+        assert!((same.figure(name).expect("many") - 1.0).abs() < 1e-6, "{name}");
+    }
+    assert_eq!(same.figure("kld_mean"), None);
+    // Rows of 32 are kept raw unless a recipe says otherwise.
+    let pack = dir.path().join("bert.uc");
+    let mut recipe = ultracompress::import::Recipe::default();
+    let rule = ultracompress::import::RecipeRule::parse("dense.weight|self=4");
+    recipe.tensors.push(rule.expect("a rule"));
+    let opened = Source::open(&folder).expect("a checkpoint");
+    PackOptions::new().with_recipe(recipe).pack(&opened, &pack).expect("packs");
+    let pack = Model::open(&pack).expect("opens");
+    let q8_0 = vec!["q8_0".parse::<Baseline>().expect("known")];
+    let found = options.clone().with_baselines(q8_0);
+    let found = found.eval(&pack, &source, text.as_bytes(), &NoProgress).expect("evaluates");
+    let pooled = found.figure("cosine_pooled_mean").expect("many");
+    assert!(pooled < 0.99999 && pooled > 0.8, "{pooled}");
+    assert!(found.baselines[0].headline["cosine_pooled_mean"].expect("many") > pooled);
+    let bytes = found.to_bytes().expect("finite");
+    assert_eq!(EvalRecord::parse(&bytes).expect("its own bytes"), found);
+    let e = EvalOptions::new().with_seq_len(2).eval(&source, &source, text.as_bytes(), &NoProgress);
+    assert_eq!(*e.expect_err("no room for a token").kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn a_request_to_stop_ends_an_evaluation() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Wants to stop after it was asked so many times.
+    struct After(AtomicUsize);
+    impl ultracompress::Progress for After {
+        fn cancelled(&self) -> bool {
+            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_err()
+        }
+    }
+    let source = Model::open(&tiny_llama()).expect("opens");
+    // While hashing, while loading, while running.
+    for asked in [0, 60, 100] {
+        let stop = After(AtomicUsize::new(asked));
+        let found = EvalOptions::new().with_seq_len(64).eval(&source, &source, &text(), &stop);
+        assert_eq!(*found.expect_err("stopped").kind(), ErrorKind::Cancelled, "{asked}");
+    }
 }

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::format::{Digest, Dtype, TreeHasher, tensor_leaf};
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::par;
-use crate::progress::{NoProgress, Progress, step};
+use crate::progress::{Progress, step};
 
 /// The outcome of [`same`].
 #[derive(Debug, Clone)]
@@ -59,9 +59,9 @@ fn root_of(digests: &BTreeMap<&str, Hashed<'_>>) -> Digest {
 /// The decoded root of a model (UC-ROOT-2), computed from its tensors.
 ///
 /// # Errors
-/// As [`Model::read`].
-pub fn decoded_root(model: &Model) -> Result<Digest> {
-    digests(model, &NoProgress).map(|digests| root_of(&digests))
+/// As [`Model::read`]; `Cancelled`.
+pub fn decoded_root(model: &Model, progress: &dyn Progress) -> Result<Digest> {
+    digests(model, progress).map(|digests| root_of(&digests))
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 
 use super::choice::Kernel;
 
-/// `e^x` to about one unit in the last place, in a form that compilers turn into vector code. Below -87 it is
-/// 0 or nearly so, above 88 it stays at its value there; NaN stays NaN.
+/// `e^x` to about one unit in the last place, in a form that compilers turn into vector code. Below -87
+/// and above 88 it stays at its value there (about 1e-38 and 1e38); NaN stays NaN.
 #[inline]
 pub(crate) fn exp(x: f32) -> f32 {
     // Cephes' expf: e^x = 2^n e^r with |r| at most ln(2) / 2.

@@ -1,5 +1,7 @@
 //! What `config.json` says: which architecture, its sizes and switches.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -48,7 +50,7 @@ struct Raw {
     moe_intermediate_size: Option<usize>,
     norm_topk_prob: Option<bool>,
     decoder_sparse_step: Option<usize>,
-    mlp_only_layers: Option<Vec<usize>>,
+    mlp_only_layers: Option<BTreeSet<usize>>,
     state_size: Option<usize>,
     conv_kernel: Option<usize>,
     expand: Option<usize>,
@@ -151,6 +153,8 @@ fn bad(text: impl Into<String>) -> Error {
 /// Ceiling of every size that `config.json` names: nothing real comes near, and products of two stay within
 /// 64 bits.
 const MOST: usize = 1 << 28;
+/// Longest `config.json`.
+const MOST_BYTES: usize = 1 << 20;
 
 impl Config {
     /// Reads `config.json`.
@@ -159,6 +163,9 @@ impl Config {
     /// `Source` for an architecture that the runtime doesn't know, a field that is missing, or a switch that
     /// it doesn't compute.
     pub(super) fn parse(json: &[u8]) -> Result<Self> {
+        if json.len() > MOST_BYTES {
+            return Err(bad(format!("{} bytes, {MOST_BYTES} at most are read", json.len())));
+        }
         let raw: Raw = serde_json::from_slice(json)
             .map_err(|e| bad(format!("not a model's configuration: {e}")).with_source(e))?;
         let name = match raw.architectures.as_deref() {
@@ -239,7 +246,7 @@ impl Raw {
 
     fn layers(&self) -> Result<usize> {
         let layers = size("num_hidden_layers", self.num_hidden_layers)?;
-        if layers > 100_000 {
+        if layers > 10_000 {
             return Err(bad(format!("num_hidden_layers is {layers}")));
         }
         Ok(layers)
@@ -274,9 +281,11 @@ impl Raw {
             return Err(bad(format!("attention_bias is set, which {architecture} has not")));
         }
         let experts = self.experts(architecture)?;
+        let mixtral = architecture == "MixtralForCausalLM";
         let rope = Rope::parse(
             self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()),
-            self.rope_theta,
+            // What transformers takes where config.json says nothing.
+            self.rope_theta.or(mixtral.then_some(1e6)),
             head_dim,
             max_positions,
         )
@@ -288,7 +297,7 @@ impl Raw {
                     "MixtralForCausalLM" => true,
                     "Qwen3MoeForCausalLM" => {
                         let step = self.decoder_sparse_step.unwrap_or(1);
-                        !self.mlp_only_layers.iter().flatten().any(|&only| only == i)
+                        !self.mlp_only_layers.as_ref().is_some_and(|only| only.contains(&i))
                             && step > 0
                             && (i + 1).is_multiple_of(step)
                     }
@@ -306,7 +315,7 @@ impl Raw {
             kv_heads,
             head_dim,
             max_positions,
-            eps: positive("rms_norm_eps", self.rms_norm_eps, 1e-6)?,
+            eps: positive("rms_norm_eps", self.rms_norm_eps, if mixtral { 1e-5 } else { 1e-6 })?,
             rope,
             qkv_bias: qwen2 || attention_bias,
             o_bias: attention_bias && may_have_bias,
@@ -348,7 +357,9 @@ impl Raw {
     /// How many tokens back layer `i` sees.
     fn window(&self, architecture: &str, i: usize) -> Result<Option<usize>> {
         let Some(window) = self.sliding_window else { return Ok(None) };
-        if let Some(types) = &self.layer_types {
+        if let Some(types) =
+            self.layer_types.as_ref().filter(|_| architecture != "Qwen3MoeForCausalLM")
+        {
             return match types.get(i).map(String::as_str) {
                 Some("full_attention") => Ok(None),
                 Some("sliding_attention") => size("sliding_window", Some(window)).map(Some),

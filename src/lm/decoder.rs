@@ -57,7 +57,7 @@ impl Decoder {
         let c = &config;
         let embedding = w.get("model.embed_tokens.weight", &[c.vocab, c.hidden])?;
         let head = if c.tied {
-            Linear::tied("lm_head", &embedding)?
+            w.tied_head(&embedding)?
         } else {
             Linear::load(w, "lm_head".into(), [c.vocab, c.hidden], false)?
         };

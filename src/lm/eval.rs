@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::baseline::{Baseline, Quantized};
@@ -15,7 +16,7 @@ use super::network::{Loaded, check_positions, config_of, load};
 use super::ops::sum;
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::format::Digest;
+use crate::format::{Digest, elements};
 use crate::import::{Model, PackStats, decoded_root};
 use crate::kernels::exp_shifted;
 use crate::par;
@@ -76,14 +77,10 @@ impl EvalOptions {
         self
     }
 
-    /// Compares `model` with `reference`, whose tokenizer and architecture it must have. Reference, model and
-    /// baselines are held in memory as binary32; sequences run on all threads. `progress` counts tokens.
+    /// Compares `model` with `reference`: [`EvalOptions::prepare`], then [`Prepared::run`].
     ///
     /// # Errors
-    /// `InvalidArgument` for options that make no sense; `Source` for a text that is too short or not UTF-8, no
-    /// tokenizer, another architecture or vocabulary than the reference's, missing tensors, and logits that are
-    /// not finite; `Integrity` for a pack whose tensors don't give its decoded root; as reading the models;
-    /// `Cancelled`.
+    /// As both.
     pub fn eval(
         &self,
         model: &Model,
@@ -91,82 +88,37 @@ impl EvalOptions {
         text: &[u8],
         progress: &dyn Progress,
     ) -> Result<EvalRecord> {
+        self.prepare(model, reference, text)?.run(progress)
+    }
+
+    /// Checks that `model` has the architecture and the tokenizer of `reference`, and cuts the text into
+    /// sequences. No tensor is read.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for options that make no sense; `Source` for a text that is too short or not UTF-8, no
+    /// tokenizer or a damaged one, another architecture or vocabulary than the reference's; as [`Model::file`].
+    pub fn prepare<'a>(
+        &self,
+        model: &'a Model,
+        reference: &'a Model,
+        text: &[u8],
+    ) -> Result<Prepared<'a>> {
         let config = self.check(model, reference)?;
         let tokenizer = tokenizer_of(model, reference)?;
         let cut = self.cut(&config, &tokenizer.0, text)?;
-        let (model_root, reference_root) = (checked_root(model)?, checked_root(reference)?);
-        let quantized = if self.baselines.is_empty() { None } else { Some(Quantized::of(model)?) };
-        let nothing = || Error::argument("no baselines");
-        let seq_len = self.seq_len;
-        let read = |m: &Model| load(config.clone(), &Weights::new(m), seq_len);
-        let planes = self.rung.unwrap_or(8);
-        let mut contestants =
-            vec![load(config.clone(), &Weights::new(model).with_planes(planes), seq_len)?];
-        for &baseline in &self.baselines {
-            let quantized = quantized.as_ref().ok_or_else(nothing)?;
-            let change = |name: &str, tensor| quantized.round(baseline, name, tensor);
-            let weights = Weights::new(reference).with_change(&change);
-            contestants.push(load(config.clone(), &weights, seq_len)?);
-        }
-        let reference = read(reference)?;
-        let found = par::map(cut.sequences.len(), |i| {
-            let row = compare(&reference, &contestants, &cut.sequences[i], cut.inner.clone())
-                .map_err(|e| {
-                    Error::new(e.kind().clone(), format!("sequence {i}: {}", e.message()))
-                })?;
-            step(progress, seq_len as u64)?;
-            Ok(row)
-        });
-        let found = found.into_iter().collect::<Result<Vec<_>>>()?;
-        let metric = if matches!(config, Config::Bert(_)) { Metric::Cosine } else { Metric::Kld };
-        let mut all = collect(metric, &found, contestants.len());
-        let rates = self
-            .baselines
-            .iter()
-            .map(|b| (b.name().to_owned(), quantized.as_ref().and_then(|q| q.body_bpw(*b))));
-        let baselines = rates.zip(all.split_off(1)).map(|((name, bpw), (mut rows, _))| {
-            rows.remove("nll_reference");
-            (name, bpw, rows)
-        });
-        let baselines = baselines.collect();
-        let Some((rows, kld_largest)) = all.pop() else { return Err(nothing()) };
-        Ok(EvalRecord::new(Measured {
-            architecture: config.architecture().to_owned(),
-            reference_root: reference_root.to_string(),
-            tokenizer_sha256: tokenizer.1.to_string(),
-            model: self.model_record(model, model_root)?,
-            text: TextRecord {
-                sha256: Digest::of(text).to_string(),
-                bytes: text.len() as u64,
-                tokens: cut.text_tokens,
-            },
-            protocol: Protocol {
-                seq_len: seq_len as u64,
-                max_tokens: self.max_tokens.map(|n| n as u64),
-                sequences: cut.sequences.len() as u64,
-                tokens: (cut.sequences.len() * cut.inner.len()) as u64,
-            },
-            metric,
-            rows,
-            kld_largest,
-            baselines,
-        }))
-    }
-
-    /// How many tokens an evaluation will run through each model.
-    ///
-    /// # Errors
-    /// As [`EvalOptions::eval`], as far as text and reference alone are concerned.
-    pub fn tokens(&self, reference: &Model, text: &[u8]) -> Result<u64> {
-        let config = config_of(reference)?;
-        self.check_seq_len(&config)?;
-        let cut = self.cut(&config, &tokenizer_of(reference, reference)?.0, text)?;
-        Ok((cut.sequences.len() * self.seq_len) as u64)
+        let text = TextRecord {
+            sha256: Digest::of(text).to_string(),
+            bytes: text.len() as u64,
+            tokens: cut.text_tokens,
+        };
+        let (options, tokenizer_sha256) = (self.clone(), tokenizer.1);
+        Ok(Prepared { options, model, reference, config, tokenizer_sha256, cut, text })
     }
 
     fn check_seq_len(&self, config: &Config) -> Result<()> {
-        if self.seq_len < 2 {
-            return Err(Error::argument("sequences have two tokens at least"));
+        let least = if matches!(config, Config::Bert(_)) { 3 } else { 2 };
+        if self.seq_len < least {
+            return Err(Error::argument(format!("sequences have {least} tokens at least")));
         }
         check_positions(config, self.seq_len)
     }
@@ -181,8 +133,8 @@ impl EvalOptions {
                 return Err(Error::argument("only packs have rungs"));
             }
         }
-        let expected = config_of(reference)?;
-        let found = config_of(model)?;
+        let expected = config_of(reference).map_err(|e| e.in_file(SOURCE))?;
+        let found = config_of(model).map_err(|e| e.in_file(MODEL))?;
         if found.architecture() != expected.architecture() {
             return Err(Error::source_file(format!(
                 "the model is a {}, the reference a {}",
@@ -209,9 +161,7 @@ impl EvalOptions {
     fn cut(&self, config: &Config, tokenizer: &Tokenizer, text: &[u8]) -> Result<Cut> {
         let text = std::str::from_utf8(text)
             .map_err(|e| Error::source_file(format!("the text is not UTF-8: {e}")))?;
-        let encoding = tokenizer
-            .encode_fast(text, false)
-            .map_err(|e| Error::source_file(format!("tokenizer.json: {e}")))?;
+        let encoding = guarded(|| tokenizer.encode_fast(text, false))?;
         let ids = encoding.get_ids();
         if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab()) {
             return Err(Error::source_file(format!(
@@ -232,12 +182,16 @@ impl EvalOptions {
                 used.len()
             )));
         }
+        // What the tokenizer puts around a text, such as [CLS] and [SEP].
         let ends = if encoder {
-            let id = |name: &str| {
-                let found = tokenizer.token_to_id(name);
-                found.ok_or_else(|| Error::source_file(format!("tokenizer.json has no {name}")))
-            };
-            Some((id("[CLS]")?, id("[SEP]")?))
+            let empty = guarded(|| tokenizer.encode_fast("", true))?;
+            match *empty.get_ids() {
+                [cls, sep] if (cls.max(sep) as usize) < config.vocab() => Some((cls, sep)),
+                _ => {
+                    let text = "tokenizer.json doesn't put one token before a text and one behind";
+                    return Err(Error::source_file(text));
+                }
+            }
         } else {
             None
         };
@@ -248,25 +202,154 @@ impl EvalOptions {
         let sequences = used.chunks_exact(width).map(sequence).collect();
         Ok(Cut { sequences, inner, text_tokens: ids.len() as u64 })
     }
+}
 
-    fn model_record(&self, model: &Model, root: Digest) -> Result<ModelRecord> {
-        let mut record = ModelRecord {
-            decoded_root: root.to_string(),
-            stored_root: None,
-            encoder: None,
-            rung: self.rung,
-            body_bpw: None,
-            file_bpw: None,
+fn model_record(rung: Option<u8>, model: &Model, root: Digest) -> Result<ModelRecord> {
+    let mut record = ModelRecord {
+        decoded_root: root.to_string(),
+        stored_root: None,
+        encoder: None,
+        rung,
+        body_bpw: None,
+        file_bpw: None,
+    };
+    if let Model::Pack(pack) = model {
+        let stats = PackStats::at_rung(pack, rung.unwrap_or(8));
+        record.stored_root = Some(pack.stored_root().to_string());
+        record.encoder = Some(pack.manifest()?.encoder);
+        (record.body_bpw, record.file_bpw) = (stats.body_bpw, stats.file_bpw);
+    }
+    Ok(record)
+}
+
+/// How errors name the two models.
+const MODEL: &str = "the model";
+const SOURCE: &str = "the source";
+
+/// An evaluation that is ready to run.
+pub struct Prepared<'a> {
+    options: EvalOptions,
+    model: &'a Model,
+    reference: &'a Model,
+    config: Config,
+    tokenizer_sha256: Digest,
+    cut: Cut,
+    text: TextRecord,
+}
+
+impl std::fmt::Debug for Prepared<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared")
+            .field("options", &self.options)
+            .field("architecture", &self.config.architecture())
+            .field("sequences", &self.cut.sequences.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Prepared<'_> {
+    /// How many tokens will run through each model.
+    pub fn tokens(&self) -> u64 {
+        (self.cut.sequences.len() * self.options.seq_len) as u64
+    }
+
+    /// About how many bytes of memory it takes: all weights of all models as binary32, and the logits of the
+    /// sequences that run at a time.
+    pub fn memory_bytes(&self) -> u64 {
+        let weights = self.reference.tensors().into_iter().map(|(_, _, shape)| elements(shape));
+        let weights = weights.fold(0u64, |n, e| n.saturating_add(e.unwrap_or(u64::MAX)));
+        let models = 2 + self.options.baselines.len() as u64;
+        let running = par::threads().saturating_mul(self.sequence_bytes());
+        weights.saturating_mul(4 * models).saturating_add(running)
+    }
+
+    /// Logits of the reference, their exponentials, logits of one model.
+    fn sequence_bytes(&self) -> u64 {
+        3 * 4 * (self.options.seq_len as u64).saturating_mul(self.config.vocab() as u64)
+    }
+
+    /// Loads the models and compares them. Source, model and baselines are held in memory as binary32; sequences
+    /// run on all threads. `progress` counts tokens.
+    ///
+    /// # Errors
+    /// `Source` for missing tensors and figures that are not finite; `Integrity` for a pack whose tensors don't
+    /// give its decoded root; as reading the models; `Cancelled`.
+    pub fn run(&self, progress: &dyn Progress) -> Result<EvalRecord> {
+        let Self { options, model, reference, config, cut, .. } = self;
+        let (model_root, reference_root) = (
+            checked_root(model, progress).map_err(|e| e.in_file(MODEL))?,
+            checked_root(reference, progress).map_err(|e| e.in_file(SOURCE))?,
+        );
+        let quantized = Quantized::of(model)?;
+        let read = |weights: Weights<'_>, name: &str| {
+            let weights = weights.with_progress(progress);
+            load(config.clone(), &weights, options.seq_len).map_err(|e| e.in_file(name))
         };
-        if let Model::Pack(pack) = model {
-            let stats = PackStats::at_rung(pack, self.rung.unwrap_or(8));
-            record.stored_root = Some(pack.stored_root().to_string());
-            record.encoder = Some(pack.manifest()?.encoder);
-            (record.body_bpw, record.file_bpw) = (stats.body_bpw, stats.file_bpw);
+        let weights = Weights::new(model).with_planes(options.rung.unwrap_or(8));
+        let mut contestants = vec![(MODEL, read(weights, MODEL)?)];
+        for &baseline in &options.baselines {
+            let change = |name: &str, tensor| quantized.round(baseline, name, tensor);
+            let weights = Weights::new(reference).with_change(&change);
+            contestants.push((baseline.name(), read(weights, baseline.name())?));
+        }
+        let source = read(Weights::new(reference), SOURCE)?;
+        let cost = |_| self.sequence_bytes();
+        let found = par::map_within(cut.sequences.len(), RUNNING_BYTES, cost, |i| {
+            let run = Running { source: &source, contestants: &contestants, progress };
+            let row = run.compare(&cut.sequences[i], cut.inner.clone());
+            let row = row.map_err(|e| e.in_part(format!("sequence {i}")))?;
+            step(progress, options.seq_len as u64)?;
+            Ok(row)
+        })?;
+        self.record(&found, &quantized, [model_root, reference_root])
+    }
+
+    fn record(
+        &self,
+        found: &[Vec<Row>],
+        quantized: &Quantized,
+        [model_root, reference_root]: [Digest; 2],
+    ) -> Result<EvalRecord> {
+        let Self { options, model, config, cut, .. } = self;
+        let metric = if matches!(config, Config::Bert(_)) { Metric::Cosine } else { Metric::Kld };
+        let mut all = collect(metric, found, 1 + options.baselines.len());
+        let named = options.baselines.iter().zip(all.split_off(1));
+        let baselines = named.map(|(baseline, (mut rows, _))| {
+            rows.remove("nll_reference");
+            (baseline.name().to_owned(), quantized.body_bpw(*baseline), rows)
+        });
+        let baselines = baselines.collect();
+        let (rows, kld_largest) = all.remove(0);
+        let record = EvalRecord::new(Measured {
+            architecture: config.architecture().to_owned(),
+            reference_root: reference_root.to_string(),
+            tokenizer_sha256: self.tokenizer_sha256.to_string(),
+            model: model_record(options.rung, model, model_root)?,
+            text: self.text.clone(),
+            protocol: Protocol {
+                seq_len: options.seq_len as u64,
+                max_tokens: options.max_tokens.map(|n| n as u64),
+                sequences: cut.sequences.len() as u64,
+                tokens: (cut.sequences.len() * cut.inner.len()) as u64,
+            },
+            metric,
+            rows,
+            kld_largest,
+            baselines,
+        });
+        let all = record.baselines.iter().map(|b| (b.name.as_str(), &b.headline));
+        for (name, headline) in all.chain([(MODEL, &record.headline)]) {
+            if let Some(figure) = headline.iter().find(|(_, v)| v.is_some_and(|v| !v.is_finite())) {
+                let text = format!("{} is not finite", figure.0);
+                return Err(Error::source_file(text).in_file(name));
+            }
         }
         Ok(record)
     }
 }
+
+/// Memory for the logits of sequences that run at a time; one always may.
+const RUNNING_BYTES: u64 = 2 << 30;
 
 /// The text as sequences.
 struct Cut {
@@ -279,22 +362,67 @@ struct Cut {
 /// The tokenizer of the reference and its digest. One that the model brings must be the same.
 fn tokenizer_of(model: &Model, reference: &Model) -> Result<(Tokenizer, Digest)> {
     const FILE: &str = "tokenizer.json";
-    let json = reference.file(FILE)?;
+    let json = reference.file(FILE).map_err(|e| e.in_file(SOURCE))?;
     let json = json.ok_or_else(|| Error::source_file("there is no tokenizer.json"))?;
     if model.file(FILE)?.is_some_and(|own| own != json) {
         return Err(Error::source_file("the model's tokenizer.json is not the reference's"));
     }
-    let bad = |e: tokenizers::Error| Error::source_file(format!("tokenizer.json: {e}"));
-    let mut tokenizer = Tokenizer::from_bytes(&json).map_err(bad)?;
-    // What a pipeline may want; the text is taken whole.
-    tokenizer.with_truncation(None).map_err(bad)?;
-    tokenizer.with_padding(None);
+    check_charsmaps(&json)?;
+    let tokenizer = guarded(|| {
+        let mut tokenizer = Tokenizer::from_bytes(&json)?;
+        // What a pipeline may want; the text is taken whole.
+        tokenizer.with_truncation(None)?;
+        tokenizer.with_padding(None);
+        Ok(tokenizer)
+    })?;
     Ok((tokenizer, Digest::of(&json)))
 }
 
+/// Runs a function of the tokenizer library, which panics on some damaged files.
+fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    let bad = |text: String| Error::source_file(format!("tokenizer.json: {}", text.escape_debug()));
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|e| bad(e.to_string())),
+        Err(_) => Err(bad("the tokenizer library can't take it".into())),
+    }
+}
+
+/// Refuses a normalizer whose table claims more bytes than it has: the library reserves what is claimed.
+fn check_charsmaps(json: &[u8]) -> Result<()> {
+    fn check(value: &Value) -> bool {
+        match value {
+            Value::Object(members) => members.iter().all(|(name, value)| match value {
+                Value::String(map) if name == "precompiled_charsmap" => {
+                    // The first four bytes, little-endian, of base64.
+                    let digit = |c: u8| match c {
+                        b'A'..=b'Z' => Some(c - b'A'),
+                        b'a'..=b'z' => Some(c - b'a' + 26),
+                        b'0'..=b'9' => Some(c - b'0' + 52),
+                        b'+' => Some(62),
+                        b'/' => Some(63),
+                        _ => None,
+                    };
+                    let first = map.bytes().take(6).map(digit).collect::<Option<Vec<u8>>>();
+                    let bits = first
+                        .filter(|f| f.len() == 6)
+                        .map(|f| f.iter().fold(0u64, |bits, d| bits << 6 | u64::from(*d)) >> 4);
+                    let claimed = bits.and_then(|b| u32::try_from(b).ok()).map(u32::swap_bytes);
+                    claimed.is_some_and(|n| n >= 4 && u64::from(n) <= map.len() as u64)
+                }
+                other => check(other),
+            }),
+            Value::Array(values) => values.iter().all(check),
+            _ => true,
+        }
+    }
+    let bad = |e: String| Error::source_file(format!("tokenizer.json: {}", e.escape_debug()));
+    let value: Value = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
+    if check(&value) { Ok(()) } else { Err(bad("a precompiled_charsmap is damaged".into())) }
+}
+
 /// The decoded root, computed; a pack must claim the same.
-fn checked_root(model: &Model) -> Result<Digest> {
-    let found = decoded_root(model)?;
+fn checked_root(model: &Model, progress: &dyn Progress) -> Result<Digest> {
+    let found = decoded_root(model, &Silent(progress))?;
     if let Model::Pack(pack) = model
         && pack.decoded_root() != found
     {
@@ -306,6 +434,15 @@ fn checked_root(model: &Model) -> Result<Digest> {
     Ok(found)
 }
 
+/// Passes on that the work should stop, not how much of it is done.
+struct Silent<'a>(&'a dyn Progress);
+
+impl Progress for Silent<'_> {
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
 /// What a sequence gives for one contestant.
 #[derive(Debug, Default)]
 struct Row {
@@ -313,42 +450,52 @@ struct Row {
     klds: Vec<f32>,
 }
 
-fn compare(
-    reference: &Loaded,
-    contestants: &[Loaded],
-    ids: &[u32],
-    inner: std::ops::Range<usize>,
-) -> Result<Vec<Row>> {
-    if let Loaded::Encoder(_) = reference {
-        let expected = reference.states(ids, None)?;
-        return contestants
-            .iter()
-            .map(|c| cosines(&expected, &c.states(ids, None)?, ids.len()))
-            .collect();
+/// Models in memory.
+struct Running<'a> {
+    source: &'a Loaded,
+    contestants: &'a [(&'static str, Loaded)],
+    progress: &'a dyn Progress,
+}
+
+impl Running<'_> {
+    /// Runs one sequence through all models.
+    fn compare(&self, ids: &[u32], inner: std::ops::Range<usize>) -> Result<Vec<Row>> {
+        let source = |e: Error| e.in_file(SOURCE);
+        let each = |compare: &dyn Fn(&Loaded) -> Result<Row>| {
+            let one = |(name, loaded): &(&'static str, Loaded)| {
+                step(self.progress, 0)?;
+                compare(loaded).map_err(|e| e.in_file(*name))
+            };
+            self.contestants.iter().map(one).collect()
+        };
+        step(self.progress, 0)?;
+        if let Loaded::Encoder(_) = self.source {
+            let expected = self.source.states(ids, None).map_err(source)?;
+            return each(&|model| cosines(&expected, &model.states(ids, None)?, ids.len()));
+        }
+        let targets = &ids[inner];
+        let logits = self.source.logits(ids, Pass::default()).map_err(source)?;
+        let expected = Expected::new(logits, targets).map_err(source)?;
+        each(&|model| expected.compare(&model.logits(ids, Pass::default())?, targets))
     }
-    let targets = &ids[inner];
-    let expected = Expected::new(reference.logits(ids, Pass::default())?, targets)?;
-    contestants
-        .iter()
-        .map(|c| expected.compare(&c.logits(ids, Pass::default())?, targets))
-        .collect()
 }
 
 /// Distributions of the reference at the positions whose next token is scored.
 struct Expected {
     logits: Vec<f32>,
     vocab: usize,
-    /// Of each position: exponentials of logits below the largest, which and how large that is, the logarithm
-    /// of their sum, and the sum.
+    /// Of logits less the largest of their position.
     exponentials: Vec<f32>,
     tops: Vec<Top>,
     nll: f64,
 }
 
+/// The largest logit of a position, and the sum of exponentials.
 #[derive(Debug, Clone, Copy)]
 struct Top {
     at: usize,
     most: f32,
+    /// `sum e^(logit - most)`.
     total: f64,
     /// `ln sum e^logit`.
     log_sum: f64,
@@ -356,15 +503,16 @@ struct Top {
 
 impl Top {
     fn of(logits: &[f32], exponentials: &mut [f32]) -> Result<Self> {
-        let (mut at, mut most) = (0, f32::NEG_INFINITY);
+        let (mut at, mut most, mut least) = (0, f32::NEG_INFINITY, f32::INFINITY);
         for (i, &v) in logits.iter().enumerate() {
             if v > most {
                 (at, most) = (i, v);
             }
+            least = if v < least { v } else { least };
         }
         exp_shifted(exponentials, logits, most);
         let total = sum(exponentials);
-        if !(total.is_finite() && most.is_finite()) {
+        if !(total.is_finite() && most.is_finite() && least.is_finite()) {
             return Err(Error::source_file("logits are not finite"));
         }
         Ok(Self { at, most, total, log_sum: f64::from(most) + total.ln() })

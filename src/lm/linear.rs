@@ -28,7 +28,7 @@ pub(crate) struct Pass<'a> {
 #[derive(Debug)]
 pub(super) struct Linear {
     name: String,
-    /// Transposed, `[cols, rows]`: products pack it faster.
+    /// Transposed, `[cols, rows]`.
     weight: Tensor,
     bias: Option<Tensor>,
 }
@@ -43,12 +43,14 @@ impl Linear {
     ) -> Result<Self> {
         let weight = weights.get(&format!("{name}.weight"), &[rows, cols])?;
         let bias = bias.then(|| weights.get(&format!("{name}.bias"), &[rows])).transpose()?;
-        Ok(Self { bias, ..Self::tied(&name, &weight)? })
+        // Side by side, which products pack faster.
+        let weight = weight.t().and_then(|w| w.contiguous()).map_err(failed)?;
+        Ok(Self { name, weight, bias })
     }
 
-    /// A layer of a weight `[rows, cols]` that was read already.
+    /// A layer that shares a weight `[rows, cols]` with another.
     pub(super) fn tied(name: &str, weight: &Tensor) -> Result<Self> {
-        let weight = weight.t().and_then(|w| w.contiguous()).map_err(failed)?;
+        let weight = weight.t().map_err(failed)?;
         Ok(Self { name: name.to_owned(), weight, bias: None })
     }
 

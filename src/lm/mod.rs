@@ -31,7 +31,7 @@ mod weights;
 
 pub use baseline::Baseline;
 pub use config::ARCHITECTURES;
-pub use eval::EvalOptions;
+pub use eval::{EvalOptions, Prepared};
 pub use network::LanguageModel;
 
 use crate::error::{Error, ErrorKind};

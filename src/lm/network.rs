@@ -49,12 +49,19 @@ pub(super) enum Loaded {
 
 /// Reads a model for sequences of up to `seq_len` tokens.
 pub(super) fn load(config: Config, weights: &Weights<'_>, seq_len: usize) -> Result<Loaded> {
-    let loaded = match config {
-        Config::Decoder(c) => Loaded::Language(Box::new(Decoder::load(c, weights, seq_len)?)),
-        Config::Mamba(c) => Loaded::Language(Box::new(Mamba::load(c, weights)?)),
-        Config::Bert(c) => Loaded::Encoder(Box::new(Bert::load(c, weights)?)),
+    // What follows from the configuration, and heads that this runtime doesn't compute.
+    let (loaded, spare): (_, &[&str]) = match config {
+        Config::Decoder(c) => (
+            Loaded::Language(Box::new(Decoder::load(c, weights, seq_len)?)),
+            &["rotary_emb.inv_freq"],
+        ),
+        Config::Mamba(c) => (Loaded::Language(Box::new(Mamba::load(c, weights)?)), &[]),
+        Config::Bert(c) => (
+            Loaded::Encoder(Box::new(Bert::load(c, weights)?)),
+            &["position_ids", "pooler.", "bert.pooler.", "cls."],
+        ),
     };
-    weights.check_all_used()?;
+    weights.check_all_used(spare)?;
     Ok(loaded)
 }
 

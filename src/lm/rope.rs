@@ -10,34 +10,15 @@ use serde_json::Value;
 pub(super) struct Rope {
     theta: f64,
     head_dim: usize,
-    max_positions: usize,
     scaling: Scaling,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Scaling {
     None,
-    Linear {
-        factor: f64,
-    },
-    /// Grows the base with the sequence, beyond the positions that the model was trained on.
-    Dynamic {
-        factor: f64,
-    },
-    Llama3 {
-        factor: f64,
-        low: f64,
-        high: f64,
-        original: f64,
-    },
-    Yarn {
-        factor: f64,
-        original: f64,
-        fast: f64,
-        slow: f64,
-        attention: f64,
-        truncate: bool,
-    },
+    Linear { factor: f64 },
+    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+    Yarn { factor: f64, original: f64, fast: f64, slow: f64, attention: f64, truncate: bool },
 }
 
 impl Rope {
@@ -48,6 +29,9 @@ impl Rope {
         head_dim: usize,
         max_positions: usize,
     ) -> Result<Self, String> {
+        if let Some(other) = parameters.filter(|p| !p.is_null() && !p.is_object()) {
+            return Err(format!("the rope scaling is {other}, an object is expected"));
+        }
         let field = |name: &str| parameters.and_then(|p| p.get(name)).filter(|v| !v.is_null());
         let number = |name: &str| match field(name) {
             None => Ok(None),
@@ -68,9 +52,10 @@ impl Rope {
         let original = || Ok::<_, String>(number("original_max_position_embeddings")?);
         let kind = field("rope_type").or(field("type"));
         let scaling = match kind.map(|k| k.as_str().unwrap_or("")) {
+            // Grows the base beyond the positions that the model was trained on, which the runtime refuses.
+            Some("dynamic") => Scaling::None,
             None | Some("default") => Scaling::None,
             Some("linear") => Scaling::Linear { factor: needed("factor")? },
-            Some("dynamic") => Scaling::Dynamic { factor: needed("factor")? },
             Some("llama3") => {
                 let (low, high) = (needed("low_freq_factor")?, needed("high_freq_factor")?);
                 if high <= low {
@@ -104,7 +89,7 @@ impl Rope {
                 ));
             }
         };
-        Ok(Self { theta, head_dim, max_positions, scaling })
+        Ok(Self { theta, head_dim, scaling })
     }
 
     /// Cosines and sines of the turns at positions `0..n`, `[n, head_dim / 2]` each.
@@ -114,7 +99,7 @@ impl Rope {
         reason = "positions are small, and binary32 is what the model computes in"
     )]
     pub(super) fn turns(&self, n: usize) -> (Vec<f32>, Vec<f32>) {
-        let (turns, factor) = self.frequencies(n);
+        let (turns, factor) = self.frequencies();
         let angles = (0..n).flat_map(|p| turns.iter().map(move |t| (p as f32) * t));
         angles
             .map(|angle| {
@@ -127,7 +112,7 @@ impl Rope {
     /// Radians a position, and what cosines and sines are multiplied with. In binary32, as transformers has
     /// them.
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "as above")]
-    fn frequencies(&self, n: usize) -> (Vec<f32>, f64) {
+    fn frequencies(&self) -> (Vec<f32>, f64) {
         let (half, dim) = (self.head_dim / 2, self.head_dim as f64);
         let plain = |theta: f64| {
             (0..half).map(move |i| theta.powf(2.0 * i as f64 / dim).recip()).collect::<Vec<f64>>()
@@ -136,12 +121,6 @@ impl Rope {
             Scaling::None => (plain(self.theta), 1.0),
             Scaling::Linear { factor } => {
                 (plain(self.theta).into_iter().map(|t| t / factor).collect(), 1.0)
-            }
-            Scaling::Dynamic { factor } => {
-                let max = self.max_positions as f64;
-                let n = (n as f64).max(max);
-                let grown = (factor * n / max - (factor - 1.0)).powf(dim / (dim - 2.0).max(1.0));
-                (plain(self.theta * grown), 1.0)
             }
             Scaling::Llama3 { factor, low, high, original } => {
                 let turn = |t: f64| {

@@ -6,11 +6,13 @@ use std::collections::BTreeSet;
 use candle_core::{Device, Tensor};
 
 use super::failed;
+use super::linear::Linear;
 use crate::codec::convert_raw;
 use crate::container::DecodeOptions;
 use crate::error::{Error, Result};
-use crate::format::Dtype;
+use crate::format::{Dtype, reserve, to_usize};
 use crate::import::Model;
+use crate::progress::{NoProgress, Progress, step};
 
 /// Changes a tensor on its way in, by name.
 pub(super) type Change<'a> = dyn Fn(&str, Tensor) -> Result<Tensor> + 'a;
@@ -20,13 +22,14 @@ pub(super) struct Weights<'a> {
     model: &'a Model,
     planes: u8,
     change: Option<&'a Change<'a>>,
+    progress: &'a dyn Progress,
     used: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Weights<'a> {
     /// All planes of all tensors, as they are.
     pub(super) fn new(model: &'a Model) -> Self {
-        Self { model, planes: 8, change: None, used: RefCell::default() }
+        Self { model, planes: 8, change: None, progress: &NoProgress, used: RefCell::default() }
     }
 
     /// Reads at most `planes` planes of each row.
@@ -41,6 +44,12 @@ impl<'a> Weights<'a> {
         self
     }
 
+    /// Asks before each tensor whether to stop.
+    pub(super) fn with_progress(mut self, progress: &'a dyn Progress) -> Self {
+        self.progress = progress;
+        self
+    }
+
     /// Whether there is a tensor called `name`.
     pub(super) fn has(&self, name: &str) -> bool {
         self.model.tensor(name).is_some()
@@ -52,6 +61,7 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// `Source` when it is missing, has another shape or isn't of floats; as [`Model::read`].
     pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        step(self.progress, 0)?;
         let place = |e: Error| e.in_tensor(name);
         let Some((dtype, found)) = self.model.tensor(name) else {
             return Err(place(Error::source_file("the model lacks it")));
@@ -64,7 +74,8 @@ impl<'a> Weights<'a> {
         if !dtype.has_planes() {
             return Err(place(Error::source_file(format!("is {dtype}, a float type is expected"))));
         }
-        let mut bytes = Vec::new();
+        let size = dtype.tensor_bytes(found).unwrap_or(u64::MAX);
+        let mut bytes = reserve(to_usize(size)?).map_err(place)?;
         let add = |piece: &[u8]| {
             bytes.extend_from_slice(piece);
             Ok(())
@@ -87,21 +98,40 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// The head of a model that shares it with its embedding. Some files hold it once more; there it must be the
+    /// same.
+    ///
+    /// # Errors
+    /// `Source` when it is another; as [`Weights::get`].
+    pub(super) fn tied_head(&self, embedding: &Tensor) -> Result<Linear> {
+        const NAME: &str = "lm_head";
+        let stored = format!("{NAME}.weight");
+        if self.has(&stored) {
+            let own = self.get(&stored, embedding.dims())?;
+            let differs = |a: &Tensor| a.ne(embedding)?.flatten_all()?.max(0)?.to_scalar::<u8>();
+            if differs(&own).map_err(failed)? != 0 {
+                let text = "config.json ties it to the embedding, but it is another matrix";
+                return Err(Error::source_file(text).in_tensor(&stored));
+            }
+        }
+        Linear::tied(NAME, embedding)
+    }
+
     /// Fails when the model has a tensor that the architecture has no place for: a bias, a norm or a layer that
-    /// config.json doesn't speak of would be left out silently.
+    /// config.json doesn't speak of would be left out silently. `spare` are ends or, with a dot behind, starts of
+    /// names that may be left out.
     ///
     /// # Errors
     /// `Source`, with its name.
-    pub(super) fn check_all_used(&self) -> Result<()> {
+    pub(super) fn check_all_used(&self, spare: &[&str]) -> Result<()> {
         let used = self.used.borrow();
-        let spare = |name: &str| {
-            // Recomputed, or of a head that this runtime doesn't compute.
-            let known = ["rotary_emb.inv_freq", "position_ids", "masked_bias"];
-            let other_head = ["pooler.", "cls."].iter().any(|p| name.contains(p));
-            known.iter().any(|end| name.ends_with(end)) || other_head || name == "lm_head.weight"
+        let is_spare = |name: &str| {
+            spare
+                .iter()
+                .any(|s| if s.ends_with('.') { name.starts_with(s) } else { name.ends_with(s) })
         };
         for (name, _, shape) in self.model.tensors() {
-            if !used.contains(name) && !spare(name) {
+            if !used.contains(name) && !is_spare(name) {
                 let text =
                     format!("the architecture of config.json has no place for it ({shape:?})");
                 return Err(Error::source_file(text).in_tensor(name));

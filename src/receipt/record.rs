@@ -13,6 +13,8 @@ use crate::manifest::is_hex_digest;
 const FORMAT: &str = "ultracompress-eval-1";
 /// Headline figures are recomputed to this relative precision.
 const PRECISION: f64 = 1e-9;
+/// How far below zero rounding may take a divergence.
+const SLACK: f64 = 1e-6;
 
 /// One number for each sequence, by column.
 pub type Rows = BTreeMap<String, Vec<f64>>;
@@ -212,7 +214,8 @@ impl EvalRecord {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let record: Self = serde_json::from_slice(bytes).map_err(|e| {
             let rule = if e.is_data() { Rule::RCP_2 } else { Rule::RCP_1 };
-            Error::malformed(rule, e.to_string()).with_source(e)
+            // Names in the message are the input's.
+            Error::malformed(rule, e.to_string().escape_debug().to_string()).with_source(e)
         })?;
         let again = record.to_bytes()?;
         if again != bytes {
@@ -240,19 +243,32 @@ impl EvalRecord {
         if self.model.rung.is_some_and(|r| !(3..=8).contains(&r)) {
             return fail("a rung has 3 to 8 planes".into());
         }
-        let Protocol { seq_len, sequences, tokens, .. } = self.protocol;
-        if sequences == 0
-            || seq_len == 0
-            || tokens == 0
-            || tokens > seq_len.saturating_mul(sequences)
-        {
-            return fail(format!("{tokens} tokens of {sequences} sequences of {seq_len}"));
+        let Protocol { seq_len, max_tokens, sequences, tokens } = self.protocol;
+        // Of a sequence of a language model the first token isn't scored, of one of an encoder the ends.
+        let ends = if self.metric == Metric::Kld { 1 } else { 2 };
+        let scored = seq_len.saturating_sub(ends);
+        let used =
+            sequences.saturating_mul(if self.metric == Metric::Kld { seq_len } else { scored });
+        let there = self.text.tokens.min(max_tokens.unwrap_or(u64::MAX));
+        if tokens == 0 || tokens != scored.saturating_mul(sequences) || used > there {
+            return fail(format!(
+                "{tokens} tokens of {sequences} sequences of {seq_len}, in a text of {there}"
+            ));
         }
         self.check_rows("rows", &self.rows, self.metric.columns())?;
         let expected = if self.metric == Metric::Kld { largest_count(tokens) } else { 0 };
         let sorted = self.kld_largest.windows(2).all(|pair| pair[0] >= pair[1]);
         if self.kld_largest.len() as u64 != expected || !sorted {
             return fail(format!("kld_largest is not {expected} falling numbers"));
+        }
+        #[allow(clippy::cast_precision_loss, reason = "counts of tokens")]
+        if let (Some(last), Some(kld)) = (self.kld_largest.last(), self.rows.get("kld")) {
+            // No divergence is less than zero, but for rounding: the largest are no more than all together.
+            let all = kld.iter().sum::<f64>() * tokens as f64 / sequences as f64;
+            let largest = self.kld_largest.iter().sum::<f64>();
+            if *last < -SLACK || largest > all + SLACK * tokens as f64 {
+                return fail("kld_largest is more than the divergences of all tokens".into());
+            }
         }
         let others: Vec<&str> =
             self.metric.columns().iter().copied().filter(|c| *c != "nll_reference").collect();
@@ -265,7 +281,21 @@ impl EvalRecord {
         Ok(())
     }
 
+    /// Columns, their lengths and their ranges.
     fn check_rows(&self, what: &str, rows: &Rows, columns: &[&str]) -> Result<()> {
+        let range = |column: &str| match column {
+            "top1" => 0.0..=1.0,
+            "nll" | "nll_reference" | "kld" => -SLACK..=f64::MAX,
+            _ => -1.0..=1.0,
+        };
+        let outside = |(column, values): (&String, &Vec<f64>)| {
+            values.iter().any(|v| !range(column).contains(v)).then(|| column.clone())
+        };
+        if let Some(column) = rows.iter().find_map(outside) {
+            let what = what.escape_debug();
+            let text = format!("\"{what}\" has impossible numbers in {}", column.escape_debug());
+            return Err(Error::malformed(Rule::RCP_2, text));
+        }
         let found: Vec<&str> = rows.keys().map(String::as_str).collect();
         let n = self.protocol.sequences;
         let lengths = rows.values().all(|column| column.len() as u64 == n);
@@ -292,7 +322,10 @@ impl EvalRecord {
 }
 
 fn compare(what: &str, found: &Headline, expected: &Headline) -> Result<()> {
-    let near = |a: f64, b: f64| a == b || (a - b).abs() <= PRECISION * a.abs().max(b.abs());
+    let near = |a: f64, b: f64| {
+        // Of numbers that overflow nothing follows.
+        a.is_finite() && b.is_finite() && (a - b).abs() <= PRECISION * a.abs().max(b.abs())
+    };
     let names = found.keys().chain(expected.keys());
     for name in names {
         let (found, expected) = (found.get(name).copied(), expected.get(name).copied());
@@ -307,8 +340,9 @@ fn compare(what: &str, found: &Headline, expected: &Headline) -> Result<()> {
                 Some(Some(v)) => v.to_string(),
             };
             return Err(Error::integrity(format!(
-                "\"{}\" says that {name} is {}, its rows give {} ({})",
+                "\"{}\" says that {} is {}, its rows give {} ({})",
                 what.escape_debug(),
+                name.escape_debug(),
                 show(found),
                 show(expected),
                 Rule::RCP_3

@@ -70,19 +70,19 @@ fn check_free_disk(output: &Path, needed: u64) -> Result<(), Error> {
     }
 }
 
-/// The memory to stay within: as asked for, or a quarter of what the machine, or the container that the
-/// process runs in, has.
+/// The memory that the machine, or the container that the process runs in, has; nothing where the platform can't
+/// tell.
+fn memory_of_machine() -> Option<u64> {
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |c| c.total_memory);
+    Some(system.total_memory().min(limit)).filter(|bytes| *bytes > 0)
+}
+
+/// The memory to stay within: as asked for, or a quarter of what there is.
 fn max_ram(args: &Memory) -> u64 {
-    args.max_ram.unwrap_or_else(|| {
-        // A platform that can't tell.
-        let Ok(mut system) = sysinfo::System::new() else { return DEFAULT_MAX_RAM };
-        system.refresh_memory();
-        let limit = system.cgroup_limits().map_or(u64::MAX, |c| c.total_memory);
-        match system.total_memory().min(limit) / 4 {
-            0 => DEFAULT_MAX_RAM,
-            quarter => quarter.max(MIN_MAX_RAM),
-        }
-    })
+    let quarter = || memory_of_machine().map(|all| (all / 4).max(MIN_MAX_RAM));
+    args.max_ram.or_else(quarter).unwrap_or(DEFAULT_MAX_RAM)
 }
 
 /// The files of a result, as JSON.

@@ -8,7 +8,7 @@ use ultracompress::lm::{Baseline, EvalOptions};
 use ultracompress::receipt::{EvalRecord, Metric};
 use ultracompress::{Error, ErrorKind};
 
-use super::{Outcome, rate};
+use super::{Outcome, check_distinct, memory_of_machine, rate, size};
 use crate::args::Eval;
 use crate::console::Console;
 
@@ -34,6 +34,13 @@ pub fn run(args: &Eval, console: &mut Console) -> Outcome {
     }
     if let Some(record) = &args.record {
         // Before minutes of work.
+        for input in [&args.model, &args.text] {
+            check_distinct(input, record)?;
+        }
+        if args.against.is_dir() && record.canonicalize().is_ok_and(|r| within(&r, &args.against)) {
+            let e = Error::new(ErrorKind::Io, "the record would replace a file of the source");
+            return Err(e.in_file(record.display().to_string()));
+        }
         write_new(record, args.force, None)?;
     }
     let options = EvalOptions::new()
@@ -43,9 +50,17 @@ pub fn run(args: &Eval, console: &mut Console) -> Outcome {
         .with_baselines(baselines);
     let (model, reference) = (Model::open(&args.model)?, Model::open(&args.against)?);
     let text = read(&args.text)?;
-    console.say("loading");
-    console.start_tokens("evaluating", options.tokens(&reference, &text)?);
-    let record = options.eval(&model, &reference, &text, console)?;
+    let prepared = options.prepare(&model, &reference, &text)?;
+    let (needed, there) = (prepared.memory_bytes(), memory_of_machine());
+    if there.is_some_and(|there| needed > there) {
+        let there = size(there.unwrap_or(0));
+        console.say(format!(
+            "warning: about {} of memory are needed, there are {there}",
+            size(needed)
+        ));
+    }
+    console.start_tokens("evaluating", prepared.tokens());
+    let record = prepared.run(console)?;
     console.finish();
     if let Some(path) = &args.record {
         write_new(path, args.force, Some(&record.to_bytes()?))?;
@@ -56,6 +71,11 @@ pub fn run(args: &Eval, console: &mut Console) -> Outcome {
         print(&record, console)?;
     }
     Ok(0)
+}
+
+/// Whether a file that exists is in a folder.
+fn within(file: &Path, folder: &Path) -> bool {
+    folder.canonicalize().is_ok_and(|folder| file.starts_with(folder))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

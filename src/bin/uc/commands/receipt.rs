@@ -3,7 +3,7 @@
 use serde_json::json;
 use ultracompress::import::add_receipt;
 use ultracompress::receipt::{self, CheckedReceipt};
-use ultracompress::{Error, ErrorKind, Pack};
+use ultracompress::{Error, ErrorKind, EvalRecord, Pack};
 
 use super::{Outcome, check_distinct, check_free_disk};
 use crate::MISMATCH;
@@ -24,11 +24,12 @@ pub fn run(args: &Receipt, console: &mut Console) -> Outcome {
                 return Err(place(Error::new(ErrorKind::Source, text)));
             }
             let bytes = std::fs::read(record).map_err(io)?;
+            EvalRecord::parse(&bytes).map_err(place)?;
             check_distinct(pack, output)?;
             let file = Pack::open_path(pack)?;
             check_free_disk(output, file.bytes() + len)?;
             console.start("copying", file.bytes());
-            let name = add_receipt(&file, &bytes, output, *force, console).map_err(place)?;
+            let name = add_receipt(&file, &bytes, output, *force, console)?;
             console.finish();
             if console.json {
                 console.print_json(&json!({
