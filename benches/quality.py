@@ -67,15 +67,15 @@ def plot(out: pathlib.Path) -> None:
     """Panels of KL (logarithmic) against bits per weight of the body."""
     summary = json.loads((out / "summary.json").read_text())
     wide, high, left, top = 430, 300, 60, 34
-    low, most, least, largest = 2.4, 8.8, 1e-5, 3.0
+    low, most, least, largest = 2.4, 8.8, 2e-5, 0.3
     x = lambda bpw: left + (bpw - low) / (most - low) * (wide - left - 14)
     span = math.log(largest / least)
     y = lambda kld: top + math.log(largest / max(kld, least)) / span * (high - top - 44)
     svg = []
     for i, (name, rows) in enumerate(summary["models"].items()):
         svg.append(f'<g transform="translate({i % 2 * wide},{i // 2 * high})">')
-        svg.append(f'<text x="{left}" y="20" class="t">{name}</text>')
-        for power in range(-5, 1):
+        svg.append(f'<text x="{left}" y="20"><tspan class="t">{name}</tspan>  KL to the source, nats a token</text>')
+        for power in range(-4, 0):
             at = y(10.0**power)
             svg.append(f'<path d="M{left} {at:.1f}H{wide - 14}" class="g"/>')
             svg.append(f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">1e{power}</text>')
@@ -93,7 +93,7 @@ def plot(out: pathlib.Path) -> None:
             svg.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.2" class="{kind}"/>')
             if r["by"] != "uc":
                 # 5.5 bits have two quantizers: names on both sides.
-                end = r["by"] in ("q5k", "q4k")
+                end = r["by"] in ("q5k", "q4k", "q8_0")
                 svg.append(f'<text x="{px + (-6 if end else 6):.1f}" y="{py + (11 if end else -4):.1f}"'
                            f' text-anchor="{"end" if end else "start"}" class="n">{r["by"]}</text>')
         svg.append("</g>")

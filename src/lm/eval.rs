@@ -5,6 +5,7 @@
 //! from the second on are scored. Encoders get `[CLS]` before and `[SEP]` behind `seq_len - 2` tokens.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
@@ -259,13 +260,14 @@ impl Prepared<'_> {
         let weights = self.reference.tensors().into_iter().map(|(_, _, shape)| elements(shape));
         let weights = weights.fold(0u64, |n, e| n.saturating_add(e.unwrap_or(u64::MAX)));
         let models = 2 + self.options.baselines.len() as u64;
-        let running = par::threads().saturating_mul(self.sequence_bytes());
+        let running = par::threads().saturating_mul(self.batch_bytes());
         weights.saturating_mul(4 * models).saturating_add(running)
     }
 
-    /// Logits of the reference, their exponentials, logits of one model.
-    fn sequence_bytes(&self) -> u64 {
-        3 * 4 * (self.options.seq_len as u64).saturating_mul(self.config.vocab() as u64)
+    /// Logits of the reference, their exponentials, logits of one model, and a copy while they are made.
+    fn batch_bytes(&self) -> u64 {
+        let tokens = BATCH as u64 * self.options.seq_len as u64;
+        4 * 4 * tokens.saturating_mul(self.config.vocab() as u64)
     }
 
     /// Loads the models and compares them. Source, model and baselines are held in memory as binary32; sequences
@@ -293,15 +295,15 @@ impl Prepared<'_> {
             contestants.push((baseline.name(), read(weights, baseline.name())?));
         }
         let source = read(Weights::new(reference), SOURCE)?;
-        let cost = |_| self.sequence_bytes();
-        let found = par::map_within(cut.sequences.len(), RUNNING_BYTES, cost, |i| {
+        let batches: Vec<&[Vec<u32>]> = cut.sequences.chunks(BATCH).collect();
+        let cost = |_| self.batch_bytes();
+        let found = par::map_within(batches.len(), RUNNING_BYTES, cost, |i| {
             let run = Running { source: &source, contestants: &contestants, progress };
-            let row = run.compare(&cut.sequences[i], cut.inner.clone());
-            let row = row.map_err(|e| e.in_part(format!("sequence {i}")))?;
-            step(progress, options.seq_len as u64)?;
-            Ok(row)
+            let rows = run.compare(batches[i], &cut.inner, BATCH * i)?;
+            step(progress, (options.seq_len * batches[i].len()) as u64)?;
+            Ok(rows)
         })?;
-        self.record(&found, &quantized, [model_root, reference_root])
+        self.record(&found.concat(), &quantized, [model_root, reference_root])
     }
 
     fn record(
@@ -348,6 +350,8 @@ impl Prepared<'_> {
     }
 }
 
+/// Sequences that run at a time on a thread: products of two pack their weights half as often.
+const BATCH: usize = 2;
 /// Memory for the logits of sequences that run at a time; one always may.
 const RUNNING_BYTES: u64 = 2 << 30;
 
@@ -355,7 +359,7 @@ const RUNNING_BYTES: u64 = 2 << 30;
 struct Cut {
     sequences: Vec<Vec<u32>>,
     /// The tokens of a sequence that count.
-    inner: std::ops::Range<usize>,
+    inner: Range<usize>,
     text_tokens: u64,
 }
 
@@ -444,7 +448,7 @@ impl Progress for Silent<'_> {
 }
 
 /// What a sequence gives for one contestant.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Row {
     columns: BTreeMap<&'static str, f64>,
     klds: Vec<f32>,
@@ -458,25 +462,45 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Runs one sequence through all models.
-    fn compare(&self, ids: &[u32], inner: std::ops::Range<usize>) -> Result<Vec<Row>> {
-        let source = |e: Error| e.in_file(SOURCE);
-        let each = |compare: &dyn Fn(&Loaded) -> Result<Row>| {
-            let one = |(name, loaded): &(&'static str, Loaded)| {
-                step(self.progress, 0)?;
-                compare(loaded).map_err(|e| e.in_file(*name))
-            };
-            self.contestants.iter().map(one).collect()
-        };
+    /// Runs sequences, of which the first has the number `first`, through all models: a row of each for each.
+    fn compare(
+        &self,
+        sequences: &[Vec<u32>],
+        inner: &Range<usize>,
+        first: usize,
+    ) -> Result<Vec<Vec<Row>>> {
         step(self.progress, 0)?;
+        let mut rows: Vec<Vec<Row>> = sequences.iter().map(|_| vec![]).collect();
+        let at = |e: Error, i: usize, name: &str| {
+            e.in_part(format!("sequence {}", first + i)).in_file(name)
+        };
         if let Loaded::Encoder(_) = self.source {
-            let expected = self.source.states(ids, None).map_err(source)?;
-            return each(&|model| cosines(&expected, &model.states(ids, None)?, ids.len()));
+            for (i, ids) in sequences.iter().enumerate() {
+                let expected = self.source.states(ids, None).map_err(|e| at(e, i, SOURCE))?;
+                for (name, model) in self.contestants {
+                    step(self.progress, 0)?;
+                    let found = model.states(ids, None);
+                    let row = found.and_then(|found| cosines(&expected, &found, ids.len()));
+                    rows[i].push(row.map_err(|e| at(e, i, name))?);
+                }
+            }
+            return Ok(rows);
         }
-        let targets = &ids[inner];
-        let logits = self.source.logits(ids, Pass::default()).map_err(source)?;
-        let expected = Expected::new(logits, targets).map_err(source)?;
-        each(&|model| expected.compare(&model.logits(ids, Pass::default())?, targets))
+        let ids: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let logits = self.source.logits(&ids, Pass::default()).map_err(|e| at(e, 0, SOURCE))?;
+        let expected = logits.into_iter().zip(&ids).enumerate().map(|(i, (logits, ids))| {
+            Expected::new(logits, &ids[inner.clone()]).map_err(|e| at(e, i, SOURCE))
+        });
+        let expected = expected.collect::<Result<Vec<_>>>()?;
+        for (name, model) in self.contestants {
+            step(self.progress, 0)?;
+            let logits = model.logits(&ids, Pass::default()).map_err(|e| at(e, 0, name))?;
+            for (i, (expected, logits)) in expected.iter().zip(logits).enumerate() {
+                let row = expected.compare(&logits, &ids[i][inner.clone()]);
+                rows[i].push(row.map_err(|e| at(e, i, name))?);
+            }
+        }
+        Ok(rows)
     }
 }
 

@@ -71,17 +71,21 @@ pub(super) fn ids_tensor(ids: &[u32]) -> CandleResult<Tensor> {
 }
 
 impl Loaded {
-    /// Logits `[n, vocab]` of one sequence, row after row.
-    pub(super) fn logits(&self, ids: &[u32], pass: Pass<'_>) -> Result<Vec<f32>> {
+    /// Logits `[n, vocab]` of sequences of one length, each by itself, row after row.
+    pub(super) fn logits(&self, sequences: &[&[u32]], pass: Pass<'_>) -> Result<Vec<Vec<f32>>> {
         let Self::Language(network) = self else {
             return Err(Error::argument("an encoder has no logits"));
         };
         let run = || {
-            let mut x = network.embed(&ids_tensor(ids)?)?;
+            let n = sequences.first().map_or(0, |s| s.len());
+            let ids = Tensor::from_vec(sequences.concat(), (sequences.len(), n), &Device::Cpu)?;
+            let mut x = network.embed(&ids)?;
             for i in 0..network.blocks() {
                 x = network.block(i, &x, pass)?;
             }
-            network.head(&x, pass)?.flatten_all()?.to_vec1::<f32>()
+            let x = network.head(&x, pass)?;
+            let each = (0..sequences.len()).map(|i| x.get(i)?.flatten_all()?.to_vec1::<f32>());
+            each.collect::<CandleResult<_>>()
         };
         run().map_err(failed)
     }
@@ -169,7 +173,7 @@ impl LanguageModel {
     /// `InvalidArgument` for too many tokens, tokens beyond the vocabulary, or an encoder.
     pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
         self.check(ids)?;
-        self.loaded.logits(ids, Pass::default())
+        Ok(self.loaded.logits(&[ids], Pass::default())?.remove(0))
     }
 
     /// Hidden states of an encoder: before its first block and after each, one row for each token. `mask` is

@@ -49,7 +49,6 @@ impl Rope {
         if number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
             return Err("partial_rotary_factor is not 1".into());
         }
-        let original = || Ok::<_, String>(number("original_max_position_embeddings")?);
         let kind = field("rope_type").or(field("type"));
         let scaling = match kind.map(|k| k.as_str().unwrap_or("")) {
             // Grows the base beyond the positions that the model was trained on, which the runtime refuses.
@@ -74,7 +73,8 @@ impl Rope {
                 Scaling::Yarn {
                     factor,
                     #[allow(clippy::cast_precision_loss, reason = "at most 2^28")]
-                    original: original()?.unwrap_or(max_positions as f64),
+                    original: number("original_max_position_embeddings")?
+                        .unwrap_or(max_positions as f64),
                     fast: number("beta_fast")?.unwrap_or(32.0),
                     slow: number("beta_slow")?.unwrap_or(1.0),
                     attention: number("attention_factor")?.unwrap_or(attention),

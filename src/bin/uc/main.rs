@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod console;
+mod restart;
 
 use std::process::ExitCode;
 
@@ -20,8 +21,13 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
+    if let args::Command::Eval(_) = args.command
+        && let Some(code) = restart::on_one_thread_each(args.common.threads)
+    {
+        return code;
+    }
     let mut console = console::Console::new(args.common.quiet, args.common.json);
-    if let Some(threads) = args.common.threads
+    if let Some(threads) = args.common.threads.or_else(restart::threads)
         && let Err(e) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
     {
         console::complain(&format!("error: can't start {threads} threads: {e}"));
