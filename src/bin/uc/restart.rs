@@ -15,7 +15,7 @@ pub fn threads() -> Option<usize> {
 }
 
 /// Replaces the process by one in which each operation of candle stays on the thread that calls it: sequences run
-/// on all threads already, and threads of both kinds get in each other's way (measured: a fifth slower on two cores).
+/// on all threads already, and threads of both kinds get in each other's way.
 /// candle listens to the environment only, and safe code can't change its own.
 ///
 /// Gives nothing when the environment is right, or when there is no way to start again, which costs time only;
