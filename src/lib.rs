@@ -62,8 +62,12 @@
 //! one file; [`matrix`] multiplies with a tensor as it is stored; [`manifest`] adds provenance, packs of several
 //! files and verification, [`receipt`] records of measurements; `import` adds checkpoints, `lm` models that run.
 
+#[cfg(feature = "safetensors")]
+pub mod calibration;
 pub mod codec;
 pub mod container;
+#[cfg(feature = "safetensors")]
+mod encoder;
 mod error;
 pub mod format;
 #[cfg(feature = "safetensors")]
@@ -86,6 +90,9 @@ pub use container::{
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Digest, Dtype, Encoding, Role, Rule, TensorEntry};
 pub use kernels::Kernel;
+#[cfg(feature = "safetensors")]
+#[doc(hidden)]
+pub use kernels::mul_add_peak;
 pub use limits::{Limit, Limits};
 pub use manifest::{Check, Failure, Manifest, Pack, ShardIndex, VerifyOptions, VerifyReport};
 pub use matrix::{Int8Activations, PackedMatrix, PlaneMatrix};

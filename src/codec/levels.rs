@@ -90,6 +90,12 @@ impl<'a> Levels<'a> {
 pub(crate) struct OwnedLevels([Vec<i8>; 6]);
 
 impl OwnedLevels {
+    /// Takes the tables for `3 + i` native planes.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn set(&mut self, i: usize, tables: Vec<i8>) {
+        self.0[i] = tables;
+    }
+
     pub(crate) fn borrow(&self) -> Levels<'_> {
         let mut levels = Levels::default();
         for (set, owned) in levels.sets.iter_mut().zip(&self.0) {

@@ -8,6 +8,7 @@ mod levels;
 mod quantize;
 pub mod reference;
 mod run;
+mod scale_grid;
 mod value;
 
 pub use crate::kernels::STEPS;
@@ -20,3 +21,7 @@ pub use levels::{LevelSet, Levels};
 pub(crate) use quantize::not_finite;
 pub use quantize::{EncodedRows, RowEncoder};
 pub use run::{RunBytes, RunDecoder};
+#[cfg(feature = "safetensors")]
+pub(crate) use scale_grid::{POINTS, ScaleGrid, scale_bits};
+#[cfg(feature = "safetensors")]
+pub(crate) use value::scale_f32;

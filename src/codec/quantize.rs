@@ -3,58 +3,18 @@
 //! Every float operation here is a single IEEE 754 binary32 add, subtract, multiply, divide or
 //! comparison in a fixed order, so codes don't depend on the CPU or on threads.
 
-use super::value::{max_scale_exponent, scale_f32};
+use super::scale_grid::{POINTS, ScaleGrid, scale_bits};
+use super::value::scale_f32;
 use super::{LevelSet, PlaneLayout};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, to_usize};
 use crate::kernels::{Kernel, Nearest, STEPS, TRIES};
-
-/// `4^(i/15)`, i = 0..15: the ratios of the steps, as binary32 literals so that no library computes them.
-const RATIO: [f32; 15] = [
-    1.0, 1.096825, 1.203025, 1.319508, 1.4472692, 1.587401, 1.7411011, 1.9096832, 2.0945883,
-    2.2973967, 2.5198421, 2.7638257, 3.031433, 3.3249516, 3.64689,
-];
 
 /// Grid point of the largest step in ordinary rows: room for a largest group that wants a scale above
 /// the one that puts its peak on the largest level.
 const ANCHOR: i32 = 2;
 /// Highest points that a row gives up for the sake of its smallest groups.
 const MAX_ANCHORS: i32 = 12;
-
-/// Lowest and highest grid point that is ever asked for.
-const GRID: std::ops::RangeInclusive<i32> = -64..=16;
-/// Place of point 0.
-const GRID_ZERO: usize = 64;
-
-/// `4^(t/15)` for every `t` of [`GRID`].
-#[derive(Debug, Clone)]
-struct Grid([f32; 81]);
-
-impl Grid {
-    fn new() -> Self {
-        let mut grid = [0f32; 81];
-        for (t, ratio) in GRID.zip(&mut grid) {
-            let part = RATIO[usize::try_from(t.rem_euclid(15)).expect("0 to 14")];
-            // Multiplying by a power of four is exact.
-            let exponent = 127 + 2 * t.div_euclid(15);
-            *ratio = part * f32::from_bits(u32::try_from(exponent).expect("117 to 129") << 23);
-        }
-        Self(grid)
-    }
-
-    fn ratio(&self, t: i32) -> f32 {
-        self.0[usize::try_from(t - GRID.start()).expect("within the grid")]
-    }
-
-    /// For each peak the highest point `t` up to 0 with `amax * 4^(t/15)` at most it; groups that are
-    /// smaller by far share point -45.
-    fn indices(&self, peaks: &[f32], amax: f32) -> Vec<i32> {
-        // Falling, so the number of those above a peak is how far down its point is.
-        let ladder: [f32; 45] = std::array::from_fn(|i| amax * self.0[GRID_ZERO - i]);
-        let count = |peak: &f32| ladder.iter().map(|l| i32::from(l > peak)).sum::<i32>();
-        peaks.iter().map(|peak| -count(peak)).collect()
-    }
-}
 
 /// Encodes rows of one tensor: for each row the scale, steps and codes of about the least squared error
 /// (the uncalibrated encoder).
@@ -78,9 +38,8 @@ pub struct RowEncoder {
     grouped: bool,
     planes: u8,
     dtype: Dtype,
-    top_level: f32,
     nearest: Nearest,
-    grid: Grid,
+    grid: ScaleGrid,
 }
 
 /// Encoded rows, in the layout of the parts.
@@ -106,7 +65,6 @@ impl RowEncoder {
         let cols = to_usize(layout.cols)?;
         let planes = levels.native();
         let table = levels.table(planes);
-        let widest = table.iter().map(|l| l.unsigned_abs()).max().unwrap_or(127);
         Ok(Self {
             cols,
             group: if layout.group == 0 { cols } else { layout.group as usize },
@@ -114,9 +72,8 @@ impl RowEncoder {
             grouped: layout.group != 0,
             planes,
             dtype: source,
-            top_level: f32::from(widest.min(127)),
             nearest: Nearest::new(Kernel::selected()?, table),
-            grid: Grid::new(),
+            grid: ScaleGrid::new(),
         })
     }
 
@@ -177,7 +134,7 @@ impl RowEncoder {
         }
         // Grid of effective scales (row scale x step), finest ratio of the steps, anchored at the
         // one that puts the row's largest weight on the largest level.
-        let unit = amax / self.top_level;
+        let unit = amax / self.nearest.top();
         let start = self.grid.indices(&peaks, amax);
         // The row scale fixes which 16 neighbouring grid points the groups can use. Ordinary rows
         // find what they look for among the 16 from `ANCHOR` down.
@@ -187,7 +144,7 @@ impl RowEncoder {
         } else {
             self.anchor(row, unit, &start)
         };
-        let scale = self.scale_bits(unit * self.grid.ratio(anchor) / 128.0);
+        let scale = scale_bits(unit * self.grid.ratio(anchor) / 128.0, self.dtype);
         // From just below the peak (a little clipping) upwards.
         let wanted: Vec<i32> = from.iter().map(|t| 15 - (anchor - t) - 1).collect();
         self.finish(row, scale, Some(&wanted), codes, steps);
@@ -208,7 +165,7 @@ impl RowEncoder {
         let best: Vec<i32> = groups
             .iter()
             .zip(start)
-            .map(|(g, &t)| least(t - 1, &GRID, |points| errors_at(g, points)))
+            .map(|(g, &t)| least(t - 1, &POINTS, |points| errors_at(g, points)))
             .collect();
         let high = best.iter().copied().max().unwrap_or(0);
         let low = best.iter().copied().min().unwrap_or(0);
@@ -226,12 +183,6 @@ impl RowEncoder {
             }
         }
         (anchor, best)
-    }
-
-    /// The nearest allowed row scale.
-    fn scale_bits(&self, scale: f32) -> u16 {
-        let bits = half::bf16::from_f32(scale).to_bits();
-        bits.clamp(1 << 7, (max_scale_exponent(self.dtype) << 7) | 0x7f)
     }
 
     /// With the row scale settled, picks each group's step (around `wanted`, or any) and codes.

@@ -227,6 +227,30 @@ impl EncodedTensor {
         Self::assemble(name, dtype, shape, role, parts, Digest::of(&bytes))
     }
 
+    /// As [`EncodedTensor::from_planes`] with tables that no writer has yet: what is stored for `level_ids` is set
+    /// with [`EncodedTensor::set_level_ids`].
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn with_levels(
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        role: Role,
+        parts: PlaneParts,
+        levels: &Levels<'_>,
+    ) -> Result<Self> {
+        let layout = PlaneLayout::new(shape, parts.row_dims, parts.group)?;
+        let bytes = decode_parts(&layout, levels, &parts, dtype).map_err(|e| e.in_tensor(name))?;
+        Self::assemble(name, dtype, shape, role, parts, Digest::of(&bytes))
+    }
+
+    /// Says which tables of the writer the tensor uses.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn set_level_ids(&mut self, ids: [u16; 6]) {
+        if let Encoding::Planes { level_ids, .. } = &mut self.entry.encoding {
+            *level_ids = ids;
+        }
+    }
+
     fn assemble(
         name: &str,
         dtype: Dtype,

@@ -4,13 +4,14 @@ use std::fs::File;
 
 use sha2::{Digest as _, Sha256};
 
+use super::calibrated::Calibrated;
 use super::plan::{Decision, Plan, Recipe};
 use super::scan::{Scan, Scans};
 use super::shards::{NewPack, ShardWriter};
 use super::source::Source;
 use crate::container::{
-    CACHE_WEIGHTS, EncodeOptions, EncodedTile, OpenData, OpenPlanes, ReadAt, TileEncoder,
-    store_chunk,
+    CACHE_WEIGHTS, EncodeOptions, EncodedTensor, EncodedTile, OpenData, OpenPlanes, ReadAt,
+    TileEncoder, store_chunk,
 };
 use crate::error::{Error, Result};
 use crate::format::{Digest, Encoding, FileEntry, TensorEntry, to_usize};
@@ -44,16 +45,20 @@ pub(super) struct Jobs {
     jobs: Vec<Job>,
     /// Weights of a row of each `planes` tensor, 0 for others.
     row_weights: Vec<u64>,
+    /// Memory of each tensor that is encoded by a calibration, as a whole.
+    whole: Vec<Option<u64>>,
     zstd_bytes: u64,
 }
 
 impl Jobs {
-    /// Tensors by shard and name, then the carried files at the end of the first shard.
+    /// Tensors by shard and name, then the carried files at the end of the first shard. `whole` says how much memory
+    /// each tensor needs that is encoded by a calibration.
     pub(super) fn new(
         source: &Source,
         plan: &Plan,
         recipe: &Recipe,
         shards: &[usize],
+        whole: Vec<Option<u64>>,
     ) -> Result<Self> {
         let mut order: Vec<usize> = (0..plan.tensors.len()).collect();
         order.sort_by_key(|&i| shards[i]);
@@ -65,7 +70,7 @@ impl Jobs {
             Some(_) => 20 << 20,
         };
         let row_weights = vec![0; plan.tensors.len()];
-        let mut jobs = Self { jobs: vec![], row_weights, zstd_bytes };
+        let mut jobs = Self { jobs: vec![], row_weights, whole, zstd_bytes };
         order[..first].iter().try_for_each(|&i| jobs.push_tensor(source, plan, recipe, i))?;
         for (i, file) in source.files.iter().enumerate() {
             if file.role == FileRole::Carried {
@@ -87,6 +92,7 @@ impl Jobs {
         let job = match &plan.tensors[i].decision {
             Decision::Alias(_) => return Ok(()),
             Decision::Raw => RAW_BYTES,
+            Decision::Planes { .. } if self.whole[i].is_some() => t.len.max(1),
             Decision::Planes { .. } => {
                 let encoder = tile_encoder(source, plan, recipe, i)?;
                 self.row_weights[i] = encoder.layout.cols;
@@ -121,6 +127,9 @@ impl Jobs {
     pub(super) fn cost(&self, source: &Source, j: usize) -> u64 {
         let job = &self.jobs[j];
         let Item::Tensor(i) = job.item else { return self.raw_cost(job) };
+        if let Some(bytes) = self.whole[i] {
+            return bytes;
+        }
         if self.row_weights[i] == 0 {
             return self.raw_cost(job);
         }
@@ -151,8 +160,10 @@ fn tile_encoder(source: &Source, plan: &Plan, recipe: &Recipe, i: usize) -> Resu
     let Decision::Planes { planes, row_dims } = planned.decision else {
         return Err(Error::argument("is not stored as planes").in_tensor(&t.name));
     };
-    let options =
-        EncodeOptions::new().with_planes(planes).with_row_dims(row_dims).with_group(recipe.group);
+    let options = EncodeOptions::new()
+        .with_planes(planes)
+        .with_row_dims(row_dims)
+        .with_group(recipe.group_of(planned.role));
     TileEncoder::new(t.dtype, &t.shape, &options).map_err(|e| e.in_tensor(&t.name))
 }
 
@@ -181,6 +192,8 @@ pub(super) struct Done {
 enum Encoded {
     /// Rows, with the tensor's record if they are the first.
     Tile(EncodedTile, Option<TensorEntry>),
+    /// A tensor, encoded by a calibration.
+    Whole(Box<EncodedTensor>),
     /// Content length and stored bytes of each chunk.
     Chunks(Vec<(usize, Vec<u8>)>),
 }
@@ -190,6 +203,7 @@ pub(super) fn encode(
     source: &Source,
     plan: &Plan,
     recipe: &Recipe,
+    calibrated: Option<&Calibrated<'_>>,
     job: &Job,
     bytes: Vec<u8>,
 ) -> Result<Done> {
@@ -199,8 +213,11 @@ pub(super) fn encode(
         Item::Tensor(i) if matches!(plan.tensors[i].decision, Decision::Planes { .. }) => Some(i),
         _ => None,
     };
-    let what = match planes {
-        Some(i) => {
+    let what = match (planes, calibrated) {
+        (Some(i), Some(calibrated)) if calibrated.has(i) => {
+            Encoded::Whole(Box::new(calibrated.encode(source, plan, i, &bytes)?))
+        }
+        (Some(i), _) => {
             let encoder = tile_encoder(source, plan, recipe, i)?;
             let first_row = to_usize(job.from)? / encoder.row_bytes()?;
             let tile = encoder.encode(first_row, &bytes).map_err(|e| {
@@ -212,7 +229,7 @@ pub(super) fn encode(
             let entry = || encoder.entry(&t.name, &t.shape, planned.role);
             Encoded::Tile(tile, (job.from == 0).then(entry).transpose()?)
         }
-        None => {
+        (None, _) => {
             let level = recipe.zstd_level();
             let chunk = |c: &[u8]| Ok((c.len(), store_chunk(c, level)?.into_owned()));
             Encoded::Chunks(bytes.chunks(CHUNK_LEN).map(chunk).collect::<Result<_>>()?)
@@ -228,6 +245,7 @@ fn changed(what: &str) -> Error {
 /// An item that is being written.
 enum Open {
     Planes(Box<OpenPlanes>, Sha256),
+    Whole(Box<EncodedTensor>),
     Data(OpenData),
 }
 
@@ -239,8 +257,11 @@ pub(super) struct Output<'a> {
     shards: &'a [usize],
     pack: &'a mut NewPack,
     manifest: &'a [u8],
+    calibrated: Option<&'a Calibrated<'a>>,
     shard: usize,
     writer: ShardWriter,
+    /// Numbers of the fitted level tables that the open shard has, by native planes less 3.
+    tables: [Option<u16>; 6],
     open: Option<(Open, crc32fast::Hasher)>,
 }
 
@@ -252,9 +273,22 @@ impl<'a> Output<'a> {
         shards: &'a [usize],
         pack: &'a mut NewPack,
         manifest: &'a [u8],
+        calibrated: Option<&'a Calibrated<'a>>,
     ) -> Result<Self> {
         let writer = pack.start()?;
-        Ok(Self { source, plan, scans, shards, pack, manifest, shard: 0, writer, open: None })
+        Ok(Self {
+            source,
+            plan,
+            scans,
+            shards,
+            pack,
+            manifest,
+            calibrated,
+            shard: 0,
+            writer,
+            tables: [None; 6],
+            open: None,
+        })
     }
 
     /// Writes what a job came to.
@@ -272,25 +306,33 @@ impl<'a> Output<'a> {
     }
 
     fn write(&mut self, job: &Job, name: &str, done: Done) -> Result<()> {
-        let (mut open, mut crc) = match (self.open.take(), &done.what) {
-            (Some(open), _) => open,
-            (None, Encoded::Tile(_, Some(entry))) => {
-                let planes = self.writer.begin_planes(entry.clone())?;
-                (Open::Planes(Box::new(planes), Sha256::new()), crc32fast::Hasher::new())
+        let (open, mut crc) = match (self.open.take(), done.what) {
+            (Some((open, crc)), what) => ((open, Some(what)), crc),
+            (None, Encoded::Tile(tile, Some(entry))) => {
+                let planes = self.writer.begin_planes(entry)?;
+                let open = Open::Planes(Box::new(planes), Sha256::new());
+                ((open, Some(Encoded::Tile(tile, None))), crc32fast::Hasher::new())
             }
-            (None, _) => (Open::Data(self.writer.begin_data()?), crc32fast::Hasher::new()),
+            (None, Encoded::Whole(tensor)) => {
+                ((Open::Whole(tensor), None), crc32fast::Hasher::new())
+            }
+            (None, what) => {
+                ((Open::Data(self.writer.begin_data()?), Some(what)), crc32fast::Hasher::new())
+            }
         };
         crc.combine(&done.crc);
-        match (&mut open, done.what) {
-            (Open::Planes(planes, sha), Encoded::Tile(tile, _)) => {
+        let (mut open, what) = open;
+        match (&mut open, what) {
+            (Open::Planes(planes, sha), Some(Encoded::Tile(tile, _))) => {
                 self.writer.put_rows(planes, &tile.pieces)?;
                 sha.update(&tile.decoded);
             }
-            (Open::Data(data), Encoded::Chunks(chunks)) => {
+            (Open::Data(data), Some(Encoded::Chunks(chunks))) => {
                 for (len, stored) in chunks {
                     self.writer.put_chunk(data, len, &stored)?;
                 }
             }
+            (Open::Whole(_), None) => {}
             _ => return Err(Error::argument("jobs came in the wrong order")),
         }
         if !job.last {
@@ -311,6 +353,13 @@ impl<'a> Output<'a> {
         match (open, job.item) {
             (Open::Planes(planes, sha), _) => {
                 self.writer.end_planes(*planes, Digest(sha.finalize().into()))?;
+            }
+            (Open::Whole(mut tensor), Item::Tensor(i)) => {
+                tensor.set_level_ids(self.tables_of(i)?);
+                self.writer.add_tensor(*tensor)?;
+            }
+            (Open::Whole(_), Item::File(_)) => {
+                return Err(Error::argument("a file is no tensor"));
             }
             (Open::Data(data), Item::Tensor(i)) => {
                 let t = &self.source.tensors()[i];
@@ -334,12 +383,29 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// The numbers of the level tables of a tensor. A table is added to the shard with the first tensor that uses it.
+    fn tables_of(&mut self, i: usize) -> Result<[u16; 6]> {
+        let mut ids = [0; 6];
+        let Some(calibrated) = self.calibrated else { return Ok(ids) };
+        let used = calibrated.counts(i);
+        for (at, native) in (0..6).zip(3u8..) {
+            let Some(table) = calibrated.fitted()[at].as_ref().filter(|_| used[at]) else {
+                continue;
+            };
+            if self.tables[at].is_none() {
+                self.tables[at] = Some(self.writer.add_levels(native, table.clone())?);
+            }
+            ids[at] = self.tables[at].unwrap_or(0);
+        }
+        Ok(ids)
+    }
+
     /// Ends the open shard and starts another.
     fn next_shard(mut self, shard: usize) -> Result<Self> {
         self.add_aliases()?;
         self.pack.end(self.writer, self.manifest)?;
         let writer = self.pack.start()?;
-        Ok(Self { shard, writer, ..self })
+        Ok(Self { shard, writer, tables: [None; 6], ..self })
     }
 
     fn add_aliases(&mut self) -> Result<()> {

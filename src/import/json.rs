@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 ///
 /// # Errors
 /// Names the key; also what isn't JSON.
-pub(super) fn check_keys(json: &[u8]) -> serde_json::Result<()> {
+pub(crate) fn check_keys(json: &[u8]) -> serde_json::Result<()> {
     let mut parser = serde_json::Deserializer::from_slice(json);
     Unique.deserialize(&mut parser)?;
     parser.end()

@@ -7,6 +7,7 @@
 //! ```
 
 mod against;
+mod calibrated;
 mod compare;
 mod encode;
 mod json;
@@ -22,12 +23,23 @@ mod shards;
 mod source;
 mod unpack;
 
+pub(crate) use json::check_keys;
+#[cfg(feature = "lm")]
+pub(crate) use output::{ClosedFile, NewFile};
+#[cfg(feature = "lm")]
+pub(crate) use safetensors_file::build_header;
+pub(crate) use safetensors_file::{Header, HeaderTensor, read_header};
+
 pub use against::{AgainstReport, against};
+pub use calibrated::CALIBRATED_ENCODER_ID;
 pub use compare::{DiffReport, SameReport, TensorDiff, decoded_root, diff, same};
 pub use model::Model;
 pub use output::write_new;
 pub use pack::{ENCODER_ID, PackOptions, PackReport, PackStats};
-pub use plan::{Decision, Plan, PlannedTensor, Recipe, Rule as RecipeRule, Setting};
+pub use plan::{
+    Allocation, Bpw, CalibratedRecipe, Decision, Plan, PlannedTensor, Recipe, Rule as RecipeRule,
+    Setting,
+};
 pub use receipt::add_receipt;
 pub use reshard::{ReshardOptions, ReshardReport};
 pub use source::{Source, SourceTensor};

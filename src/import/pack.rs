@@ -3,11 +3,13 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::calibrated::{self, CALIBRATED_ENCODER_ID, Calibrated};
 use super::encode::{Item, Jobs, Output, encode, read};
-use super::plan::{Decision, Plan, Recipe};
+use super::plan::{Decision, Plan, PlannedTensor, Recipe};
 use super::scan::{Scans, scan};
 use super::shards::{NewPack, Placed, assign, check_shard_size};
-use super::source::Source;
+use super::source::{Source, SourceTensor};
+use crate::calibration::Calibration;
 use crate::codec::PlaneLayout;
 use crate::container::ReadAt;
 use crate::error::{Error, Result};
@@ -38,11 +40,19 @@ pub struct PackOptions {
     /// Cut the pack into files of at most this many bytes of tensors, unless one tensor is larger.
     /// Default: one file.
     pub shard_size: Option<u64>,
+    /// A calibration file of the source (`uc calibrate`): linear layers are encoded by it. Default: none.
+    pub calibration: Option<PathBuf>,
 }
 
 impl Default for PackOptions {
     fn default() -> Self {
-        Self { recipe: Recipe::default(), force: false, max_ram: DEFAULT_MAX_RAM, shard_size: None }
+        Self {
+            recipe: Recipe::default(),
+            force: false,
+            max_ram: DEFAULT_MAX_RAM,
+            shard_size: None,
+            calibration: None,
+        }
     }
 }
 
@@ -181,26 +191,47 @@ impl PackOptions {
         self
     }
 
+    /// Sets [`PackOptions::calibration`].
+    #[must_use]
+    pub fn with_calibration(mut self, file: Option<PathBuf>) -> Self {
+        self.calibration = file;
+        self
+    }
+
+    /// How much [`PackOptions::pack_with`] reports to its progress, about: bytes of tensors, once hashed, once
+    /// encoded, and those of the body once more under a budget.
+    pub fn work(&self, source: &Source) -> u64 {
+        let surveyed = self.recipe.calibrated.as_ref().is_some_and(|c| c.bpw.is_some());
+        let again = if surveyed { source.bytes() } else { 0 };
+        2 * source.bytes() + again
+    }
+
+    /// The calibration, and the recipe as it is with it.
+    fn resolved(&self) -> Result<(Option<Calibration>, Recipe)> {
+        let mut recipe = self.recipe.clone();
+        let calibration = self.calibration.as_deref().map(Calibration::open).transpose()?;
+        match (&calibration, &recipe.calibrated) {
+            (None, Some(c)) if c.bpw.is_some() => {
+                return Err(Error::argument("a budget of bits needs a calibration"));
+            }
+            (None, _) => recipe.calibrated = None,
+            (Some(_), None) => recipe.calibrated = Some(super::plan::CalibratedRecipe::default()),
+            (Some(_), Some(_)) => {}
+        }
+        Ok((calibration, recipe))
+    }
+
     /// What becomes of each tensor: reads the whole source, writes nothing.
     ///
     /// # Errors
     /// As [`PackOptions::pack`].
     pub fn plan(&self, source: &Source, progress: &dyn Progress) -> Result<Plan> {
-        let budget = self.budget(source, &Plan::new(source, &self.recipe)?)?;
-        Ok(self.plan_and_scan(source, false, budget, progress)?.0)
-    }
-
-    fn plan_and_scan(
-        &self,
-        source: &Source,
-        with_files: bool,
-        budget: u64,
-        progress: &dyn Progress,
-    ) -> Result<(Plan, Scans)> {
-        let mut plan = Plan::new(source, &self.recipe)?;
-        let scans = scan(source, with_files, budget, progress)?;
-        plan.refine(&scans.tensors);
-        Ok((plan, scans))
+        let (calibration, recipe) = self.resolved()?;
+        let plan = Plan::new(source, &recipe)?;
+        let calibration = calibration.as_ref();
+        let (scanning, encoding) = self.budget(source, &plan, &recipe, calibration)?;
+        let work = Work { source, recipe: &recipe, calibration, scanning, encoding };
+        Ok(work.plan(plan, false, progress)?.0)
     }
 
     /// An upper estimate of the pack's length in bytes, for a look at the free disk.
@@ -210,10 +241,13 @@ impl PackOptions {
     pub fn estimate(&self, source: &Source) -> Result<u64> {
         let plan = Plan::new(source, &self.recipe)?;
         let carried = source.files.iter().filter(|f| f.role == FileRole::Carried).map(|f| f.bytes);
-        let tensors = self.placed(source, &plan)?.into_iter().map(|placed| match placed {
-            Placed::Bytes(n) => n,
-            Placed::With(_) => 0,
-        });
+        let tensors =
+            self.placed(source, &plan, &self.recipe, None)?.into_iter().map(
+                |placed| match placed {
+                    Placed::Bytes(n) => n,
+                    Placed::With(_) => 0,
+                },
+            );
         // Padding, records and the manifest's entries on top.
         Ok(carried.chain(tensors).fold(0, |sum, n| sum.saturating_add(n).saturating_add(4096)))
     }
@@ -253,17 +287,20 @@ impl PackOptions {
         source.refuse_as_output(output)?;
         check_shard_size(self.shard_size)?;
         self.check_zstd()?;
-        let plan = Plan::new(source, &self.recipe)?;
-        let budget = self.budget(source, &plan)?;
+        let (calibration, recipe) = self.resolved()?;
+        let calibration = calibration.as_ref();
+        let plan = Plan::new(source, &recipe)?;
+        let (scanning, encoding) = self.budget(source, &plan, &recipe, calibration)?;
         // Whether the output can be written shows before hours of reading; equal tensors, which the scan
         // finds, may make fewer shards of it.
-        NewPack::check(output, self.force, self.shards(source, &plan)?.1)?;
-        let (plan, scans) = self.plan_and_scan(source, true, budget, progress)?;
+        NewPack::check(output, self.force, self.shards(source, &plan, &recipe, None)?.1)?;
+        let work = Work { source, recipe: &recipe, calibration, scanning, encoding };
+        let (plan, scans, calibrated) = work.plan(plan, true, progress)?;
 
-        let (shards, count) = self.shards(source, &plan)?;
+        let (shards, count) = self.shards(source, &plan, &recipe, calibrated.as_ref())?;
         let mut pack = NewPack::create(output, self.force, count)?;
-        let manifest = self.manifest(source, &plan, &scans)?.to_bytes()?;
-        self.write(source, &plan, &scans, &shards, budget, &mut pack, &manifest, progress)?;
+        let manifest = work.manifest(&plan, &scans)?.to_bytes()?;
+        work.write(&plan, &scans, &shards, calibrated.as_ref(), &mut pack, &manifest, progress)?;
 
         let written = pack.open()?;
         written.manifest()?;
@@ -300,23 +337,40 @@ impl PackOptions {
     }
 
     /// The shard of each tensor, and how many there are.
-    fn shards(&self, source: &Source, plan: &Plan) -> Result<(Vec<usize>, usize)> {
-        let shards = assign(&self.placed(source, plan)?, self.shard_size);
+    fn shards(
+        &self,
+        source: &Source,
+        plan: &Plan,
+        recipe: &Recipe,
+        calibrated: Option<&Calibrated<'_>>,
+    ) -> Result<(Vec<usize>, usize)> {
+        let shards = assign(&self.placed(source, plan, recipe, calibrated)?, self.shard_size);
         let count = shards.iter().max().map_or(1, |last| last + 1);
         Ok((shards, count))
     }
 
     /// What decides in which shard each tensor is.
-    fn placed(&self, source: &Source, plan: &Plan) -> Result<Vec<Placed>> {
+    fn placed(
+        &self,
+        source: &Source,
+        plan: &Plan,
+        recipe: &Recipe,
+        calibrated: Option<&Calibrated<'_>>,
+    ) -> Result<Vec<Placed>> {
         let names: Vec<&str> = plan.tensors.iter().map(|t| t.name.as_str()).collect();
         plan.tensors
             .iter()
             .zip(source.tensors())
-            .map(|(p, t)| {
+            .enumerate()
+            .map(|(i, (p, t))| {
                 Ok(match &p.decision {
                     Decision::Raw => Placed::Bytes(t.len),
+                    Decision::Planes { .. } if calibrated.is_some_and(|c| c.has(i)) => {
+                        Placed::Bytes(calibrated.map_or(Ok(0), |c| c.content_bytes(source, i))?)
+                    }
                     Decision::Planes { planes, row_dims } => {
-                        let layout = PlaneLayout::new(&t.shape, *row_dims, self.recipe.group)?;
+                        let layout =
+                            PlaneLayout::new(&t.shape, *row_dims, recipe.group_of(p.role))?;
                         Placed::Bytes(layout.uniform_bytes(*planes))
                     }
                     Decision::Alias(target) => {
@@ -329,22 +383,70 @@ impl PackOptions {
             .collect()
     }
 
-    /// Memory for encoding.
-    fn budget(&self, source: &Source, plan: &Plan) -> Result<u64> {
+    /// Memory for reading the source, and for encoding.
+    fn budget(
+        &self,
+        source: &Source,
+        plan: &Plan,
+        recipe: &Recipe,
+        calibration: Option<&Calibration>,
+    ) -> Result<(u64, u64)> {
         // Names, shapes, records and the manifest's text and value, as measured on a checkpoint of
         // 100,000 tensors; and a chunk table.
         let tables = source.tensors().len() as u64 * 4608 + source.bytes() / (1 << 20) * 64;
-        let (largest, name) =
-            Jobs::new(source, plan, &self.recipe, &vec![0; plan.tensors.len()])?.largest(source);
+        let whole = whole(source, plan, calibration);
+        let shards = vec![0; plan.tensors.len()];
+        let (largest, name) = Jobs::new(source, plan, recipe, &shards, whole)?.largest(source);
         let budget = memory::for_work(self.max_ram, tables, largest).map_err(|e| match name {
             Some(name) => e.in_tensor(&name),
             None => e,
         })?;
-        Ok(budget.min(par::threads() * BUSY_BYTES).max(largest))
+        let busy = budget.min(par::threads() * BUSY_BYTES).max(largest.min(budget));
+        Ok((busy, if calibration.is_some() { budget } else { busy }))
+    }
+}
+
+/// Memory of each tensor that is encoded by the calibration.
+fn whole(source: &Source, plan: &Plan, calibration: Option<&Calibration>) -> Vec<Option<u64>> {
+    let tensors = source.tensors().iter().zip(&plan.tensors);
+    let memory =
+        |(t, p): (&SourceTensor, &PlannedTensor)| calibrated::memory(t, &p.decision, calibration?);
+    tensors.map(memory).collect()
+}
+
+/// What packing works with.
+struct Work<'a> {
+    source: &'a Source,
+    recipe: &'a Recipe,
+    calibration: Option<&'a Calibration>,
+    /// Memory for reading, and for encoding.
+    scanning: u64,
+    encoding: u64,
+}
+
+impl<'a> Work<'a> {
+    /// Scans the source and settles what becomes of each tensor.
+    fn plan(
+        &self,
+        mut plan: Plan,
+        with_files: bool,
+        progress: &dyn Progress,
+    ) -> Result<(Plan, Scans, Option<Calibrated<'a>>)> {
+        let scans = scan(self.source, with_files, self.scanning, progress)?;
+        plan.refine(&scans.tensors);
+        let Some(calibration) = self.calibration else { return Ok((plan, scans, None)) };
+        calibrated::check_root(self.source, &scans.tensors, calibration)?;
+        let (source, recipe) = (self.source, self.recipe);
+        let calibrated =
+            Calibrated::new(source, &mut plan, recipe, calibration, self.encoding, progress)?;
+        Ok((plan, scans, Some(calibrated)))
     }
 
-    fn manifest(&self, source: &Source, plan: &Plan, scans: &Scans) -> Result<Manifest> {
-        let mut manifest = Manifest::new(ENCODER_ID);
+    fn manifest(&self, plan: &Plan, scans: &Scans) -> Result<Manifest> {
+        let source = self.source;
+        let encoder = if self.calibration.is_some() { CALIBRATED_ENCODER_ID } else { ENCODER_ID };
+        let mut manifest = Manifest::new(encoder);
+        manifest.calibration = self.calibration.map(|c| c.sha256().to_string());
         manifest.recipe = self.recipe.to_json()?;
         for (file, scan) in source.files.iter().zip(&scans.files) {
             // What stays behind must not change the bytes of the pack; the report lists it.
@@ -378,24 +480,25 @@ impl PackOptions {
     #[allow(clippy::too_many_arguments, reason = "one step of `pack_with`")]
     fn write(
         &self,
-        source: &Source,
         plan: &Plan,
         scans: &Scans,
         shards: &[usize],
-        budget: u64,
+        calibrated: Option<&Calibrated<'_>>,
         pack: &mut NewPack,
         manifest: &[u8],
         progress: &dyn Progress,
     ) -> Result<()> {
-        let jobs = Jobs::new(source, plan, &self.recipe, shards)?;
-        let mut output = Some(Output::new(source, plan, scans, shards, pack, manifest)?);
+        let Self { source, recipe, .. } = *self;
+        let jobs = Jobs::new(source, plan, recipe, shards, whole(source, plan, self.calibration))?;
+        let output = Output::new(source, plan, scans, shards, pack, manifest, calibrated)?;
+        let mut output = Some(output);
         par::pipeline(
             jobs.len(),
-            budget,
+            self.encoding,
             Until::Taken,
             |j| jobs.cost(source, j),
             |j| read(source, jobs.get(j)),
-            |j, bytes| encode(source, plan, &self.recipe, jobs.get(j), bytes),
+            |j, bytes| encode(source, plan, recipe, calibrated, jobs.get(j), bytes),
             |j, done| {
                 let job = jobs.get(j);
                 output = output.take().map(|o| o.take(job, done)).transpose()?;

@@ -59,6 +59,126 @@ impl Rule {
     }
 }
 
+/// Average bits of a weight, in units of 1/10000 bit.
+///
+/// ```
+/// use ultracompress::import::Bpw;
+///
+/// assert_eq!("5.25".parse::<Bpw>()?.to_string(), "5.25");
+/// assert!("-1".parse::<Bpw>().is_err() && "5.00001".parse::<Bpw>().is_err());
+/// # Ok::<(), ultracompress::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bpw(u32);
+
+impl Bpw {
+    const UNIT: u32 = 10_000;
+
+    /// The bytes that `weights` weights may take.
+    pub(crate) fn bytes(self, weights: u64) -> u64 {
+        let bits = u128::from(weights) * u128::from(self.0) / u128::from(Self::UNIT);
+        u64::try_from(bits / 8).unwrap_or(u64::MAX)
+    }
+}
+
+impl std::fmt::Display for Bpw {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = format!("{}.{:04}", self.0 / Self::UNIT, self.0 % Self::UNIT);
+        let short = text.trim_end_matches('0');
+        f.write_str(if short.ends_with('.') { &text[..=short.len()] } else { short })
+    }
+}
+
+impl std::str::FromStr for Bpw {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || Error::argument(format!("\"{text}\" is not a number of bits such as 5.25"));
+        let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+        if whole.is_empty() || whole.len() > 3 || part.len() > 4 || !digits(whole) || !digits(part)
+        {
+            return Err(bad());
+        }
+        let units = format!("{whole}{part:0<4}").parse().map_err(|_| bad())?;
+        Ok(Self(units))
+    }
+}
+
+impl Serialize for Bpw {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        // Text, since the manifest has no fractions.
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bpw {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Number {
+            Text(String),
+            Whole(u32),
+            Real(f64),
+        }
+        let text = match Number::deserialize(d)? {
+            Number::Text(text) => text,
+            Number::Whole(n) => n.to_string(),
+            Number::Real(x) => x.to_string(),
+        };
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Which rows may have planes of their own when a budget is allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Allocation {
+    /// Each row.
+    Row,
+    /// All rows of a tensor have the same.
+    Tensor,
+}
+
+/// How the encoder uses a calibration. Defaults are what was measured to be best; the switches are for measuring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct CalibratedRecipe {
+    /// Body bits a weight, at most; planes are allocated under it. Default: `bits` planes for every row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bpw: Option<Bpw>,
+    /// What planes are allocated to. Default: rows.
+    pub allocation: Allocation,
+    /// Choose the group of each tensor; otherwise all have the recipe's. Only under a budget. Default true.
+    pub choose_group: bool,
+    /// Columns that share a step in embeddings and heads. Default 16.
+    pub table_group: u32,
+    /// Make up for the errors of earlier columns. Default true.
+    pub input_feedback: bool,
+    /// Make up for the errors of earlier rows. Default true.
+    pub output_feedback: bool,
+    /// Passes of coordinate descent, at most. Default 8.
+    pub descent_passes: u8,
+    /// Fit level tables to the model. Default true.
+    pub fit_levels: bool,
+}
+
+impl Default for CalibratedRecipe {
+    fn default() -> Self {
+        Self {
+            bpw: None,
+            allocation: Allocation::Row,
+            choose_group: true,
+            table_group: 16,
+            input_feedback: true,
+            output_feedback: true,
+            descent_passes: 8,
+            fit_levels: true,
+        }
+    }
+}
+
 /// Everything that steers the encoder. Defaults are the default rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -77,6 +197,9 @@ pub struct Recipe {
     pub zstd_level: u8,
     /// Store every tensor raw. Default false.
     pub raw_all: bool,
+    /// How a calibration is used; has no effect without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibrated: Option<CalibratedRecipe>,
     /// Overrides by name; the last one that matches wins.
     #[serde(rename = "tensor")]
     pub tensors: Vec<Rule>,
@@ -91,6 +214,7 @@ impl Default for Recipe {
             group: 32,
             zstd_level: if cfg!(feature = "zstd") { 3 } else { 0 },
             raw_all: false,
+            calibrated: None,
             tensors: vec![],
         }
     }
@@ -101,6 +225,14 @@ impl Recipe {
     pub(crate) fn to_json(&self) -> Result<serde_json::Value> {
         serde_json::to_value(self)
             .map_err(|e| Error::argument(format!("recipe: {e}")).with_source(e))
+    }
+
+    /// Columns that share a step in tensors of this role whose group isn't chosen.
+    pub(crate) fn group_of(&self, role: Role) -> u32 {
+        match (&self.calibrated, role) {
+            (Some(calibrated), Role::Embedding | Role::Head) => calibrated.table_group,
+            _ => self.group,
+        }
     }
 
     /// The level for raw tensors and carried files; nothing for plain storage.
@@ -123,11 +255,13 @@ impl Recipe {
                 return Err(Error::argument(format!("{n} bits: 3 to 8 are possible")));
             }
         }
-        if !matches!(self.group, 0 | 16 | 32 | 64 | 128 | 256) {
-            return Err(Error::argument(format!(
-                "group {}: 0, 16, 32, 64, 128 or 256 are possible",
-                self.group
-            )));
+        let tables = self.calibrated.as_ref().map(|c| c.table_group);
+        for group in [self.group].into_iter().chain(tables) {
+            if !matches!(group, 0 | 16 | 32 | 64 | 128 | 256) {
+                return Err(Error::argument(format!(
+                    "group {group}: 0, 16, 32, 64, 128 or 256 are possible"
+                )));
+            }
         }
         if self.zstd_level > 19 {
             return Err(Error::argument(format!("zstd_level {}: 0 to 19", self.zstd_level)));
@@ -167,7 +301,7 @@ pub struct PlannedTensor {
     pub decision: Decision,
     /// Why.
     pub reason: String,
-    forced: bool,
+    pub(super) forced: bool,
 }
 
 /// What becomes of every tensor of a source.

@@ -17,6 +17,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod choice;
+#[cfg(feature = "safetensors")]
+mod compensate;
 mod decode;
 mod dot;
 #[cfg(feature = "lm")]
@@ -28,13 +30,21 @@ mod neon;
 mod scalar;
 pub(crate) mod sha256;
 mod target;
+#[cfg(feature = "safetensors")]
+mod tile;
 
 pub use choice::Kernel;
+#[cfg(feature = "safetensors")]
+pub(crate) use compensate::{Descent, RoundTile, descend, round_tile};
 pub(crate) use decode::{LevelTable, RowDecoder};
 pub(crate) use dot::{Int8Row, MOST, Packed, RowBits, RowDot, dot_f32, pack_row};
 #[cfg(feature = "lm")]
-pub(crate) use exp::{ScanToken, exp_shifted, scan_step, silu, swiglu};
+pub(crate) use exp::{ScanToken, exp, exp_shifted, scan_step, silu, swiglu};
 pub(crate) use memory::{as_bytes_mut, can_stream, stream_copy, stream_end, zeroed};
 pub(crate) use nearest::{Nearest, TRIES};
 pub(crate) use target::Float;
 pub use target::STEPS;
+#[cfg(feature = "safetensors")]
+pub use tile::mul_add_peak;
+#[cfg(feature = "safetensors")]
+pub(crate) use tile::{TILE, TILE_LEN, add_product, subtract_product};

@@ -37,6 +37,9 @@ pub(super) struct Cells {
 pub(crate) struct Nearest {
     kernel: Kernel,
     cells: Box<Cells>,
+    #[cfg(feature = "safetensors")]
+    table: Vec<i8>,
+    top: f32,
 }
 
 impl Nearest {
@@ -62,7 +65,14 @@ impl Nearest {
             cells.levels[cell] = levels[code].cast_unsigned();
             cells.codes[cell] = u8::try_from(code).expect("at most 256 levels");
         }
-        Self { kernel, cells }
+        let widest = levels.iter().map(|l| l.unsigned_abs()).max().unwrap_or(127);
+        Self {
+            kernel,
+            cells,
+            #[cfg(feature = "safetensors")]
+            table: levels.to_vec(),
+            top: f32::from(widest.min(127)),
+        }
     }
 
     /// The same search with another kernel.
@@ -89,6 +99,54 @@ impl Nearest {
             Kernel::Neon => unsafe { neon::errors(&self.cells, x, factors) },
             _ => scalar::errors(&self.cells, x, factors),
         }
+    }
+
+    /// As [`Nearest::errors`], with each squared distance multiplied by the weight of its place.
+    ///
+    /// # Panics
+    /// When the slices differ in length.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn weighted_errors(
+        &self,
+        x: &[f32],
+        weights: &[f32],
+        factors: &[f32; TRIES],
+    ) -> [f32; TRIES] {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2")]
+        fn avx2(c: &Cells, x: &[f32], weights: &[f32], factors: &[f32; TRIES]) -> [f32; TRIES] {
+            weighted(c, x, weights, factors)
+        }
+
+        assert_eq!(x.len(), weights.len(), "weights");
+        match self.kernel {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `new` asserted that the CPU has what the kernel needs.
+            Kernel::Avx2 | Kernel::Avx512 => unsafe { avx2(&self.cells, x, weights, factors) },
+            _ => weighted(&self.cells, x, weights, factors),
+        }
+    }
+
+    /// The largest magnitude among the levels, 127 at most: what the peak of a row belongs on.
+    pub(crate) fn top(&self) -> f32 {
+        self.top
+    }
+
+    /// The level of a code. Codes beyond the table have the last level.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn level(&self, code: u8) -> i8 {
+        self.table[usize::from(code).min(self.table.len() - 1)]
+    }
+
+    /// The code of the level nearest to half of `y`.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn code(&self, y: f32) -> u8 {
+        self.cells.codes[cell(y)]
+    }
+
+    #[cfg(feature = "safetensors")]
+    pub(super) fn cells(&self) -> &Cells {
+        &self.cells
     }
 
     /// The codes of the levels nearest to half of `x * factor`.
@@ -138,6 +196,24 @@ pub(super) fn cell(y: f32) -> usize {
     let y = if y < 255.0 { y } else { 255.0 };
     // SAFETY: 0 to 511.
     (unsafe { (y + 256.0).to_int_unchecked::<i32>() } as usize) % CELLS
+}
+
+#[cfg(feature = "safetensors")]
+#[inline(always)]
+fn weighted(cells: &Cells, x: &[f32], weights: &[f32], factors: &[f32; TRIES]) -> [f32; TRIES] {
+    let mut sums = [0f32; TRIES];
+    for (sum, factor) in sums.iter_mut().zip(factors) {
+        let mut lanes = [0f32; 16];
+        for (x, weights) in x.chunks(16).zip(weights.chunks(16)) {
+            for (lane, (x, weight)) in lanes.iter_mut().zip(x.iter().zip(weights)) {
+                let y = x * factor;
+                let distance = y - cells.twice[cell(y)];
+                *lane += weight * (distance * distance);
+            }
+        }
+        *sum = add_lanes(&lanes);
+    }
+    sums
 }
 
 /// The sum of 16 lanes: halves are added until one is left.

@@ -206,6 +206,24 @@ impl Config {
         }
     }
 
+    /// Whether the head shares its weights with the embedding.
+    pub(super) fn tied(&self) -> bool {
+        match self {
+            Self::Decoder(c) => c.tied,
+            Self::Mamba(c) => c.tied,
+            Self::Bert(_) => false,
+        }
+    }
+
+    /// How many blocks there are.
+    pub(super) fn layers(&self) -> usize {
+        match self {
+            Self::Decoder(c) => c.layers.len(),
+            Self::Mamba(c) => c.layers,
+            Self::Bert(c) => c.layers,
+        }
+    }
+
     /// The longest sequence that the model takes.
     pub(super) fn positions(&self) -> Option<usize> {
         match self {

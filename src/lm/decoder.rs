@@ -1,10 +1,12 @@
 //! Decoders with attention: Llama, Mistral, Qwen2, Qwen3, and their mixtures of experts.
 
+use std::collections::BTreeMap;
+
 use candle_core::{D, Device, Result as CandleResult, Tensor};
 
 use super::config::{DecoderConfig, Experts, LayerKind};
 use super::linear::{Linear, Pass};
-use super::network::{Network, embed};
+use super::network::{Network, embed, held};
 use super::ops::{Seen, add, causal_softmax, rms_norm, rope, swiglu};
 use super::weights::Weights;
 use crate::error::Result;
@@ -13,7 +15,8 @@ use crate::lm::failed;
 pub(super) struct Decoder {
     config: DecoderConfig,
     embedding: Tensor,
-    layers: Vec<Layer>,
+    /// Those that are held.
+    layers: BTreeMap<usize, Layer>,
     norm: Tensor,
     head: Linear,
     /// Cosines and sines of positions, `[seq_len, head_dim / 2]`.
@@ -61,8 +64,7 @@ impl Decoder {
         } else {
             Linear::load(w, "lm_head".into(), [c.vocab, c.hidden], false)?
         };
-        let layers = c.layers.iter().enumerate().map(|(i, kind)| Layer::load(c, w, i, *kind));
-        let layers = layers.collect::<Result<_>>()?;
+        let layers = BTreeMap::new();
         let norm = w.get("model.norm.weight", &[c.hidden])?;
         let (cos, sin) = c.rope.turns(seq_len);
         let table =
@@ -222,7 +224,16 @@ impl Mlp {
 
 impl Network for Decoder {
     fn blocks(&self) -> usize {
-        self.layers.len()
+        self.config.layers.len()
+    }
+
+    fn hold(&mut self, i: usize, weights: Option<&Weights<'_>>) -> Result<()> {
+        self.layers.remove(&i);
+        if let Some(weights) = weights {
+            let kind = self.config.layers[i];
+            self.layers.insert(i, Layer::load(&self.config, weights, i, kind)?);
+        }
+        Ok(())
     }
 
     fn embed(&self, ids: &Tensor) -> CandleResult<Tensor> {
@@ -230,7 +241,7 @@ impl Network for Decoder {
     }
 
     fn block(&self, i: usize, x: &Tensor, pass: Pass<'_>) -> CandleResult<Tensor> {
-        let layer = &self.layers[i];
+        let layer = held(&self.layers, i)?;
         let norm = |x: &Tensor, w| rms_norm(x, w, self.config.eps, pass.gradients);
         let y = self.attention(layer, &norm(x, &layer.attention_norm)?, pass)?;
         let x = add(x, &y, pass.gradients)?;

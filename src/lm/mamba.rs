@@ -1,10 +1,12 @@
 //! Mamba-1 (Gu and Dao, 2023), with the names of transformers' `MambaForCausalLM`.
 
+use std::collections::BTreeMap;
+
 use candle_core::{D, Device, Result as CandleResult, Tensor};
 
 use super::config::MambaConfig;
 use super::linear::{Linear, Pass};
-use super::network::{Network, embed};
+use super::network::{Network, embed, held};
 use super::ops::{add, rms_norm, softplus, swiglu};
 use super::weights::Weights;
 use crate::error::Result;
@@ -13,7 +15,8 @@ use crate::kernels::{ScanToken, scan_step, silu};
 pub(super) struct Mamba {
     config: MambaConfig,
     embedding: Tensor,
-    layers: Vec<Layer>,
+    /// Those that are held.
+    layers: BTreeMap<usize, Layer>,
     norm: Tensor,
     head: Linear,
 }
@@ -41,7 +44,7 @@ impl Mamba {
         } else {
             Linear::load(w, "lm_head".into(), [c.vocab, c.hidden], false)?
         };
-        let layers = (0..c.layers).map(|i| Layer::load(c, w, i)).collect::<Result<_>>()?;
+        let layers = BTreeMap::new();
         let norm = w.get("backbone.norm_f.weight", &[c.hidden])?;
         Ok(Self { embedding, layers, norm, head, config })
     }
@@ -174,7 +177,15 @@ fn scan_slow(x: &Tensor, dt: &Tensor, a: &Tensor, b: &Tensor, c: &Tensor) -> Can
 
 impl Network for Mamba {
     fn blocks(&self) -> usize {
-        self.layers.len()
+        self.config.layers
+    }
+
+    fn hold(&mut self, i: usize, weights: Option<&Weights<'_>>) -> Result<()> {
+        self.layers.remove(&i);
+        if let Some(weights) = weights {
+            self.layers.insert(i, Layer::load(&self.config, weights, i)?);
+        }
+        Ok(())
     }
 
     fn embed(&self, ids: &Tensor) -> CandleResult<Tensor> {
@@ -182,7 +193,7 @@ impl Network for Mamba {
     }
 
     fn block(&self, i: usize, x: &Tensor, pass: Pass<'_>) -> CandleResult<Tensor> {
-        let (layer, c) = (&self.layers[i], &self.config);
+        let (layer, c) = (held(&self.layers, i)?, &self.config);
         let y = rms_norm(x, &layer.norm, c.eps, pass.gradients)?;
         let y = layer.in_proj.forward(&y, pass)?;
         let (y, gate) = (y.narrow(2, 0, c.inner)?, y.narrow(2, c.inner, c.inner)?.contiguous()?);

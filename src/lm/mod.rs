@@ -19,17 +19,22 @@
 
 mod baseline;
 mod bert;
+mod calibrate;
 mod config;
 mod decoder;
 mod eval;
 mod linear;
 mod mamba;
+mod moments;
 mod network;
 mod ops;
 mod rope;
+mod states;
+mod text;
 mod weights;
 
 pub use baseline::Baseline;
+pub use calibrate::{CalibrateOptions, PreparedCalibration};
 pub use config::ARCHITECTURES;
 pub use eval::{EvalOptions, Prepared};
 pub use network::LanguageModel;

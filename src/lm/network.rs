@@ -1,5 +1,7 @@
 //! A model that runs: loading it from a pack or a checkpoint, and its forward pass.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Result as CandleResult, Tensor};
 
 use super::bert::Bert;
@@ -17,6 +19,8 @@ use crate::import::Model;
 pub(crate) trait Network: Send + Sync {
     /// How many blocks there are.
     fn blocks(&self) -> usize;
+    /// Reads the weights of block `i`, or lets go of them. Blocks run only while they are held.
+    fn hold(&mut self, i: usize, weights: Option<&Weights<'_>>) -> Result<()>;
     /// States of tokens `[batch, n]`.
     fn embed(&self, ids: &Tensor) -> CandleResult<Tensor>;
     /// States after block `i`.
@@ -29,6 +33,11 @@ pub(crate) trait Network: Send + Sync {
 pub(super) fn embed(table: &Tensor, ids: &Tensor) -> CandleResult<Tensor> {
     let (batch, n) = ids.dims2()?;
     table.index_select(&ids.flatten_all()?, 0)?.reshape((batch, n, table.dim(1)?))
+}
+
+/// A block that is held.
+pub(super) fn held<T>(blocks: &BTreeMap<usize, T>, i: usize) -> CandleResult<&T> {
+    blocks.get(&i).ok_or_else(|| candle_core::Error::Msg(format!("block {i} isn't held")))
 }
 
 /// Reads what `config.json` of a model says.
@@ -49,20 +58,40 @@ pub(super) enum Loaded {
 
 /// Reads a model for sequences of up to `seq_len` tokens.
 pub(super) fn load(config: Config, weights: &Weights<'_>, seq_len: usize) -> Result<Loaded> {
-    // What follows from the configuration, and heads that this runtime doesn't compute.
-    let (loaded, spare): (_, &[&str]) = match config {
-        Config::Decoder(c) => (
-            Loaded::Language(Box::new(Decoder::load(c, weights, seq_len)?)),
-            &["rotary_emb.inv_freq"],
-        ),
-        Config::Mamba(c) => (Loaded::Language(Box::new(Mamba::load(c, weights)?)), &[]),
-        Config::Bert(c) => (
-            Loaded::Encoder(Box::new(Bert::load(c, weights)?)),
-            &["position_ids", "pooler.", "bert.pooler.", "cls."],
-        ),
+    let loaded = match config {
+        Config::Bert(c) => {
+            let bert = Bert::load(c, weights)?;
+            weights.check_all_used(&["position_ids", "pooler.", "bert.pooler.", "cls."])?;
+            Loaded::Encoder(Box::new(bert))
+        }
+        _ => {
+            let mut network = load_ends(config, weights, seq_len)?;
+            for i in 0..network.blocks() {
+                network.hold(i, Some(weights))?;
+            }
+            weights.check_all_used(SPARE)?;
+            Loaded::Language(network)
+        }
     };
-    weights.check_all_used(spare)?;
     Ok(loaded)
+}
+
+/// What follows from the configuration.
+pub(super) const SPARE: &[&str] = &["rotary_emb.inv_freq"];
+
+/// Reads what is before and behind the blocks of a language model, for sequences of up to `seq_len` tokens.
+pub(super) fn load_ends(
+    config: Config,
+    weights: &Weights<'_>,
+    seq_len: usize,
+) -> Result<Box<dyn Network>> {
+    Ok(match config {
+        Config::Decoder(c) => Box::new(Decoder::load(c, weights, seq_len)?),
+        Config::Mamba(c) => Box::new(Mamba::load(c, weights)?),
+        Config::Bert(_) => {
+            return Err(Error::argument("an encoder doesn't predict tokens"));
+        }
+    })
 }
 
 /// Token ids as a tensor `[1, n]`.

@@ -66,6 +66,9 @@ pub struct Manifest {
     pub format: String,
     /// Names the encoder; packs made by one encoder from one source and recipe have equal bytes.
     pub encoder: String,
+    /// SHA-256 of the calibration file that steered the encoder, in hexadecimal; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
     /// The licence that the source declares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub licence: Option<String>,
@@ -95,6 +98,7 @@ impl Manifest {
         Self {
             format: FORMAT.into(),
             encoder: encoder.into(),
+            calibration: None,
             licence: None,
             recipe: Value::Object(serde_json::Map::new()),
             files: vec![],

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use ultracompress::import::Bpw;
 use ultracompress::{Digest, Dtype};
 
 /// Packs transformer weights to about 5 bits with every decoded bit defined, hashed and
@@ -104,6 +105,9 @@ pub enum Command {
     /// Measure the error of each tensor of B against A.
     #[command(after_help = DIFF_EXAMPLES)]
     Diff(Pair),
+    /// Gather statistics of real activations, for `uc pack --calibration`.
+    #[command(after_help = CALIBRATE_EXAMPLES)]
+    Calibrate(Calibrate),
     /// Compare a model with its source on text: perplexity and KL divergence, or cosines for encoders.
     #[command(after_help = EVAL_EXAMPLES)]
     Eval(Eval),
@@ -127,6 +131,7 @@ const PACK_EXAMPLES: &str = "\
 Examples:
   uc pack ./model -o model.uc
   uc pack ./model -o model.uc --dry-run                 what becomes of each tensor, and why
+  uc pack ./model --calibration model.cal --bpw 5.0 -o model.uc       the best quality: see uc calibrate
   uc pack ./model -o model.uc --bits 6 --tensor 'v_proj=8' --tensor 'layers\\.0\\.=raw'
   uc pack model.safetensors.index.json -o model.uc --recipe recipe.toml
   uc pack ./big-model -o big.uc --max-ram 512M --shard-size 5GB
@@ -137,6 +142,8 @@ A recipe file holds the same settings, for example:
   head_bits = 8
   group = 32                # columns that share a step
   zstd_level = 3            # for raw tensors and carried files; 0 stores them plain
+  [calibrated]              # with --calibration only
+  bpw = 5.25
   [[tensor]]
   match = 'v_proj'          # a regular expression; the last entry that matches wins
   bits = 8                  # 3 to 8, or \"raw\"";
@@ -152,6 +159,13 @@ pub struct Pack {
     /// Bits (planes) of the linear layers, 3 to 8 [default: 5].
     #[arg(long, value_name = "N")]
     pub bits: Option<u8>,
+    /// Statistics of real activations of this checkpoint (`uc calibrate`): rounding makes up for its own errors.
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    /// Bits a weight that the linear layers take at most, all side bytes included: planes of each row, and groups,
+    /// are chosen under it. Needs --calibration.
+    #[arg(long, value_name = "X", requires = "calibration", conflicts_with = "bits")]
+    pub bpw: Option<Bpw>,
     /// Override for tensors whose name matches; may be repeated, the last match wins, the last `=`
     /// splits.
     #[arg(long, value_name = "REGEX=BITS|raw")]
@@ -306,6 +320,46 @@ Examples:
   uc same a.uc b.safetensors
 
 Every tensor of both is decoded and hashed. Exit code 3 when they differ.";
+
+const CALIBRATE_EXAMPLES: &str = "\
+Examples:
+  uc calibrate ./model --text calib.txt -o model.cal
+  uc pack ./model --calibration model.cal --bpw 5.0 -o model.uc
+  uc calibrate ./model --text calib.txt --max-tokens 20000 --seq-len 512 -o model.cal
+
+The text is cut into sequences as `uc eval` does. For each linear layer of the blocks the file holds
+the second moments of its inputs, and of the gradients at its outputs; labels are sampled from the
+model itself. It runs block by block: one block's weights and moments are in memory at a time, states
+go to a temporary file beside the output. Never calibrate on the text that you evaluate on.";
+
+#[derive(Debug, ClapArgs)]
+pub struct Calibrate {
+    /// The source checkpoint.
+    #[arg(value_name = "MODEL_DIR")]
+    pub model: PathBuf,
+    /// The text, UTF-8.
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// The file to write.
+    #[arg(short, long, value_name = "STATS")]
+    pub output: PathBuf,
+    /// Tokens of a sequence.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub seq_len: usize,
+    /// Use at most so many tokens of the text [default: all].
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Seed of the sampled labels.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Consecutive outputs whose gradients are correlated with each other, a multiple of 64. The file and the
+    /// encoder's memory grow with it.
+    #[arg(long, value_name = "ROWS", default_value_t = 2048)]
+    pub output_block: usize,
+    /// Replace an existing file.
+    #[arg(long)]
+    pub force: bool,
+}
 
 const EVAL_EXAMPLES: &str = "\
 Examples:

@@ -1,6 +1,7 @@
 //! One module for each subcommand.
 
 mod bench;
+mod calibrate;
 mod compare;
 mod eval;
 mod info;
@@ -30,6 +31,7 @@ pub fn run(args: Args, console: &mut Console) -> Outcome {
         Command::Same(a) => compare::same(&a, console),
         Command::Reshard(a) => reshard::run(&a, console),
         Command::Diff(a) => compare::diff(&a, console),
+        Command::Calibrate(a) => calibrate::run(&a, console),
         Command::Eval(a) => eval::run(&a, console),
         Command::Receipt(a) => receipt::run(&a, console),
         Command::Bench(a) => bench::run(&a, console),
@@ -94,6 +96,26 @@ fn files_json(files: &[(PathBuf, u64)]) -> Vec<serde_json::Value> {
 /// What names the pack that was written: its file, or its index file, which is the last.
 fn output_name(files: &[(PathBuf, u64)]) -> String {
     files.last().map_or(String::new(), |(path, _)| path.display().to_string())
+}
+
+/// The bytes of a small file, such as a text.
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|e| {
+        Error::new(ErrorKind::Io, format!("can't read: {e}")).in_file(path.display().to_string())
+    })
+}
+
+/// Refuses to write over a file of a folder that is read.
+fn check_outside(folder: &Path, output: &Path) -> Result<(), Error> {
+    let inside = match (folder.canonicalize(), output.canonicalize()) {
+        (Ok(folder), Ok(output)) => folder.is_dir() && output.starts_with(folder),
+        _ => false,
+    };
+    if inside {
+        let e = Error::new(ErrorKind::Io, "would replace a file of the source");
+        return Err(e.in_file(output.display().to_string()));
+    }
+    Ok(())
 }
 
 /// Refuses to write over an input.

@@ -1,14 +1,12 @@
 //! `uc eval`.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 use ultracompress::import::{Model, write_new};
 use ultracompress::lm::{Baseline, EvalOptions};
 use ultracompress::receipt::{EvalRecord, Metric};
 use ultracompress::{Error, ErrorKind};
 
-use super::{Outcome, check_distinct, memory_of_machine, rate, size};
+use super::{Outcome, check_distinct, check_outside, memory_of_machine, rate, read, size};
 use crate::args::Eval;
 use crate::console::Console;
 
@@ -37,10 +35,7 @@ pub fn run(args: &Eval, console: &mut Console) -> Outcome {
         for input in [&args.model, &args.text] {
             check_distinct(input, record)?;
         }
-        if args.against.is_dir() && record.canonicalize().is_ok_and(|r| within(&r, &args.against)) {
-            let e = Error::new(ErrorKind::Io, "the record would replace a file of the source");
-            return Err(e.in_file(record.display().to_string()));
-        }
+        check_outside(&args.against, record)?;
         write_new(record, args.force, None)?;
     }
     let options = EvalOptions::new()
@@ -71,17 +66,6 @@ pub fn run(args: &Eval, console: &mut Console) -> Outcome {
         print(&record, console)?;
     }
     Ok(0)
-}
-
-/// Whether a file that exists is in a folder.
-fn within(file: &Path, folder: &Path) -> bool {
-    folder.canonicalize().is_ok_and(|folder| file.starts_with(folder))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|e| {
-        Error::new(ErrorKind::Io, format!("can't read: {e}")).in_file(path.display().to_string())
-    })
 }
 
 fn as_json(record: &EvalRecord) -> Value {

@@ -17,11 +17,11 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
         .with_recipe(recipe(args)?)
         .with_force(args.force)
         .with_max_ram(max_ram(&args.memory))
-        .with_shard_size(args.shard_size);
+        .with_shard_size(args.shard_size)
+        .with_calibration(args.calibration.clone());
     let source = Source::open(&args.source)?;
-    let bytes = source.bytes();
     if args.dry_run {
-        console.start("reading", bytes);
+        console.start("reading", options.work(&source));
         let plan = options.plan(&source, console)?;
         console.finish();
         return show_plan(&source, &plan, console);
@@ -29,7 +29,7 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
     let output = args.output.as_deref().expect("clap requires it without --dry-run");
     check_distinct(&args.source, output)?;
     check_free_disk(output, options.estimate(&source)?)?;
-    console.start("packing", 2 * bytes);
+    console.start("packing", options.work(&source));
     let report = options.pack_with(&source, output, console)?;
     console.finish();
     for name in &report.odd {
@@ -80,6 +80,9 @@ fn recipe(args: &Pack) -> Result<Recipe, Error> {
     };
     if let Some(bits) = args.bits {
         recipe.bits = bits;
+    }
+    if let Some(bpw) = args.bpw {
+        recipe.calibrated.get_or_insert_default().bpw = Some(bpw);
     }
     recipe.raw_all |= args.raw_all;
     for text in &args.tensor {
