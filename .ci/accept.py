@@ -123,6 +123,28 @@ def evaluate(uc, shared, folder):
     return found
 
 
+def calibrated(uc, shared, folder):
+    """Calibrates, packs at 5.0 bits, compares with Q5_0 at 5.5 in the same run."""
+    found = {}
+    for model in ("dense-4m", "moe", "mamba"):
+        source, stats = shared / "models" / model, folder / f"{model}.cal"
+        run(uc, "calibrate", source, "--text", shared / "corpus" / "calib.txt", "-o", stats, "--force", "-q")
+        packs = []
+        for name, threads, kernel in (("a", 1, None), ("b", 2, None), ("c", 2, "scalar")):
+            pack = folder / f"{model}.{name}.cal.uc"
+            run(uc, "pack", source, "--calibration", stats, "--bpw", "5.0", "-o", pack, "--force", "-q", "-j", threads,
+                kernel=kernel)
+            packs.append(pack.read_bytes())
+        assert packs[0] == packs[1] == packs[2], f"{model}: bytes differ by thread or kernel"
+        run(uc, "verify", folder / f"{model}.a.cal.uc", "--against", source, "-q")
+        out = json_of(uc, "eval", folder / f"{model}.a.cal.uc", "--against", source, "--text",
+                      shared / "corpus" / "heldout.txt", "--baseline", "q5_0")
+        ratio = out["kld_mean"] / out["baselines"][0]["kld_mean"]
+        assert out["body_bpw"] <= 5.0 and ratio <= 0.30, (model, out["body_bpw"], ratio)
+        found[model] = {"body_bpw": out["body_bpw"], "kld_mean": out["kld_mean"], "of_q5_0": ratio}
+    return found
+
+
 def places(pack):
     """One offset in each part of the file: (what, offset)."""
     data = pack.read_bytes()
@@ -243,6 +265,10 @@ def main():
     fetched = remote(uc, pack, folder)
     bench(uc)
     evaluated = evaluate(uc, shared.parent, folder) if shared.is_dir() else {}
+    better = calibrated(uc, shared.parent, folder) if shared.is_dir() else {}
+    for name, figures in better.items():
+        print(f"{name}, calibrated: body {figures['body_bpw']:.4f} bpw, KL {figures['kld_mean']:.6f}, "
+              f"{figures['of_q5_0']:.3f} of Q5_0's")
     for name, figures in evaluated.items():
         print(f"{name}: perplexity {figures['ppl_reference']:.4f}, of the pack x {figures['ppl_ratio']:.5f}, "
               f"KL {figures['kld_mean']:.6f} +- {figures['kld_se']:.6f}")
@@ -258,6 +284,7 @@ def main():
             "models": rows,
             "damaged": pack.name,
             "evaluated": evaluated,
+            "calibrated": better,
             "shards": pieces,
             "bytes_over_http_for_one_tensor": fetched,
             "flips": damage,

@@ -2070,6 +2070,17 @@ fn manifests(set: &mut VectorSet) {
     let mut more = base.clone();
     more["later"] = json!({ "a": [1, true, null, "\u{20ac}"] });
     more["licence"] = "MIT".into();
+    let mut calibrated = base.clone();
+    calibrated["calibration"] = "5".repeat(64).into();
+    add("calibration", "MAN-2", "the digest of a calibration", "ok", &canonical(&calibrated));
+    calibrated["calibration"] = "none".into();
+    add(
+        "no-calibration",
+        "MAN-2",
+        "a calibration that is no digest",
+        "malformed",
+        &canonical(&calibrated),
+    );
     add("unknown-member", "MAN-2", "members that a reader doesn't know", "ok", &canonical(&more));
     let text = canonical(&base);
     add("not-json", "MAN-1", "cut off", "malformed", &text[..text.len() - 1]);

@@ -25,3 +25,19 @@ for path in sorted(VECTORS.glob("*/**/*.json")):
     target = path.parent.name if path.parent.name in ("manifest", "receipt") else "open"
     write(target, path.stem, bytes.fromhex(vector["input"]))
 write("safetensors", "two-tensors", HEADER + bytes(range(256)) + b"\0\0\x80\x3f")
+
+RECORD = {
+    "format_version": 1, "architecture": "LlamaForCausalLM", "model_root": "0" * 64, "tokenizer_sha256": "0" * 64,
+    "text": {"sha256": "0" * 64, "bytes": 9, "tokens": 4},
+    "protocol": {"seq_len": 4, "max_tokens": None, "sequences": 1, "tokens": 4, "seed": 0}, "output_block": 64,
+    "layers": {"a": {"rows": 1, "cols": 2, "tokens": 4, "input": "a"},
+               "b": {"rows": 2, "cols": 2, "tokens": 4, "input": "a"},
+               "h": {"rows": 9, "cols": 1, "tokens": 4, "input": "h", "weight": "e", "outputs": False}},
+}
+SIZES = {"a.input": 3, "a.output": 1, "b.output": 3, "h.input": 1}
+header, at = {"__metadata__": {"ultracompress_calibration": json.dumps(RECORD)}}, 0
+for name, n in SIZES.items():
+    header[name] = {"dtype": "F32", "shape": [n], "data_offsets": [at, at + 4 * n]}
+    at += 4 * n
+head = json.dumps(header).encode()
+write("calibration", "three-layers", len(head).to_bytes(8, "little") + head + bytes.fromhex("0000803f") * (at // 4))

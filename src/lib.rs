@@ -51,7 +51,7 @@
 //! | `zstd` | parts stored as zstd frames | with `cli` |
 //! | `rayon` | threads; results never depend on them | with `cli` |
 //! | `http` | packs on web servers, read by ranges | with `cli` |
-//! | `lm` | `lm`: running language models, evaluation | with `cli` |
+//! | `lm` | `lm`: running language models, calibration, evaluation | with `cli` |
 //!
 //! With `default-features = false` the crate reads, decodes, multiplies, verifies and writes packs.
 //!
@@ -60,7 +60,8 @@
 //! `kernels` holds the inner loops for each instruction set ([`Kernel`]); [`mod@format`] (bytes to headers) and
 //! [`codec`] (codes to values) stand on it and don't know each other's callers; [`container`] joins them to
 //! one file; [`matrix`] multiplies with a tensor as it is stored; [`manifest`] adds provenance, packs of several
-//! files and verification, [`receipt`] records of measurements; `import` adds checkpoints, `lm` models that run.
+//! files and verification, [`receipt`] records of measurements; `import` adds checkpoints, `encoder` what packs them by a
+//! `calibration`, `lm` models that run.
 
 #[cfg(feature = "safetensors")]
 pub mod calibration;

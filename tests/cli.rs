@@ -716,3 +716,231 @@ fn eval_records_and_receipts_by_the_contract() {
         .says("another pack");
     assert!(desk.names().iter().all(|n| !n.starts_with('.') && n != "b.uc" && n != "twice.uc"));
 }
+
+/// A text that gives the fixture enough to see.
+fn text() -> String {
+    let lines = [
+        "The people came to hear the law, and it was good. A single man must be in want of a wife.\n",
+        "And the Lord spake unto Moses, saying, Speak unto the children of Israel.\n",
+        "The whale rose slowly from the sea; call me what you will, he said, and went below.\n",
+        "Fellow citizens of the Senate and House of Representatives, the state of the Union is strong.\n",
+    ];
+    (0..56).map(|i| lines[(i * i + i / 3) % 4]).collect()
+}
+
+/// A folder with a calibration of the fixture as `model.cal`.
+fn with_calibration() -> Desk {
+    static STATS: OnceLock<Vec<u8>> = OnceLock::new();
+    let desk = Desk::empty();
+    fs::write(desk.path("text.txt"), text()).expect("can write");
+    let stats = STATS.get_or_init(|| {
+        let args =
+            ["calibrate", &source(), "--text", "text.txt", "-o", "model.cal", "--seq-len", "64"];
+        let found = desk.run(&[&args[..], &["--json", "-q"]].concat()).expect(0).json();
+        assert_eq!(found["layers"], 2 * 7 + 1, "{found}");
+        assert!(found["tokens"].as_u64().is_some_and(|n| n > 1000) && is_digest(&found["sha256"]));
+        desk.run(&args).expect(1).says("--force");
+        let again = desk.run(&[&args[..], &["--force", "--json", "-q", "-j1"]].concat());
+        assert_eq!(again.expect(0).json(), found, "threads make no difference");
+        fs::read(desk.path("model.cal")).expect("written")
+    });
+    fs::write(desk.path("model.cal"), stats).expect("can write");
+    desk
+}
+
+#[test]
+fn calibrated_packs_keep_their_budget_and_are_better() {
+    let desk = with_calibration();
+    let source = source();
+    let pack = |out: &str, more: &[&str]| {
+        let args = ["pack", &source, "--calibration", "model.cal", "-o", out, "--json", "-q"];
+        desk.run(&[&args[..], more].concat())
+    };
+    let kld = |pack: &str| {
+        let args = ["eval", pack, "--against", &source, "--text", "text.txt", "--seq-len", "64"];
+        let found = desk.run(&[&args[..], &["--json", "-q"]].concat()).expect(0).json();
+        found["kld_mean"].as_f64().expect("a number")
+    };
+    let found = pack("a.uc", &["--bpw", "5.3"]).expect(0).json();
+    let bpw = found["body_bpw"].as_f64().expect("a number");
+    assert!(bpw <= 5.3 && bpw > 5.25, "{bpw}");
+    desk.run(&["verify", "a.uc", "-q"]).expect(0);
+    desk.run(&["pack", &source, "-o", "plain.uc", "-q"]).expect(0);
+    let plain = desk.run(&["info", "plain.uc", "--json"]).expect(0).json();
+    // A tenth of a bit is worth 13 percent.
+    assert!(
+        plain["body_bpw"].as_f64().is_some_and(|plain| plain > bpw - 0.1),
+        "about as many bits"
+    );
+    assert!(kld("a.uc") < 0.5 * kld("plain.uc"), "worse by far");
+
+    // The same bytes from one thread and from scalar code.
+    let args = ["pack", &source, "--calibration", "model.cal", "-o", "c.uc", "--bpw", "5.3", "-q"];
+    let args = [&args[..], &["-j1"]].concat();
+    let scalar = desk.command(&args).env("UC_KERNEL", "scalar").status().expect("starts");
+    assert!(scalar.success());
+    let bytes = |name: &str| fs::read(desk.path(name)).expect("packed");
+    assert!(bytes("a.uc") == bytes("c.uc"));
+
+    // Every switch the other way, and a tensor that is forced.
+    let lines = "[calibrated]\nbpw = 5.3\noutput_feedback = false\ndescent_passes = 1\n\
+                 allocation = \"tensor\"\nchoose_group = false\ntable_group = 64\nfit_levels = false\n";
+    fs::write(desk.path("r.toml"), lines).expect("can write");
+    let other = ["--recipe", "r.toml", "--tensor", "v_proj=8", "--shard-size", "1M"];
+    let other = pack("o.uc", &other).expect(0).json();
+    assert!(other["body_bpw"].as_f64().is_some_and(|b| b <= 5.3 && b > 4.5), "{other}");
+    let info = desk.run(&["info", "o.uc", "--json"]).expect(0).json();
+    let tensors = info["tensors"].as_array().expect("an array");
+    let all_named = |part: &str, check: &dyn Fn(&Value) -> bool| {
+        let mut named =
+            tensors.iter().filter(|t| t["name"].as_str().is_some_and(|n| n.contains(part)));
+        assert!(named.all(check), "{part}: {info}");
+    };
+    all_named("v_proj", &|t| t["planes"] == 8);
+    all_named("_proj", &|t| t["group"] == 32);
+    all_named("head", &|t| t["group"] == 64);
+    // Without a budget: so many planes everywhere.
+    let recipe = "[calibrated]\ninput_feedback = false\ndescent_passes = 0\n";
+    fs::write(desk.path("r.toml"), recipe).expect("can write");
+    let uniform = pack("u.uc", &["--bits", "4", "--recipe", "r.toml"]).expect(0).json();
+    assert!(uniform["body_bpw"].as_f64().is_some_and(|b| b > 4.0 && b < 4.5), "{uniform}");
+    let plan = desk.run(&[
+        "pack",
+        &source,
+        "--calibration",
+        "model.cal",
+        "--bpw",
+        "5",
+        "-o",
+        "n.uc",
+        "--dry-run",
+    ]);
+    plan.expect(0).prints("calibrated: ");
+    assert!(!desk.names().contains(&"n.uc".to_owned()));
+}
+
+#[test]
+fn unusable_calibrations_exit_with_one_and_leave_nothing() {
+    use std::collections::HashMap;
+
+    use safetensors::SafeTensors;
+    use safetensors::tensor::TensorView;
+
+    let desk = with_calibration();
+    let source = source();
+    let names = desk.names();
+    let refuse = |calibration: &str, bpw: &str, says: &str| {
+        let args =
+            ["pack", &source, "--calibration", calibration, "--bpw", bpw, "-o", "x.uc", "-q"];
+        desk.run(&args).expect(1).says(says);
+        assert!(desk.names().iter().all(|n| n != "x.uc" && !n.starts_with('.')), "{says}");
+    };
+    refuse("none.cal", "5", "none.cal");
+    refuse("text.txt", "5", "safetensors");
+    refuse(&format!("{source}/model.safetensors"), "5", "not a calibration");
+    refuse("model.cal", "3", "can't be kept");
+    desk.run(&["pack", &source, "--bpw", "5", "-o", "x.uc"]).expect(2);
+    let args = ["pack", &source, "--calibration", "model.cal", "-o", "x.uc"];
+    for wrong in ["0x5", "-1", "nan", "5.00001", ""] {
+        desk.run(&[&args[..], &["--bpw", wrong]].concat()).expect(2);
+    }
+    desk.run(&[&args[..], &["--bpw", "5", "--bits", "5"]].concat()).expect(2);
+    fs::write(desk.path("r.toml"), "[calibrated]\nbpw = 5\n").expect("can write");
+    desk.run(&["pack", &source, "--recipe", "r.toml", "-o", "x.uc"]).expect(2).says("calibration");
+    fs::write(desk.path("r.toml"), "[calibrated]\nfeedback = 5\n").expect("can write");
+    desk.run(&[&args[..], &["--recipe", "r.toml"]].concat()).expect(2).says("feedback");
+    fs::remove_file(desk.path("r.toml")).expect("was there");
+    let other = fixture().join("../../../tests/models/llama3");
+    let other = other.to_str().expect("UTF-8");
+    desk.run(&["pack", other, "--calibration", "model.cal", "--bpw", "6", "-o", "x.uc"])
+        .expect(1)
+        .says("another model");
+
+    // Damage, one piece at a time.
+    let bytes = fs::read(desk.path("model.cal")).expect("there");
+    fs::write(desk.path("cut.cal"), &bytes[..bytes.len() - 5]).expect("can write");
+    refuse("cut.cal", "5", "cut off");
+    let (_, header) = SafeTensors::read_metadata(&bytes).expect("safetensors");
+    let metadata = header.metadata().clone().expect("has a record");
+    let record: Value = serde_json::from_str(&metadata["ultracompress_calibration"]).expect("JSON");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    type Tensors = BTreeMap<String, Vec<f32>>;
+    let tensors: Tensors = tensors
+        .tensors()
+        .into_iter()
+        .map(|(name, t)| {
+            let values = t.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            (name, values)
+        })
+        .collect();
+    let write = |name: &str, change: &dyn Fn(&mut Value, &mut Tensors)| {
+        let (mut record, mut tensors) = (record.clone(), tensors.clone());
+        change(&mut record, &mut tensors);
+        let bytes: BTreeMap<String, Vec<u8>> = tensors
+            .into_iter()
+            .map(|(name, v)| (name, v.iter().flat_map(|x| x.to_le_bytes()).collect()))
+            .collect();
+        let views = bytes.iter().map(|(name, b)| {
+            let shape = vec![b.len() / 4];
+            (name.clone(), TensorView::new(safetensors::Dtype::F32, shape, b).expect("fits"))
+        });
+        let metadata =
+            HashMap::from([("ultracompress_calibration".to_owned(), record.to_string())]);
+        let path = desk.path(name);
+        safetensors::serialize_to_file(views, Some(metadata), &path).expect("writes");
+    };
+    const DOWN: &str = "model.layers.1.mlp.down_proj";
+    write("root.cal", &|r, _| r["model_root"] = "0".repeat(64).into());
+    refuse("root.cal", "5", "another model");
+    write("missing.cal", &|r, t| {
+        r["layers"].as_object_mut().expect("an object").remove(DOWN);
+        t.remove(&format!("{DOWN}.input"));
+        t.remove(&format!("{DOWN}.output"));
+    });
+    refuse("missing.cal", "5", "lacks");
+    write("no-tensor.cal", &|_, t| drop(t.remove(&format!("{DOWN}.output"))));
+    refuse("no-tensor.cal", "5", "lacks");
+    write("extra.cal", &|_, t| drop(t.insert("x".into(), vec![1.0])));
+    refuse("extra.cal", "5", "doesn't speak of");
+    write("nan.cal", &|_, t| t.get_mut(&format!("{DOWN}.input")).expect("there")[7] = f32::NAN);
+    refuse("nan.cal", "5", "NaN");
+    write("zero.cal", &|_, t| t.get_mut(&format!("{DOWN}.output")).expect("there").fill(0.0));
+    refuse("zero.cal", "5", "zero");
+    write("indefinite.cal", &|_, t| t.get_mut(&format!("{DOWN}.input")).expect("there")[1] = 1e9);
+    refuse("indefinite.cal", "5", "positive definite");
+    write("shape.cal", &|r, t| {
+        r["layers"][DOWN]["rows"] = 64.into();
+        t.get_mut(&format!("{DOWN}.output")).expect("there").truncate(64 * 65 / 2);
+    });
+    refuse("shape.cal", "5", "64 x 256");
+    for (name, member, value) in [
+        ("v.cal", "format_version", Value::from(2)),
+        ("b.cal", "output_block", 65.into()),
+        ("l.cal", "layers", Value::Null),
+        ("m.cal", "more", 1.into()),
+    ] {
+        write(name, &|r, _| r[member] = value.clone());
+        refuse(name, "5", "calibration");
+    }
+    write("cycle.cal", &|r, _| r["layers"][DOWN]["input"] = "nowhere".into());
+    refuse("cycle.cal", "5", "inputs");
+    write("wide.cal", &|r, _| r["layers"][DOWN]["cols"] = u64::MAX.into());
+    refuse("wide.cal", "5", "columns");
+    assert!(names.iter().all(|n| desk.names().contains(n)));
+
+    // The text and the model it is made from.
+    let calibrate = |model: &str, more: &[&str]| {
+        let args = ["calibrate", model, "--text", "text.txt", "-o", "z.cal"];
+        desk.run(&[&args[..], more].concat())
+    };
+    calibrate(&source, &["--seq-len", "64", "--max-tokens", "10"]).expect(1).says("too short");
+    calibrate(&source, &["--seq-len", "64", "--output-block", "65"]).expect(2).says("64");
+    calibrate(&source, &["--seq-len", "1"]).expect(2);
+    let bert = fixture().join("../../../tests/models/bert");
+    calibrate(bert.to_str().expect("UTF-8"), &[]).expect(2).says("encoder");
+    let inside = format!("{source}/config.json");
+    desk.run(&["calibrate", &source, "--text", "text.txt", "-o", &inside, "--force"])
+        .expect(1)
+        .says("source");
+    assert!(!desk.names().contains(&"z.cal".to_owned()));
+}

@@ -153,7 +153,8 @@ mod tests {
     /// Losses that fall by four for each plane.
     fn candidate(rows: u64, cols: u64, loss: impl Fn(u64) -> f64) -> Candidate {
         let layout = PlaneLayout::new(&[rows, cols], 1, 0).expect("valid");
-        let losses = (0..rows).map(|r| std::array::from_fn(|n| loss(r) * 0.25f64.powi(n as i32)));
+        let powers: [f64; 6] = [1.0, 0.25, 0.0625, 0.015_625, 0.003_906_25, 0.000_976_562_5];
+        let losses = (0..rows).map(|r| powers.map(|power| loss(r) * power));
         Candidate { layout, losses: losses.collect() }
     }
 

@@ -242,6 +242,7 @@ fn solve_tile(x: &mut [f64], tile: &[f64], pivots: &[f64; TILE]) {
 pub(super) mod tests {
     use super::*;
 
+    #[allow(clippy::cast_possible_truncation, reason = "moments are binary32")]
     /// Packed second moments of `samples` random vectors whose elements lean on one another.
     pub(crate) fn random_moments(n: usize, samples: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;

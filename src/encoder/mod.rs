@@ -277,9 +277,9 @@ impl<'a> Layer<'a> {
         let rows = self.row_costs()?;
         let search = self.search(&searches, &roots, group);
         let mut histograms = Histograms::new();
-        for r in 0..self.rows {
+        for (r, row_cost) in rows.iter().enumerate() {
             let found = search.row(self.row(r), counts.of(r));
-            let row_cost = f64::from(rows[r]) * self.token_share;
+            let row_cost = f64::from(*row_cost) * self.token_share;
             for (c, (w, column)) in self.row(r).iter().zip(&columns).enumerate() {
                 let effective = search.effective(&found, c);
                 let cost = f64::from(effective) * f64::from(effective) * f64::from(*column);
@@ -627,9 +627,9 @@ mod tests {
 
     #[test]
     fn kernels_and_threads_give_the_same_bytes() {
-        let (rows, cols) = (130, 200);
-        let (weights, statistics) = (weights(rows * cols), statistics(rows, cols, &[128, 2]));
-        let counts: Vec<u8> = (0..rows).map(|r| 3 + (r * 7 % 6) as u8).collect();
+        let (rows, cols) = (68, 90);
+        let (weights, statistics) = (weights(rows * cols), statistics(rows, cols, &[64, 4]));
+        let counts: Vec<u8> = (0u8..68).map(|r| 3 + r % 6).collect();
         let counts = PlaneCounts::PerRow(counts);
         let run = |kernel: Kernel, group: u32| {
             let shape = [rows, cols];
@@ -641,7 +641,7 @@ mod tests {
             let e = layer.encode(&counts, group, Levels::default()).expect("encodes");
             (survey.group, bits, e.scales, e.steps, e.planes)
         };
-        for group in [0, 16, 64] {
+        for group in [0, 16] {
             let expected = run(Kernel::Scalar, group);
             for kernel in Kernel::available() {
                 assert!(run(kernel, group) == expected, "{kernel}, group {group}");

@@ -259,8 +259,8 @@ impl<'a> Calibrated<'a> {
             ))
         })?;
         for (&i, survey) in chosen.iter().zip(&surveys) {
-            let counts = match free.iter().position(|&f| f == i) {
-                Some(at) => {
+            let counts = match free.binary_search(&i) {
+                Ok(at) => {
                     let counts = &counts[at];
                     if counts.windows(2).all(|w| w[0] == w[1]) {
                         PlaneCounts::Uniform(counts[0])
@@ -268,7 +268,7 @@ impl<'a> Calibrated<'a> {
                         PlaneCounts::PerRow(counts.clone())
                     }
                 }
-                None => PlaneCounts::Uniform(planes_of(i)),
+                Err(_) => PlaneCounts::Uniform(planes_of(i)),
             };
             self.placements.insert(i, Placement { group: survey.group, counts });
         }

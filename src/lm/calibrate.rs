@@ -598,3 +598,38 @@ fn write(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_drawn_from_the_prediction() {
+        let logits = [0.0f32, 1.0, -2.0, 3.0];
+        let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        let mut drawn = [0u32; 4];
+        for place in 0..20_000 {
+            let mut row = logits;
+            label_gradient(&mut row, uniform(5, place));
+            let label = row.iter().position(|x| *x < 0.0).expect("one label");
+            assert!(row.iter().sum::<f32>().abs() < 1e-5, "p less the label");
+            drawn[label] += 1;
+        }
+        for (count, logit) in drawn.iter().zip(logits) {
+            let (found, expected) = (f64::from(*count) / 20_000.0, f64::from(logit).exp() / sum);
+            assert!((found - expected).abs() < 0.01, "{found} {expected}");
+        }
+        assert!(uniform(1, 0) != uniform(2, 0) && uniform(1, 0) != uniform(1, 1));
+    }
+
+    #[test]
+    fn experts_have_siblings() {
+        let name = "model.layers.3.block_sparse_moe.experts.12.w1";
+        assert_eq!(expert_of(name), "model.layers.3.block_sparse_moe.experts.12");
+        let key = sibling_key(name).expect("an expert");
+        assert_eq!(key, "model.layers.3.block_sparse_moe.experts.*.w1");
+        assert_eq!(sibling_key("model.layers.3.block_sparse_moe.experts.0.w1"), Some(key));
+        assert_eq!(sibling_key("model.layers.3.mlp.up_proj"), None);
+        assert_eq!(sibling_key("model.layers.3.mlp.experts.down"), None);
+    }
+}

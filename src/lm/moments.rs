@@ -196,3 +196,75 @@ fn means(
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn vectors(tokens: usize, cols: usize, shift: usize) -> (Vec<f32>, Panels) {
+        let at =
+            |i: usize| f32::from(u8::try_from((i * 37 + shift) % 101).expect("small")) / 50.0 - 1.0;
+        let values: Vec<f32> = (0..tokens * cols).map(at).collect();
+        let tensor = Tensor::from_slice(&values, (1, tokens, cols), &Device::Cpu).expect("fits");
+        (values, Panels::new(&tensor).expect("floats"))
+    }
+
+    /// The mean of products of two columns.
+    fn mean(x: &[f32], cols: usize, i: usize, j: usize) -> f64 {
+        let rows = x.chunks_exact(cols);
+        let n = f64::from(u32::try_from(rows.len()).expect("few"));
+        rows.map(|x| f64::from(x[i]) * f64::from(x[j])).sum::<f64>() / n
+    }
+
+    #[test]
+    fn moments_are_means_of_outer_products() {
+        let (cols, rows) = (70, 130);
+        let blocks = [128, 2];
+        let mut sums = Sums::new(&blocks);
+        let (mut all_x, mut all_g) = (vec![], vec![]);
+        for (tokens, shift) in [(5, 1), (1, 9), (40, 4)] {
+            let (x, x_panels) = vectors(tokens, cols, shift);
+            let (g, g_panels) = vectors(tokens, rows, shift + 50);
+            sums.add(Kernel::detect(), Some(&x_panels), Some(&g_panels), tokens);
+            all_x.extend(x);
+            all_g.extend(g);
+        }
+        assert_eq!(sums.tokens(), 46);
+        let near = |found: f32, expected: f64| (f64::from(found) - expected).abs() < 1e-5;
+        let inputs = sums.inputs(cols, None, 0).expect("finite");
+        let outputs = sums.outputs(&blocks, None, 0).expect("finite");
+        let mut at = 0;
+        for i in 0..cols {
+            for j in 0..=i {
+                assert!(near(inputs[at], mean(&all_x, cols, i, j)), "{i}, {j}");
+                at += 1;
+            }
+        }
+        assert_eq!(at, inputs.len());
+        let mut at = 0;
+        for (first, n) in [(0, 128), (128, 2)] {
+            for i in first..first + n {
+                for j in first..=i {
+                    assert!(near(outputs[at], mean(&all_g, rows, i, j)), "{i}, {j}");
+                    at += 1;
+                }
+            }
+        }
+        assert_eq!(at, outputs.len());
+
+        // Six tokens of its own and six like those of a lender that saw 46.
+        let (own, panels) = vectors(6, cols, 77);
+        let mut few = Sums::new(&blocks);
+        few.add(Kernel::detect(), Some(&panels), None, 6);
+        let helped = few.inputs(cols, Some(&sums), 6).expect("finite");
+        let both = f64::midpoint(mean(&own, cols, 3, 1), mean(&all_x, cols, 3, 1));
+        assert!(near(helped[3 * 4 / 2 + 1], both));
+        let alone = few.inputs(cols, Some(&sums), 0).expect("finite");
+        assert!(near(alone[3 * 4 / 2 + 1], mean(&own, cols, 3, 1)));
+        // Nothing of its own: the lender's.
+        let borrowed = Sums::default().inputs(cols, Some(&sums), 100).expect("finite");
+        assert!(near(borrowed[3 * 4 / 2 + 1], mean(&all_x, cols, 3, 1)));
+    }
+}

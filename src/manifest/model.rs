@@ -171,6 +171,9 @@ impl Manifest {
         if !self.recipe.is_object() {
             return fail("recipe is not an object".into());
         }
+        if self.calibration.as_deref().is_some_and(|c| !is_hex_digest(c)) {
+            return fail("calibration is not a SHA-256".into());
+        }
         if self.files.windows(2).any(|w| w[0].path >= w[1].path) {
             return fail("files are not sorted by path, each once".into());
         }
