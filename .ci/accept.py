@@ -145,6 +145,49 @@ def calibrated(uc, shared, folder):
     return found
 
 
+def exact(uc, shared, folder):
+    """The source comes back byte for byte, from one file that also holds the 5-bit model and its rungs."""
+    found = {}
+    for model in ("dense-4m", "moe", "mamba"):
+        source, pack, out = shared / "models" / model, folder / f"{model}.exact.uc", folder / f"{model}.exact"
+        packs = []
+        for threads, kernel in ((1, None), (2, None), (2, "scalar")):
+            run(uc, "pack", source, "--exact", "--rungs", "3,4", "-o", pack, "--force", "-q", "-j", threads, kernel=kernel)
+            packs.append(pack.read_bytes())
+        assert packs[0] == packs[1] == packs[2], f"{model}: bytes differ by thread or kernel"
+        run(uc, "unpack", pack, "--exact", "-o", out, "--force", "-q")
+        for file in ("model.safetensors", "config.json"):
+            assert (out / file).read_bytes() == (source / file).read_bytes(), (model, file)
+        verdict = json_of(uc, "verify", pack, "--against", source)
+        assert verdict["exact"] == "ok" and verdict["compared_with"] == "ok", verdict
+        stripped, again = folder / f"{model}.stripped.uc", folder / f"{model}.again.uc"
+        run(uc, "strip", pack, "-o", stripped, "--force", "-q")
+        assert json_of(uc, "same", pack, stripped)["same"]
+        run(uc, "pack", source, "--onto", stripped, "-o", again, "--force", "-q")
+        assert again.read_bytes() == packs[0], f"{model}: --onto makes another file"
+        only = folder / f"{model}.only.uc"
+        run(uc, "pack", source, "--exact-only", "-o", only, "--force", "-q")
+        assert json_of(uc, "same", only, source)["same"]
+        weights = json_of(uc, "verify", only, "--against", source)
+        assert weights["compared_with"] == "ok"
+        tensors = sum(t.stat().st_size for t in [source / "model.safetensors"])
+        stored = {p: sum(t["stored_bytes"] for t in json_of(uc, "info", p)["tensors"]) for p in (pack, only)}
+        found[model] = {"with_base": stored[pack] / tensors, "without": stored[only] / tensors}
+    assert found["dense-4m"]["with_base"] < 0.685 and found["dense-4m"]["without"] < 0.668, found
+    kld = []
+    for rung in (3, 4, 5):
+        pack = folder / "dense-4m.exact.uc"
+        out = json_of(uc, "unpack", pack, "--rung", rung, "-o", folder / f"rung{rung}", "--force")
+        info = {str(r["rung"]): r for r in json_of(uc, "info", pack)["rungs"]}
+        assert rung == 5 or out["decoded_root"] == info[str(rung)]["decoded_root"], rung
+        out = json_of(uc, "eval", pack, "--against", shared / "models" / "dense-4m", "--text",
+                      shared / "corpus" / "heldout.txt", "--rung", rung, "--max-tokens", 8192)
+        kld.append(out["kld_mean"])
+    assert kld[0] > kld[1] > kld[2], kld
+    found["dense-4m"]["kld_by_rung"] = kld
+    return found
+
+
 def places(pack):
     """One offset in each part of the file: (what, offset)."""
     data = pack.read_bytes()
@@ -266,6 +309,9 @@ def main():
     bench(uc)
     evaluated = evaluate(uc, shared.parent, folder) if shared.is_dir() else {}
     better = calibrated(uc, shared.parent, folder) if shared.is_dir() else {}
+    exactly = exact(uc, shared.parent, folder) if shared.is_dir() else {}
+    for name, figures in exactly.items():
+        print(f"{name}, exact: {figures['with_base']:.4f} of the source's bytes with planes, {figures['without']:.4f} without")
     for name, figures in better.items():
         print(f"{name}, calibrated: body {figures['body_bpw']:.4f} bpw, KL {figures['kld_mean']:.6f}, "
               f"{figures['of_q5_0']:.3f} of Q5_0's")
@@ -285,6 +331,7 @@ def main():
             "damaged": pack.name,
             "evaluated": evaluated,
             "calibrated": better,
+            "exact": exactly,
             "shards": pieces,
             "bytes_over_http_for_one_tensor": fetched,
             "flips": damage,

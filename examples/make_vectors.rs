@@ -18,6 +18,9 @@ use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout};
 use ultracompress::format::{TreeHasher, tensor_leaf};
 use ultracompress::{Digest, Dtype};
 
+#[path = "support/exact_vectors.rs"]
+mod exact_vectors;
+
 const CHUNK: usize = 1 << 20;
 
 /// Every vector: path below `spec/vectors`, and the text of the file.
@@ -25,6 +28,8 @@ pub fn vectors() -> BTreeMap<PathBuf, String> {
     let mut set = VectorSet::default();
     container_valid(&mut set);
     container_invalid(&mut set);
+    exact_vectors::valid(&mut set);
+    exact_vectors::invalid(&mut set);
     manifests(&mut set);
     receipts(&mut set);
     packs(&mut set);
@@ -96,6 +101,9 @@ impl VectorSet {
                 if t.decoded.len() <= 4096 {
                     entry["bytes"] = hex(&t.decoded).into();
                 }
+                if let Some(exact) = t.exact.as_ref().filter(|e| e.len() <= 4096) {
+                    entry["exact"] = hex(exact).into();
+                }
                 for (rung, bytes) in &t.rungs {
                     entry["rungs"][rung.to_string()] = hex(bytes).into();
                 }
@@ -132,6 +140,8 @@ struct Tensor {
     dtype: Dtype,
     shape: Vec<u64>,
     decoded: Vec<u8>,
+    /// The source's bytes, when a residual leads to them.
+    exact: Option<Vec<u8>>,
     /// What fewer planes decode to.
     rungs: BTreeMap<u8, Vec<u8>>,
 }
@@ -182,6 +192,8 @@ struct File {
     stray: usize,
     /// Number and count, and with them the feature bit.
     shard: Option<(u32, u32)>,
+    /// Required feature bits other than those that the records need.
+    required: Option<u8>,
 }
 
 fn plain(kind: u8, plane: u8, content: &[u8]) -> Part {
@@ -215,8 +227,13 @@ fn tensor(
     body.extend(shape.iter().flat_map(|d| d.to_le_bytes()));
     body.extend_from_slice(&Digest::of(decoded).0);
     body.extend_from_slice(tail);
-    let tensor =
-        Tensor { dtype, shape: shape.to_vec(), decoded: decoded.to_vec(), rungs: BTreeMap::new() };
+    let tensor = Tensor {
+        dtype,
+        shape: shape.to_vec(),
+        decoded: decoded.to_vec(),
+        exact: None,
+        rungs: BTreeMap::new(),
+    };
     Record { kind: 2, name: name.into(), body, parts, tensor: Some(tensor), ..Record::default() }
 }
 
@@ -411,7 +428,7 @@ impl File {
         for r in &self.records {
             let name = String::from_utf8_lossy(&r.name).into_owned();
             if let Some(t) = &r.tensor {
-                let sha256 = Digest::of(&t.decoded).to_string();
+                let sha256 = Digest::of(t.exact.as_ref().unwrap_or(&t.decoded)).to_string();
                 tensors.insert(name, json!({ "sha256": sha256, "reason": "vector" }));
             } else if r.kind == 3 && r.body.len() == 40 {
                 files.push(json!({
@@ -462,7 +479,13 @@ impl File {
         put(&mut out, 76, &crc32fast::hash(&index).to_le_bytes());
         put(&mut out, 80, &crc32fast::hash(&manifest).to_le_bytes());
         let (number, count) = self.shard.unwrap_or((1, 1));
-        put(&mut out, 16, &[if self.shard.is_some() { 2 } else { 0 }]);
+        let is_coded = |r: &Record| r.kind == 2 && r.body.get(1) == Some(&4);
+        let coded = u8::from(self.records.iter().any(is_coded));
+        let sharded = if self.shard.is_some() { 2 } else { 0 };
+        put(&mut out, 16, &[self.required.unwrap_or(coded | sharded)]);
+        let residual =
+            |r: &Record| r.kind == 2 && r.parts.iter().any(|p| (p.kind, p.flags) == (16, 1));
+        put(&mut out, 24, &[u8::from(self.records.iter().any(residual))]);
         put(&mut out, 84, &number.to_le_bytes());
         put(&mut out, 88, &count.to_le_bytes());
         put(&mut out, 160, &((core_len + self.attachments.len()) as u64).to_le_bytes());
@@ -743,7 +766,7 @@ fn container_valid(set: &mut VectorSet) {
         &unknown,
     );
     let mut residual = weights().record();
-    residual.parts.push(Part { flags: 1, ..plain(16, 0, b"residual of a later version") });
+    residual.parts.push(Part { flags: 1, ..plain(17, 0, b"a part of a later version") });
     set.valid(
         "unknown-optional-part",
         &["PRT-1", "PRT-4"],
@@ -806,12 +829,12 @@ fn container_invalid(set: &mut VectorSet) {
     patch("preamble-reserved", "HDR-4", "a reserved byte is set", "malformed", 172, &[1]);
     patch("preamble-reserved-word", "HDR-4", "the reserved word is set", "malformed", 92, &[1]);
     patch(
-        "required-feature-coded-raw",
+        "required-feature-two",
         "HDR-5",
-        "reserved required bit 0",
+        "unknown required bit 2",
         "unsupported_feature",
         16,
-        &[1],
+        &[4],
     );
     patch(
         "required-feature-unknown",
@@ -1028,8 +1051,8 @@ fn container_invalid(set: &mut VectorSet) {
     file("encoding-unknown", "TEN-1", "encoding 9", "unsupported_feature", &|f| {
         f.records[1].body[1] = 9
     });
-    file("encoding-coded-raw", "TEN-1", "reserved encoding 4", "unsupported_feature", &|f| {
-        f.records[1].body[1] = 4
+    file("encoding-five", "TEN-1", "unknown encoding 5", "unsupported_feature", &|f| {
+        f.records[1].body[1] = 5
     });
     file("role-unknown", "TEN-1", "role 4", "malformed", &|f| f.records[1].body[2] = 4);
     file("tensor-reserved", "TEN-1", "a reserved byte is set", "malformed", &|f| {
@@ -1086,7 +1109,7 @@ fn container_invalid(set: &mut VectorSet) {
         "an unknown kind that is not optional",
         "unsupported_feature",
         &|f| {
-            f.records[1].parts.push(plain(16, 0, b"x"));
+            f.records[1].parts.push(plain(17, 0, b"x"));
         },
     );
     file("part-empty", "PRT-2", "a part without content", "malformed", &|f| {

@@ -22,6 +22,8 @@
 //! # Ok::<(), ultracompress::Error>(())
 //! ```
 //!
+//! Where a pack holds the source's own bits (`uc pack --exact`), `DecodeOptions::new().with_exact(true)` gives them.
+//!
 //! # Writing from memory
 //!
 //! ```

@@ -504,6 +504,93 @@ fn verify_tells_damage_from_malformed_input() {
     desk.run(&["verify", "none.uc"]).expect(1).says("none.uc: can't open");
 }
 
+#[test]
+fn exact_packs_give_the_source_back() {
+    let desk = Desk::with_pack();
+    let exact = ["pack", &source(), "--exact", "--rungs", "3,4", "-o", "exact.uc"];
+    let json = desk.run(&[&exact[..], &["--json"]].concat()).expect(0).json();
+    let info = desk.run(&["info", "model.uc", "--json"]).expect(0).json();
+    assert_eq!(json["decoded_root"], info["decoded_root"], "the 5-bit model is the same");
+    assert_eq!(json["body_bpw"], info["body_bpw"], "a residual isn't part of it");
+
+    let json = desk.run(&["unpack", "exact.uc", "--exact", "-o", "out", "--json"]).expect(0).json();
+    assert_eq!(
+        (&json["files_recreated"], &json["tensors_compared"]),
+        (&1.into(), &json["tensors"])
+    );
+    assert!(files(&desk.path("out")) == files(&fixture()), "every byte of every file");
+    let json = desk.run(&["verify", "exact.uc", "--against", &source(), "--json"]).expect(0).json();
+    assert_eq!(verdicts(&json), ["ok", "ok", "ok", "ok"]);
+    assert_eq!(json["exact"], "ok");
+    let ran = desk.run(&["verify", "exact.uc", "--against", &source()]).expect(0);
+    ran.prints("exact ok").says("0 quantized tensors claim its digests");
+    // Those who read the planes see nothing else.
+    desk.run(&["same", "exact.uc", "model.uc"]).expect(0);
+
+    let info = desk.run(&["info", "exact.uc", "--json"]).expect(0).json();
+    assert!(info["tensors"].as_array().expect("a list").iter().all(|t| t["exact"] == true));
+    let rungs = info["rungs"].as_array().expect("a list");
+    let names: Vec<String> = rungs.iter().map(|r| r["rung"].to_string()).collect();
+    assert_eq!(names, ["3", "4", "5", "6", "7", "8", "\"exact\""]);
+    let bytes: Vec<u64> = rungs.iter().map(|r| r["bytes"].as_u64().expect("a number")).collect();
+    assert!(bytes.is_sorted() && bytes[6] > bytes[5]);
+    for (i, rung) in ["3", "4"].into_iter().enumerate() {
+        let out = format!("rung{rung}");
+        let json = desk
+            .run(&["unpack", "exact.uc", "--rung", rung, "-o", &out, "--json"])
+            .expect(0)
+            .json();
+        let recorded = &rungs[i];
+        assert_eq!(json["decoded_root"], recorded["decoded_root"], "rung {rung}");
+    }
+    // The exact root is that of the source itself.
+    let same = desk.run(&["same", &source(), &source(), "--json"]).expect(0).json();
+    assert_eq!((&info["exact_root"], &rungs[6]["decoded_root"]), (&same["a"], &same["a"]));
+    desk.run(&["info", "exact.uc"]).expect(0).prints("rung exact").prints("bit for bit");
+
+    desk.run(&["strip", "exact.uc", "-o", "plain.uc"]).expect(0).prints("residuals left out");
+    desk.run(&["same", "plain.uc", "exact.uc"]).expect(0);
+    desk.run(&["pack", &source(), "--onto", "plain.uc", "-o", "again.uc"]).expect(0);
+    let read = |name: &str| fs::read(desk.path(name)).expect("written");
+    assert!(read("again.uc") == read("exact.uc"));
+    desk.run(&["strip", "plain.uc", "-o", "x.uc"]).expect(2).says("no exact rung");
+    desk.run(&["unpack", "plain.uc", "--exact", "-o", "x"]).expect(2).says("has no residual");
+    desk.run(&["unpack", "exact.uc", "--exact", "--rung", "4", "-o", "x"]).expect(2);
+    desk.run(&["pack", &source(), "--onto", "exact.uc", "-o", "x.uc"]).expect(2).says("already");
+    // The unpacked 5-bit model is another source.
+    desk.run(&["unpack", "model.uc", "-o", "other", "-q"]).expect(0);
+    desk.run(&["pack", "other", "--onto", "model.uc", "-o", "x.uc"])
+        .expect(3)
+        .says("another source");
+    assert!(!desk.path("x.uc").exists() && !desk.path("x").exists());
+
+    desk.run(&["pack", &source(), "--exact-only", "-o", "only.uc"]).expect(0);
+    desk.run(&["same", "only.uc", &source()]).expect(0);
+    desk.run(&["unpack", "only.uc", "--exact", "-o", "out2"]).expect(0);
+    assert!(files(&desk.path("out2")) == files(&fixture()));
+    desk.run(&["strip", "only.uc", "-o", "x.uc"]).expect(2).says("coded without planes");
+    desk.run(&["pack", &source(), "--exact", "--exact-only", "-o", "x.uc"]).expect(2);
+
+    // Damage in a residual: the model is whole, the source can't be given back.
+    let mut bytes = read("exact.uc");
+    let at = usize::try_from(damage_place(&desk, "exact.uc")).expect("small");
+    bytes[at] ^= 1;
+    fs::write(desk.path("exact.uc"), bytes).expect("can write");
+    let json = desk.run(&["verify", "exact.uc", "--json"]).expect(3).json();
+    assert_eq!((&json["decoded"], &json["exact"]), (&"ok".into(), &"mismatch".into()));
+    desk.run(&["unpack", "exact.uc", "-o", "planes"]).expect(0);
+    desk.run(&["unpack", "exact.uc", "--exact", "-o", "x"]).expect(3).says("residual");
+    assert!(!desk.path("x").exists());
+}
+
+/// An offset within a residual of a pack.
+fn damage_place(desk: &Desk, name: &str) -> u64 {
+    let pack = ultracompress::Container::open_path(desk.path(name)).expect("valid");
+    let mut parts = pack.index().tensors.iter().flat_map(|t| &t.parts);
+    let part = parts.find(|p| p.kind == ultracompress::format::PartKind::Residual);
+    part.map(|p| p.offset + p.stored_len - 9).expect("a residual")
+}
+
 // ---- unpack, same, diff -----------------------------------------------------------------------
 
 #[test]

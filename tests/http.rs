@@ -16,7 +16,7 @@ use safetensors::tensor::{Dtype as StDtype, TensorView as StView};
 use ultracompress::codec::PlaneCounts;
 use ultracompress::container::HttpFile;
 use ultracompress::format::{CHUNK_BYTES, PREAMBLE_BYTES, Part};
-use ultracompress::import::{PackOptions, Recipe, Source};
+use ultracompress::import::{Exact, PackOptions, Recipe, Source};
 use ultracompress::{
     Container, DecodeOptions, Dtype, EncodeOptions, EncodedTensor, Encoding, Error, ErrorKind,
     Input, Limit, Manifest, Pack, PackWriter, PlaneParts, ReadAt, Role, Rule, TensorEntry,
@@ -273,7 +273,7 @@ fn opening_costs_two_requests_and_each_tensor_one_more() {
         );
         let (kind, stored) = match &view.entry().encoding {
             Encoding::Planes { .. } => (0, view.entry()),
-            Encoding::Raw => (1, view.entry()),
+            Encoding::Raw | Encoding::Coded { .. } => (1, view.entry()),
             Encoding::Alias { target } => (2, local.index().tensor(target).expect("there")),
         };
         kinds[kind] += 1;
@@ -308,6 +308,30 @@ fn a_rung_costs_its_planes() {
         rung.decode_tiles(&view, collect).expect("valid");
         assert!(tiles == expected);
         assert_eq!(server.take_count("model.uc"), one(span(read)), "{}", view.name());
+    }
+}
+
+#[test]
+fn exact_tensors_cost_three_requests() {
+    let (folder, path) = (tempfile::tempdir().expect("a folder"), "examples/data/tiny-llama");
+    let file = folder.path().join("exact.uc");
+    let source = Source::open(Path::new(path)).expect("ours");
+    let exact = PackOptions::new().with_exact(Exact::Residual);
+    exact.pack(&source, &file).expect("packs");
+    let bytes: &'static [u8] = std::fs::read(&file).expect("written").leak();
+    let (server, url) = serve(bytes);
+    let (local, pack) = (Container::open(bytes).expect("valid"), open(&url));
+    server.take_count("model.uc");
+    for view in pack.tensors().filter(|v| v.entry().encoding.name() == "planes") {
+        let exact = DecodeOptions::new().with_exact(true);
+        let expected = exact.decode(&local.tensor(view.name()).expect("there")).expect("valid");
+        assert!(exact.decode(&view).expect("valid") == expected);
+        // The residual's table of blocks, the planes, the residual.
+        assert_eq!(server.take_count("model.uc").requests, 3, "{}", view.name());
+        // The planes by themselves cost no more than before.
+        view.decode().expect("valid");
+        let planes = &view.entry().parts[..view.entry().parts.len() - 1];
+        assert_eq!(server.take_count("model.uc"), one(span(planes)), "{}", view.name());
     }
 }
 

@@ -930,7 +930,7 @@ mod checkpoints {
         Decision, Model, PackOptions, PackReport, Recipe, RecipeRule, Source, UnpackOptions,
         against, diff, same,
     };
-    use ultracompress::{Encoding, Input, NoProgress, Pack};
+    use ultracompress::{Check, Encoding, Input, NoProgress, Pack};
 
     use super::*;
 
@@ -1389,7 +1389,8 @@ mod checkpoints {
         let pack = packed.open();
         let manifest = pack.manifest().expect("valid");
         let source = Source::open(&packed.source()).expect("valid");
-        let report = against(&pack, &manifest, &source, &NoProgress).expect("readable");
+        let report =
+            against(&pack, &manifest, &source, &NoProgress, Check::NotChecked).expect("readable");
         assert!(report.failures.is_empty(), "{report:?}");
         assert_eq!(report.exact + report.claimed, pack.tensors().len() as u64);
         assert!(report.exact > 0 && report.claimed > 0 && report.files > 0, "{report:?}");
@@ -1402,7 +1403,9 @@ mod checkpoints {
         changed.insert("model.new".into(), (StDtype::U8, vec![1], vec![7]));
         write_safetensors(&packed.dir.path().join("other.safetensors"), &changed);
         let other = Source::open(&packed.dir.path().join("other.safetensors")).expect("valid");
-        let failures = against(&pack, &manifest, &other, &NoProgress).expect("readable").failures;
+        let failures = against(&pack, &manifest, &other, &NoProgress, Check::NotChecked)
+            .expect("readable")
+            .failures;
         let mut names: Vec<_> = failures.iter().filter_map(|f| f.tensor.as_deref()).collect();
         names.sort_unstable();
         assert_eq!(names, [name, "model.mask", "model.new"]);
@@ -1410,7 +1413,9 @@ mod checkpoints {
 
         fs::write(packed.source().join("config.json"), b"{\"other\":1}").expect("can write");
         let source = Source::open(&packed.source()).expect("valid");
-        let failures = against(&pack, &manifest, &source, &NoProgress).expect("readable").failures;
+        let failures = against(&pack, &manifest, &source, &NoProgress, Check::NotChecked)
+            .expect("readable")
+            .failures;
         assert_eq!(failures.len(), 1, "{failures:?}");
         assert_eq!(failures[0].tensor.as_deref(), Some("config.json"));
     }

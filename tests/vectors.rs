@@ -130,6 +130,13 @@ fn valid_containers_verify_and_decode() {
             if let Some(hex) = expected["bytes"].as_str() {
                 assert_eq!(decoded, unhex(hex), "{} {}", v.name(), t.name());
             }
+            if let Some(hex) = expected["exact"].as_str() {
+                for kernel in Kernel::available() {
+                    let options = DecodeOptions::new().with_exact(true).with_kernel(kernel);
+                    let exact = options.decode(&t).expect("it just verified");
+                    assert_eq!(exact, unhex(hex), "{} {} exact, {kernel}", v.name(), t.name());
+                }
+            }
             for (rung, hex) in expected["rungs"].as_object().into_iter().flatten() {
                 let planes = rung.parse().expect("a number of planes");
                 let found = DecodeOptions::new().with_planes(planes).decode(&t).expect("valid");
@@ -434,7 +441,7 @@ fn the_worked_example_is_the_vector() {
 /// Rule numbers where the spec states them: in bold brackets.
 fn spec_rules() -> BTreeSet<String> {
     let mut rules = BTreeSet::new();
-    for page in ["container.md", "codec.md", "manifest.md", "receipt.md"] {
+    for page in ["container.md", "codec.md", "exact.md", "manifest.md", "receipt.md"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec").join(page);
         let text = std::fs::read_to_string(path).expect("the page is there");
         for piece in text.split("**[").skip(1) {

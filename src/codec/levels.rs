@@ -27,6 +27,12 @@ impl<'a> LevelSet<'a> {
         self.native
     }
 
+    /// The tables for native, native - 1, ..., 3 planes read, one behind the other.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn all(&self) -> &'a [i8] {
+        self.levels
+    }
+
     /// The 2^read levels for rows of `native` planes of which `read` are read (UC-LVL-1).
     ///
     /// # Panics

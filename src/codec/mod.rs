@@ -3,6 +3,7 @@
 //! The safe API here checks lengths and values; the loops themselves are in `kernels`.
 
 mod convert;
+pub mod exact;
 mod layout;
 mod levels;
 mod quantize;
@@ -23,5 +24,4 @@ pub use quantize::{EncodedRows, RowEncoder};
 pub use run::{RunBytes, RunDecoder};
 #[cfg(feature = "safetensors")]
 pub(crate) use scale_grid::{POINTS, ScaleGrid, scale_bits};
-#[cfg(feature = "safetensors")]
 pub(crate) use value::scale_f32;

@@ -3,6 +3,8 @@
 
 use std::collections::HashSet;
 
+use super::exact::exact_model_name;
+use crate::codec::exact::{ExactModel, coded_matrix};
 use crate::codec::{Levels, PlaneLayout};
 use crate::error::{Error, Result};
 use crate::format::{
@@ -17,13 +19,36 @@ use crate::format::{
 pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
     for t in &index.tensors {
         check_tensor(t, index).map_err(|e| e.in_tensor(&t.name))?;
+        if matches!(t.encoding, Encoding::Coded { .. }) && !preamble.has_coded() {
+            let text = "a coded tensor in a file without the feature `coded_raw`";
+            return Err(Error::malformed(Rule::TEN_1, text).in_tensor(&t.name));
+        }
+    }
+    for model in &index.exact_models {
+        let check = || {
+            let name = exact_model_name(ExactModel::parse(&model.body)?.name()?);
+            if name != model.name {
+                return Err(Error::malformed(Rule::EXA_1, format!("the model is called {name}")));
+            }
+            Ok(())
+        };
+        check().map_err(|e: Error| e.in_tensor(&model.name))?;
     }
     check_paths(index)?;
-    if let Some(file) = index.files.first().filter(|_| preamble.shard_number > 1) {
+    let mut files = index.files.iter().chain(&index.heads);
+    if let Some(file) = files.next().filter(|_| preamble.shard_number > 1) {
         return Err(Error::malformed(Rule::SHD_1, "a shard that isn't the first carries a file")
             .in_tensor(&file.path));
     }
     check_placement(index, preamble)
+}
+
+/// Type of a tensor that is coded.
+fn check_coded_type(t: &TensorEntry) -> Result<()> {
+    if t.dtype.has_planes() {
+        return Ok(());
+    }
+    Err(Error::malformed(Rule::EXA_10, format!("{} tensors can't be coded", t.dtype)))
 }
 
 fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
@@ -32,6 +57,18 @@ fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
             let bytes = t.dtype.tensor_bytes(&t.shape).unwrap_or(0);
             let expected = if bytes == 0 { vec![] } else { vec![(PartKind::Data, bytes)] };
             check_parts(&t.parts, &expected)
+        }
+        Encoding::Coded { row_dims } => {
+            check_coded_type(t)?;
+            coded_matrix(&t.shape, *row_dims)?;
+            let Some(part) = t.parts.first().filter(|p| p.kind == PartKind::Residual) else {
+                return check_parts(&t.parts, &[(PartKind::Residual, 0)]);
+            };
+            if part.optional {
+                let text = "the residual of a coded tensor can't be optional";
+                return Err(Error::malformed(Rule::PRT_1, text).in_part(part.kind.name()));
+            }
+            check_parts(&t.parts, &[(PartKind::Residual, part.len)])
         }
         Encoding::Alias { target } => check_alias(t, target, index),
         Encoding::Planes { row_dims, group, planes, level_ids } => {
@@ -71,6 +108,14 @@ fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
                 expected.into_iter().map(|(k, n)| Some((k, u64::try_from(n).ok()?))).collect();
             let expected =
                 expected.ok_or_else(|| Error::malformed(Rule::TEN_2, "tensor is too large"))?;
+            let mut expected = expected;
+            if let Some(part) = t.parts.iter().find(|p| p.kind == PartKind::Residual) {
+                if !part.optional {
+                    let text = "the residual of a tensor with planes must be optional";
+                    return Err(Error::malformed(Rule::PRT_1, text).in_part(part.kind.name()));
+                }
+                expected.push((PartKind::Residual, part.len));
+            }
             check_parts(&t.parts, &expected)
         }
     }
@@ -200,8 +245,9 @@ fn check_placement(index: &Index, preamble: &Preamble) -> Result<()> {
 fn check_order(index: &Index) -> Result<()> {
     let tensors = index.tensors.iter().map(|t| (&t.name, &t.parts));
     let files = index.files.iter().map(|f| (&f.path, &f.parts));
+    let heads = index.heads.iter().map(|f| (&f.path, &f.parts));
     let others = index.others.iter().map(|o| (&o.name, &o.parts));
-    for (name, parts) in tensors.chain(files).chain(others) {
+    for (name, parts) in tensors.chain(files).chain(heads).chain(others) {
         for pair in parts.windows(2) {
             let end = pair[0].offset.saturating_add(pair[0].stored_len);
             if Some(pair[1].offset) != align_up(end, ALIGN_BYTES) {

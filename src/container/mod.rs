@@ -2,6 +2,7 @@
 
 mod check;
 mod encode;
+mod exact;
 mod fetch;
 #[cfg(feature = "http")]
 mod http;
@@ -19,6 +20,8 @@ mod writer;
 #[cfg(feature = "safetensors")]
 pub(crate) use encode::store_chunk;
 pub use encode::{EncodeOptions, EncodedTensor, PlaneParts, StoredFile};
+#[cfg(feature = "safetensors")]
+pub(crate) use exact::{BlockRows, ExactBase, residual_header};
 #[cfg(feature = "http")]
 pub use http::HttpFile;
 pub use input::{Input, is_url};

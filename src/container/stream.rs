@@ -5,7 +5,7 @@ use std::io::{Seek, Write};
 use super::writer::PackWriter;
 use crate::error::{Error, Result};
 use crate::format::{
-    CHUNK_BYTES, Chunk, Digest, FileEntry, OtherEntry, Part, PartKind, TensorEntry,
+    CHUNK_BYTES, Chunk, Digest, ExactModelEntry, FileEntry, OtherEntry, Part, PartKind, TensorEntry,
 };
 
 /// A `planes` tensor whose rows arrive piece by piece.
@@ -77,6 +77,44 @@ impl<W: Write + Seek> PackWriter<W> {
     /// `Io`; `Malformed` when the file grows beyond 2^64 bytes.
     pub(crate) fn begin_data(&mut self) -> Result<OpenData> {
         Ok(OpenData { part: Part::empty(PartKind::Data, self.allot(0)?) })
+    }
+
+    /// Starts a residual behind the parts that a tensor has, `optional` when it has planes.
+    ///
+    /// # Errors
+    /// `Io`; `Malformed` when the file grows beyond 2^64 bytes.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn begin_residual(&mut self, optional: bool) -> Result<OpenData> {
+        let part = Part { optional, ..Part::empty(PartKind::Residual, self.allot(0)?) };
+        Ok(OpenData { part })
+    }
+
+    /// Lists a tensor with the part that was written last behind its others.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn end_residual(&mut self, mut entry: TensorEntry, data: OpenData) {
+        entry.parts.push(data.part);
+        self.list(entry);
+    }
+
+    /// Adds an exact model of another file, unless it is there.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn copy_exact_model(&mut self, model: &ExactModelEntry) {
+        if !self.index.exact_models.contains(model) {
+            self.index.exact_models.push(model.clone());
+        }
+    }
+
+    /// Lists the head of a weights file that is written.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn list_head(&mut self, entry: FileEntry) {
+        self.index.heads.push(entry);
+    }
+
+    /// Ends the head of a weights file of the source.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn end_head(&mut self, mut entry: FileEntry, data: OpenData) {
+        entry.parts.extend((data.part.len > 0).then_some(data.part));
+        self.index.heads.push(entry);
     }
 
     /// Writes the next chunk: `len` bytes of content, as they are or as a shorter frame.

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::exact::ExactReader;
 use super::fetch::{Piece, Rows, Want};
 use super::read_at::ReadAt;
 use super::reader::Container;
 use super::stored_planes::{PlaneRun, StoredPlanes};
+use crate::codec::exact::coded_matrix;
 use crate::codec::{
     Levels, PlaneCounts, PlaneLayout, RowRun, RunBytes, RunCursor, RunDecoder, convert_raw,
 };
@@ -65,6 +67,8 @@ pub struct DecodeOptions {
     pub rows: Option<Range<u64>>,
     /// Read at most this many planes of each row (3 to 8); all by default.
     pub planes: Option<u8>,
+    /// The source's own bits instead of the base's values, where the pack has them: a residual, or the bytes themselves.
+    pub exact: bool,
     /// The kernel; [`Kernel::selected`] by default. It changes the speed and nothing else.
     pub kernel: Option<Kernel>,
 }
@@ -93,6 +97,13 @@ impl DecodeOptions {
     #[must_use]
     pub fn with_planes(mut self, planes: u8) -> Self {
         self.planes = Some(planes);
+        self
+    }
+
+    /// Sets [`DecodeOptions::exact`].
+    #[must_use]
+    pub fn with_exact(mut self, exact: bool) -> Self {
+        self.exact = exact;
         self
     }
 
@@ -134,6 +145,9 @@ impl DecodeOptions {
         if let Some(to) = self.dtype.filter(|d| !d.has_planes()) {
             return Err(Error::argument(format!("can't decode to {to}")));
         }
+        if self.exact && self.planes.is_some() {
+            return Err(Error::argument("exact values have no rung"));
+        }
         if let Some(n) = self.planes.filter(|n| !(3..=8).contains(n)) {
             return Err(Error::argument(format!("can't read {n} planes, 3 to 8 are possible")));
         }
@@ -173,6 +187,19 @@ impl DecodeOptions {
         let (rows, cols) = view.matrix()?;
         let range = self.range(rows)?;
         let stored = view.resolve()?;
+        if self.is_coded(stored) {
+            let target = self.target(view);
+            if target == stored.dtype() {
+                let kernel = self.kernel.map_or_else(Kernel::selected, Ok)?;
+                return ExactReader::new(stored, kernel)?.decode_rows(range, out);
+            }
+            let mut at = 0;
+            return self.exact_tiles(stored, range, target, |bytes| {
+                out[at..at + bytes.len()].copy_from_slice(bytes);
+                at += bytes.len();
+                Ok(())
+            });
+        }
         let Encoding::Planes { .. } = stored.entry.encoding else {
             let Some(part) = stored.part(PartKind::Data) else { return Ok(()) };
             let row_bits = u128::from(cols) * u128::from(view.dtype().bits());
@@ -232,6 +259,9 @@ impl DecodeOptions {
         // Rows without columns cost nothing to claim, so there may be 2^64 of them.
         if cols == 0 {
             return Ok(());
+        }
+        if self.is_coded(stored) {
+            return self.exact_tiles(stored, range, target, emit).map_err(in_tensor);
         }
         let Encoding::Planes { .. } = stored.entry.encoding else {
             return self.raw_tiles(view, stored, range, cols, emit).map_err(in_tensor);
@@ -298,6 +328,11 @@ impl DecodeOptions {
         let whole_bytes = whole_bytes_of(view, whole_bytes);
         let entry = view.resolve().map_or(view.entry, |stored| stored.entry);
         let stored = held_whole(entry, 8);
+        // Of the residual a chunk for each native count, or all of it, and a block with what it is made from.
+        let far = view.container.reader().long_reads_pay();
+        let of_part = |len: u64| if far { len.min(2 * WHOLE_BYTES) } else { 7 * CHUNK_BYTES };
+        let part = entry.parts.iter().find(|p| p.kind == PartKind::Residual);
+        let residual = part.map_or(0, |p| of_part(p.len) + 6 * (2 << 20));
         // Chunk by chunk, each plane of each native count has one at hand, and one for each of the
         // scales and steps. Counts are held as stored and as a byte a row.
         let counts = entry.parts.iter().find(|p| p.kind == PartKind::Counts).map(|p| 3 * p.len);
@@ -306,7 +341,7 @@ impl DecodeOptions {
         // A tile of up to eight bytes a weight, and what it is made from.
         let decoded = entry.dtype.tensor_bytes(&entry.shape).unwrap_or(u64::MAX);
         let tile = decoded.saturating_mul(2).min(3 * RAW_PIECE_BYTES);
-        held.saturating_add(counts.unwrap_or(0)).saturating_add(tile + (1 << 20))
+        held.saturating_add(counts.unwrap_or(0)).saturating_add(residual + tile + (1 << 20))
     }
 }
 
@@ -335,11 +370,54 @@ fn is_read(kind: PartKind, rung: u8) -> bool {
     match kind {
         PartKind::Scales | PartKind::Steps => true,
         PartKind::Plane(p) => p < rung,
-        PartKind::Data | PartKind::Counts | PartKind::Unknown(..) => false,
+        PartKind::Data | PartKind::Counts | PartKind::Residual | PartKind::Unknown(..) => false,
     }
 }
 
 impl DecodeOptions {
+    /// Whether the values come from a residual.
+    fn is_coded<R: ReadAt>(&self, stored: TensorView<'_, R>) -> bool {
+        match stored.entry.encoding {
+            Encoding::Coded { .. } => true,
+            Encoding::Planes { .. } => self.exact,
+            _ => false,
+        }
+    }
+
+    /// Exact values, some rows at a time, or pieces of long ones.
+    fn exact_tiles<R: ReadAt>(
+        &self,
+        stored: TensorView<'_, R>,
+        rows: Range<u64>,
+        target: Dtype,
+        mut emit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let kernel = self.kernel.map_or_else(Kernel::selected, Ok)?;
+        let mut reader = ExactReader::new(stored, kernel)?;
+        let (cols, dtype) = (reader.cols(), stored.dtype());
+        let mut converted = |bytes: &[u8]| {
+            if target == dtype {
+                return emit(bytes);
+            }
+            emit(&convert_raw(bytes.to_vec(), dtype, target).0)
+        };
+        if cols > TILE_WEIGHTS {
+            return rows.into_iter().try_for_each(|row| reader.emit_row(row, &mut converted));
+        }
+        let step = (TILE_WEIGHTS / cols).max(1);
+        let mut row = rows.start;
+        let mut buffer = Vec::new();
+        while row < rows.end {
+            let tile = row..(row + step).min(rows.end);
+            row = tile.end;
+            let bytes = (tile.end - tile.start) * cols * dtype.bits() / 8;
+            buffer.resize(to_usize(bytes)?, 0);
+            reader.decode_rows(tile, &mut buffer)?;
+            converted(&buffer)?;
+        }
+        Ok(())
+    }
+
     /// Raw tensors go in pieces of whole chunks, whatever their shape: a row may be as long as the
     /// tensor.
     fn raw_tiles<R: ReadAt>(
@@ -371,7 +449,6 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
     }
 
     /// The file it is in.
-    #[cfg(feature = "safetensors")]
     pub(crate) fn container(&self) -> &'a Container<R> {
         self.container
     }
@@ -418,6 +495,15 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
     pub(crate) fn stored_planes(&self, planes: u8) -> Result<StoredPlanes> {
         self.stored_planes_checked(planes)
             .map_err(|e| self.container.place(e.in_tensor(self.name())))
+    }
+
+    /// Plane counts that rows of a `planes` tensor have.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn native_counts(&self) -> Result<Vec<u8>> {
+        let planes = PlanesReader::new(*self)?;
+        let with = planes.counts.rows_with(planes.layout.rows);
+        let above = |n: u8| with.get(usize::from(n)).copied().unwrap_or(0);
+        Ok((3..=8).filter(|&n| with[usize::from(n) - 1] > above(n)).collect())
     }
 
     fn stored_planes_checked(&self, rung: u8) -> Result<StoredPlanes> {
@@ -467,7 +553,7 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
         })
     }
 
-    fn part(&self, kind: PartKind) -> Option<&'a crate::format::Part> {
+    pub(super) fn part(&self, kind: PartKind) -> Option<&'a crate::format::Part> {
         self.entry.parts.iter().find(|p| p.kind == kind)
     }
 
@@ -477,6 +563,9 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
         if let Encoding::Planes { row_dims, group, .. } = stored.entry.encoding {
             let layout = PlaneLayout::new(&stored.entry.shape, row_dims, group)?;
             return Ok((layout.rows, layout.cols));
+        }
+        if let Encoding::Coded { row_dims } = stored.entry.encoding {
+            return coded_matrix(&stored.entry.shape, row_dims);
         }
         let shape = self.shape();
         // Whole bytes a row: element types of 4 and 6 bits are read as one row.
@@ -497,15 +586,15 @@ struct Pass<'s, R> {
 }
 
 /// A `planes` tensor with its counts and level tables at hand.
-struct PlanesReader<'a, R> {
+pub(super) struct PlanesReader<'a, R> {
     view: TensorView<'a, R>,
-    layout: PlaneLayout,
-    counts: PlaneCounts,
-    levels: Levels<'a>,
+    pub(super) layout: PlaneLayout,
+    pub(super) counts: PlaneCounts,
+    pub(super) levels: Levels<'a>,
 }
 
 impl<'a, R: ReadAt> PlanesReader<'a, R> {
-    fn new(view: TensorView<'a, R>) -> Result<Self> {
+    pub(super) fn new(view: TensorView<'a, R>) -> Result<Self> {
         let Encoding::Planes { row_dims, group, planes, level_ids } = &view.entry.encoding else {
             return Err(Error::argument("tensor is not stored as planes"));
         };
@@ -547,7 +636,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
     }
 
     /// What is needed of stored rows `rows` of one native count: scales, steps, planes.
-    fn wants(&self, run: &RowRun, rung: u8) -> Result<Vec<Want<'a>>> {
+    pub(super) fn wants(&self, run: &RowRun, rung: u8) -> Result<Vec<Want<'a>>> {
         let per_row = [(PartKind::Scales, 2), (PartKind::Steps, self.layout.steps_row_bytes())];
         let planes =
             (0..run.native.min(rung)).map(|p| (PartKind::Plane(p), self.layout.row_bytes()));
@@ -562,8 +651,25 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
             .collect()
     }
 
+    /// Narrows what is needed of one row to columns that start at whole bytes of planes and steps.
+    pub(super) fn cut(&self, wants: &mut [Want<'_>], cols: &Range<u64>) {
+        let segment = PlaneLayout { rows: 1, cols: cols.end - cols.start, ..self.layout };
+        let steps = match self.layout.group {
+            0 => 0,
+            group => cols.start / u64::from(group) / 2,
+        };
+        for want in wants {
+            let (skip, len) = match want.part.kind {
+                PartKind::Steps => (steps, segment.steps_row_bytes()),
+                PartKind::Plane(_) => (cols.start / 8, segment.row_bytes()),
+                _ => continue,
+            };
+            want.range = want.range.start + skip..want.range.start + skip + len;
+        }
+    }
+
     /// Splits what [`Self::wants`] asked for into scales, steps and planes.
-    fn split<'p>(&self, pieces: &'p [Piece]) -> (&'p [u8], &'p [u8], Vec<&'p [u8]>) {
+    pub(super) fn split<'p>(&self, pieces: &'p [Piece]) -> (&'p [u8], &'p [u8], Vec<&'p [u8]>) {
         let grouped = usize::from(self.layout.n_groups() > 0);
         let steps: &[u8] = if grouped == 1 { &pieces[1] } else { &[] };
         (&pieces[0], steps, pieces[1 + grouped..].iter().map(|p| &**p).collect())
@@ -611,20 +717,8 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         decoder: &mut RunDecoder<'_>,
         out: &mut [u8],
     ) -> Result<()> {
-        let segment = PlaneLayout { rows: 1, cols: cols.end - cols.start, ..self.layout };
-        let steps = match self.layout.group {
-            0 => 0,
-            group => cols.start / u64::from(group) / 2,
-        };
         let mut wants = self.wants(run, rung)?;
-        for want in &mut wants {
-            let (skip, len) = match want.part.kind {
-                PartKind::Steps => (steps, segment.steps_row_bytes()),
-                PartKind::Plane(_) => (cols.start / 8, segment.row_bytes()),
-                _ => continue,
-            };
-            want.range = want.range.start + skip..want.range.start + skip + len;
-        }
+        self.cut(&mut wants, &cols);
         let pieces = from.source.get(&wants)?;
         let (scales, steps, planes) = self.split(&pieces);
         let bytes = RunBytes { native: run.native, scales, steps, planes: &planes };

@@ -5,11 +5,14 @@ use std::io::{Seek, SeekFrom, Write};
 
 use super::check::check_index;
 use super::encode::{EncodedTensor, StoredFile};
+use super::exact::exact_model_name;
 use super::root_hasher::RootHasher;
+use crate::codec::exact::ExactModel;
 use crate::error::{Error, Result};
 use crate::format::{
-    ALIGN_BYTES, Attachment, Digest, Index, LevelsEntry, PREAMBLE_BYTES, Part, Preamble, Role,
-    Rule, TensorEntry, align_up, decoded_root, to_usize, write_attachments, write_index,
+    ALIGN_BYTES, Attachment, Digest, Encoding, ExactModelEntry, Index, LevelsEntry, PREAMBLE_BYTES,
+    Part, PartKind, Preamble, Role, Rule, TensorEntry, align_up, decoded_root, to_usize,
+    write_attachments, write_index,
 };
 
 /// What was written.
@@ -106,6 +109,19 @@ impl<W: Write + Seek> PackWriter<W> {
         Ok(id)
     }
 
+    /// Adds an exact model, unless it is there.
+    ///
+    /// # Errors
+    /// `Malformed` for one that a reader would refuse.
+    pub fn add_exact_model(&mut self, model: &ExactModel) -> Result<()> {
+        let name = exact_model_name(model.name()?);
+        let model = ExactModelEntry { name, body: model.to_bytes()? };
+        if !self.index.exact_models.contains(&model) {
+            self.index.exact_models.push(model);
+        }
+        Ok(())
+    }
+
     /// The level tables added so far.
     pub fn levels(&self) -> &[LevelsEntry] {
         &self.index.levels
@@ -195,6 +211,8 @@ impl<W: Write + Seek> PackWriter<W> {
         self.index.levels.sort_by(|a, b| a.name.cmp(&b.name));
         self.index.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         self.index.files.sort_by(|a, b| a.path.cmp(&b.path));
+        self.index.exact_models.sort_by(|a, b| a.name.cmp(&b.name));
+        self.index.heads.sort_by(|a, b| a.path.cmp(&b.path));
         self.index.others.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         let (index, n_records) = write_index(&self.index)?;
         let attachments = write_attachments(&self.attachments)?;
@@ -202,6 +220,10 @@ impl<W: Write + Seek> PackWriter<W> {
         let mut p = Preamble::new();
         p.set_shard(self.shard.0, self.shard.1);
         p.optional_features = self.optional_features;
+        let encodings = || self.index.tensors.iter().map(|t| &t.encoding);
+        let coded = encodings().any(|e| matches!(e, Encoding::Coded { .. }));
+        let parts = self.index.tensors.iter().flat_map(|t| &t.parts);
+        p.set_exact(coded, parts.into_iter().any(|p| p.kind == PartKind::Residual && p.optional));
         p.n_records = n_records;
         p.decoded_root = decoded_root;
         p.index_crc32 = crc32fast::hash(&index);

@@ -13,6 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 const KIND_LEVELS: u16 = 1;
 const KIND_TENSOR: u16 = 2;
 const KIND_FILE: u16 = 3;
+const KIND_EXACT_MODEL: u16 = 5;
+const KIND_HEAD: u16 = 6;
 const FLAG_OPTIONAL: u16 = 1;
 const PART_FLAG_OPTIONAL: u8 = 1;
 const RECORD_HEADER_BYTES: usize = 16;
@@ -106,6 +108,8 @@ pub enum PartKind {
     Steps,
     /// One bit plane; 0 is the most significant.
     Plane(u8),
+    /// What leads from planes to the source's bits, or what a coded tensor consists of.
+    Residual,
     /// An optional part of a later minor version: kind and ordinal.
     Unknown(u8, u8),
 }
@@ -118,6 +122,7 @@ impl PartKind {
             Self::Scales => (3, 0),
             Self::Steps => (4, 0),
             Self::Plane(p) => (5, p),
+            Self::Residual => (16, 0),
             Self::Unknown(kind, ordinal) => (kind, ordinal),
         }
     }
@@ -129,6 +134,7 @@ impl PartKind {
             (3, 0) => Self::Scales,
             (4, 0) => Self::Steps,
             (5, p) if p < 8 => Self::Plane(p),
+            (16, 0) => Self::Residual,
             other => Self::Unknown(other.0, other.1),
         }
     }
@@ -141,6 +147,7 @@ impl PartKind {
             Self::Scales => "scales".into(),
             Self::Steps => "steps".into(),
             Self::Plane(p) => format!("plane {p}"),
+            Self::Residual => "residual".into(),
             Self::Unknown(kind, ordinal) => format!("part kind {kind}.{ordinal}"),
         }
     }
@@ -228,6 +235,11 @@ pub enum Encoding {
         /// Level tables for native counts 3..=8: 0 is the default table, n the n-th levels record.
         level_ids: [u16; 6],
     },
+    /// Source bytes, entropy-coded without a base.
+    Coded {
+        /// How many leading dimensions make up the rows; with 0 all is one row.
+        row_dims: u8,
+    },
     /// The same bytes as another tensor of the pack.
     Alias {
         /// The name of that tensor.
@@ -236,11 +248,12 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The name used in JSON: `raw`, `planes` or `alias`.
+    /// The name used in JSON: `raw`, `planes`, `coded_raw` or `alias`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Planes { .. } => "planes",
+            Self::Coded { .. } => "coded_raw",
             Self::Alias { .. } => "alias",
         }
     }
@@ -289,6 +302,15 @@ pub struct LevelsEntry {
     pub levels: Vec<i8>,
 }
 
+/// The index record of an exact model: what residuals are coded by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExactModelEntry {
+    /// Its name.
+    pub name: String,
+    /// The model ([`ExactModel::parse`](crate::codec::exact::ExactModel::parse)).
+    pub body: Vec<u8>,
+}
+
 /// A record of a kind that this reader doesn't know and may skip.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OtherEntry {
@@ -307,6 +329,10 @@ pub struct Index {
     pub tensors: Vec<TensorEntry>,
     /// Carried files, by path.
     pub files: Vec<FileEntry>,
+    /// Models that residuals are coded by, by name.
+    pub exact_models: Vec<ExactModelEntry>,
+    /// What stands in front of the tensors in the source's weights files, by the file's path.
+    pub heads: Vec<FileEntry>,
     pub(crate) others: Vec<OtherEntry>,
 }
 
@@ -321,9 +347,11 @@ impl Index {
     pub(crate) fn parts(&self) -> impl Iterator<Item = (&str, &Part)> {
         let tensors = self.tensors.iter().map(|t| (t.name.as_str(), &t.parts));
         let files = self.files.iter().map(|f| (f.path.as_str(), &f.parts));
+        let heads = self.heads.iter().map(|f| (f.path.as_str(), &f.parts));
         let others = self.others.iter().map(|o| (o.name.as_str(), &o.parts));
         tensors
             .chain(files)
+            .chain(heads)
             .chain(others)
             .flat_map(|(name, parts)| parts.iter().map(move |p| (name, p)))
     }
@@ -367,14 +395,22 @@ impl Index {
     }
 
     fn add(&mut self, record: Record<'_>, name: &str) -> Result<()> {
-        let known = matches!(record.kind, KIND_LEVELS | KIND_TENSOR | KIND_FILE);
-        if known && record.optional {
-            return Err(Error::malformed(Rule::IDX_5, "a record of this kind can't be optional"));
+        let required = matches!(record.kind, KIND_LEVELS | KIND_TENSOR | KIND_FILE);
+        let optional = matches!(record.kind, KIND_EXACT_MODEL | KIND_HEAD);
+        if (required && record.optional) || (optional && !record.optional) {
+            let text = if required { "can't" } else { "must" };
+            let text = format!("a record of this kind {text} be optional");
+            return Err(Error::malformed(Rule::IDX_5, text));
         }
         match record.kind {
             KIND_LEVELS => self.levels.push(parse_levels(&record, name)?),
             KIND_TENSOR => self.tensors.push(parse_tensor(record, name)?),
             KIND_FILE => self.files.push(parse_file(record, name)?),
+            KIND_EXACT_MODEL => self.exact_models.push(parse_exact_model(&record, name)?),
+            KIND_HEAD => self.heads.push(parse_file(record, name).map_err(|e| match e.kind() {
+                ErrorKind::Malformed(Rule::FIL_1) => Error::malformed(Rule::EXA_12, e.message()),
+                _ => e,
+            })?),
             kind if record.optional => self.others.push(OtherEntry {
                 kind,
                 name: name.to_owned(),
@@ -445,7 +481,7 @@ impl<'a> Record<'a> {
         }
         let body = take(bytes, &mut at, h.body_len as usize).map_err(|e| e.in_tensor(name))?;
         let mut parts = Vec::new();
-        let known = matches!(h.kind, KIND_LEVELS | KIND_TENSOR | KIND_FILE);
+        let known = matches!(h.kind, KIND_LEVELS..=KIND_FILE | KIND_EXACT_MODEL | KIND_HEAD);
         for _ in 0..h.n_parts {
             parts.push(parse_part(bytes, &mut at, known).map_err(|e| e.in_tensor(name))?);
         }
@@ -488,7 +524,8 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
                 format!("{} is not known and not optional ({})", kind.name(), Rule::PRT_1),
             ));
         }
-        (PartKind::Unknown(..), true) | (_, false) => {}
+        // Which of both it must be depends on the tensor.
+        (PartKind::Residual, _) | (PartKind::Unknown(..), true) | (_, false) => {}
         (_, true) => return fail(Rule::PRT_1, "a part of this kind can't be optional".into()),
     }
     let storage = match h.storage {
@@ -582,6 +619,13 @@ fn parse_levels(record: &Record<'_>, name: &str) -> Result<LevelsEntry> {
     Ok(LevelsEntry { name: name.to_owned(), native, levels })
 }
 
+fn parse_exact_model(record: &Record<'_>, name: &str) -> Result<ExactModelEntry> {
+    if !record.parts.is_empty() {
+        return Err(Error::malformed(Rule::PRT_4, "a model record has no parts"));
+    }
+    Ok(ExactModelEntry { name: name.to_owned(), body: record.body.to_vec() })
+}
+
 fn parse_tensor(record: Record<'_>, name: &str) -> Result<TensorEntry> {
     let fail = |rule, text: &str| Err(Error::malformed(rule, text));
     let Some(fixed) = record.body.get(..8) else {
@@ -660,6 +704,11 @@ fn parse_tensor(record: Record<'_>, name: &str) -> Result<TensorEntry> {
             check_name(target)?;
             Encoding::Alias { target: target.to_owned() }
         }
+        4 if (h.group_log2, h.planes) != (0, 0) => {
+            return fail(Rule::TEN_3, "group_log2 and planes belong to encoding planes");
+        }
+        4 if !rest.is_empty() => return fail(Rule::TEN_1, "coded tensor body is too long"),
+        4 => Encoding::Coded { row_dims: h.row_dims },
         other => {
             return Err(Error::new(
                 ErrorKind::UnsupportedFeature,
@@ -779,6 +828,7 @@ fn tensor_body(t: &TensorEntry) -> Result<Vec<u8>> {
             (2, *row_dims, *group, planes.unwrap_or(0))
         }
         Encoding::Alias { .. } => (3, 0, 0, 0),
+        Encoding::Coded { row_dims } => (4, *row_dims, 0, 0),
     };
     let group_log2 = if group == 0 { 0 } else { group.trailing_zeros() };
     let mut body = Vec::new();
@@ -799,7 +849,7 @@ fn tensor_body(t: &TensorEntry) -> Result<Vec<u8>> {
     body.extend(t.shape.iter().flat_map(|d| d.to_le_bytes()));
     body.extend_from_slice(&t.decoded_sha256.0);
     match &t.encoding {
-        Encoding::Raw => {}
+        Encoding::Raw | Encoding::Coded { .. } => {}
         Encoding::Planes { level_ids, .. } => {
             body.extend(level_ids.iter().flat_map(|id| id.to_le_bytes()));
             body.extend_from_slice(&[0; 4]);
@@ -826,16 +876,32 @@ pub(crate) fn write_index(index: &Index) -> Result<(Vec<u8>, u32)> {
         put_record(&mut out, KIND_TENSOR, 0, &t.name, &tensor_body(t)?, &t.parts)?;
         n += 1;
     }
-    for f in &index.files {
+    let file_body = |f: &FileEntry| {
         let mut body = f.len.to_le_bytes().to_vec();
         body.extend_from_slice(&f.sha256.0);
-        put_record(&mut out, KIND_FILE, 0, &f.path, &body, &f.parts)?;
+        body
+    };
+    for f in &index.files {
+        put_record(&mut out, KIND_FILE, 0, &f.path, &file_body(f), &f.parts)?;
         n += 1;
     }
-    for o in &index.others {
-        put_record(&mut out, o.kind, FLAG_OPTIONAL, &o.name, &o.body, &o.parts)?;
-        n += 1;
+    let (before, after): (Vec<_>, Vec<_>) =
+        index.others.iter().partition(|o| o.kind < KIND_EXACT_MODEL);
+    let mut put_others = |out: &mut Vec<u8>, others: Vec<&OtherEntry>| -> Result<()> {
+        n += others.len();
+        others
+            .into_iter()
+            .try_for_each(|o| put_record(out, o.kind, FLAG_OPTIONAL, &o.name, &o.body, &o.parts))
+    };
+    put_others(&mut out, before)?;
+    for m in &index.exact_models {
+        put_record(&mut out, KIND_EXACT_MODEL, FLAG_OPTIONAL, &m.name, &m.body, &[])?;
     }
+    for f in &index.heads {
+        put_record(&mut out, KIND_HEAD, FLAG_OPTIONAL, &f.path, &file_body(f), &f.parts)?;
+    }
+    put_others(&mut out, after)?;
+    n += index.exact_models.len() + index.heads.len();
     let n = u32::try_from(n).map_err(|_| Error::malformed(Rule::IDX_3, "too many records"))?;
     Ok((out, n))
 }

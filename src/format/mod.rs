@@ -17,7 +17,8 @@ pub use dtype::{Dtype, elements};
 pub(crate) use index::OtherEntry;
 pub(crate) use index::write_index;
 pub use index::{
-    Chunk, Encoding, FileEntry, Index, LevelsEntry, Part, PartKind, Role, Storage, TensorEntry,
+    Chunk, Encoding, ExactModelEntry, FileEntry, Index, LevelsEntry, Part, PartKind, Role, Storage,
+    TensorEntry,
 };
 pub(crate) use names::{check_file_path, check_name};
 pub(crate) use preamble::MAX_SHARDS;

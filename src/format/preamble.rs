@@ -14,10 +14,14 @@ pub const FORMAT_MINOR: u16 = 0;
 
 /// `\x89UCP\r\n\x1a\n`: a high byte and both line ends, so that text-mode damage shows at once.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89UCP\r\n\x1a\n";
+/// Required feature bit: there are coded tensors without a base.
+const CODED_RAW: u64 = 1 << 0;
 /// Required feature bit: the pack consists of several files, of which this is one.
 const SHARDED: u64 = 1 << 1;
 /// Required feature bits that this reader knows.
-const KNOWN_REQUIRED: u64 = SHARDED;
+const KNOWN_REQUIRED: u64 = CODED_RAW | SHARDED;
+/// Optional feature bit: `planes` tensors carry residuals.
+const RESIDUAL: u64 = 1 << 0;
 /// Shard numbers have five digits in file names (UC-SHD-1).
 pub(crate) const MAX_SHARDS: u32 = 99_999;
 /// Where the bytes start that the stored root reads as zero (UC-ROOT-3).
@@ -107,7 +111,21 @@ impl Preamble {
     /// Marks the file as shard `number` of `count`; 1 of 1 is a file of its own.
     pub(crate) fn set_shard(&mut self, number: u32, count: u32) {
         (self.shard_number, self.shard_count) = (number, count);
-        self.required_features = if count > 1 { SHARDED } else { 0 };
+        self.required_features &= !SHARDED;
+        self.required_features |= if count > 1 { SHARDED } else { 0 };
+    }
+
+    /// Says whether there are coded tensors, and residuals.
+    pub(crate) fn set_exact(&mut self, coded: bool, residuals: bool) {
+        self.required_features &= !CODED_RAW;
+        self.required_features |= if coded { CODED_RAW } else { 0 };
+        self.optional_features &= !RESIDUAL;
+        self.optional_features |= if residuals { RESIDUAL } else { 0 };
+    }
+
+    /// Whether tensors of encoding `coded_raw` may be there.
+    pub(crate) fn has_coded(&self) -> bool {
+        self.required_features & CODED_RAW != 0
     }
 
     /// Whether the file is one of several that make up a pack.

@@ -69,6 +69,18 @@ rules! {
     VAL_3 = "UC-VAL-3": "The value of a weight.";
     VAL_4 = "UC-VAL-4": "Rounding to the target type.";
     VAL_5 = "UC-VAL-5": "Rungs: reading fewer planes.";
+    EXA_1 = "UC-EXA-1": "The record of an exact model.";
+    EXA_2 = "UC-EXA-2": "Contexts of an exact model.";
+    EXA_3 = "UC-EXA-3": "Tables of an exact model.";
+    EXA_4 = "UC-EXA-4": "Blocks of a residual.";
+    EXA_5 = "UC-EXA-5": "Where a weight is expected.";
+    EXA_6 = "UC-EXA-6": "Decoding a weight.";
+    EXA_7 = "UC-EXA-7": "Exceptions.";
+    EXA_8 = "UC-EXA-8": "Lower bits of wide weights.";
+    EXA_9 = "UC-EXA-9": "How a block ends.";
+    EXA_10 = "UC-EXA-10": "Coded tensors without planes.";
+    EXA_11 = "UC-EXA-11": "The exact bytes of a tensor.";
+    EXA_12 = "UC-EXA-12": "Heads of source files.";
     ROOT_1 = "UC-ROOT-1": "The hash tree.";
     ROOT_2 = "UC-ROOT-2": "The decoded root.";
     ROOT_3 = "UC-ROOT-3": "The stored root.";
@@ -82,6 +94,7 @@ rules! {
     MAN_2 = "UC-MAN-2": "The members of the manifest.";
     MAN_3 = "UC-MAN-3": "The manifest agrees with the index.";
     MAN_4 = "UC-MAN-4": "The checksum of the manifest.";
+    MAN_5 = "UC-MAN-5": "Decoded roots of rungs.";
     ATT_1 = "UC-ATT-1": "The attachment section.";
     RCP_1 = "UC-RCP-1": "A receipt is canonical JSON.";
     RCP_2 = "UC-RCP-2": "The members of a receipt.";

@@ -7,7 +7,7 @@ use super::source::{Source, SourceTensor};
 use crate::container::{ReadAt, TensorView};
 use crate::error::{Error, Result};
 use crate::format::Encoding;
-use crate::manifest::{Failure, FileRole, Manifest, Pack};
+use crate::manifest::{Check, Failure, FileRole, Manifest, Pack, has_residual};
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::progress::Progress;
 
@@ -16,6 +16,8 @@ use crate::progress::Progress;
 pub struct AgainstReport {
     /// Tensors whose decoded bytes are the source's, bit for bit.
     pub exact: u64,
+    /// Those of them that a residual leads to, or that are coded.
+    pub decoded: u64,
     /// Quantized tensors whose source digest in the manifest is that of the source. The digest is the
     /// packer's claim: that the planes were made from this source is not shown by it.
     pub claimed: u64,
@@ -27,7 +29,8 @@ pub struct AgainstReport {
 
 /// Compares a pack with the checkpoint it claims to come from: every tensor's name, dtype, shape and
 /// source digest, raw tensors bit for bit (their source digest is their decoded digest), and every
-/// carried file.
+/// carried file. `exact` is what [`VerifyReport::exact`](crate::VerifyReport::exact) said of this pack: when it is `Ok`, tensors whose exact
+/// bits are coded have been decoded and found to be those of the manifest, and so they are compared through it.
 ///
 /// # Errors
 /// `Io`, `Cancelled`. What differs is listed in the result.
@@ -36,6 +39,7 @@ pub fn against<R: ReadAt + Sync>(
     manifest: &Manifest,
     source: &Source,
     progress: &dyn Progress,
+    exact: Check,
 ) -> Result<AgainstReport> {
     let differs = |name: &str, text: String| {
         Failure::from(&Error::integrity(format!("against the source: {text}")).in_tensor(name))
@@ -68,8 +72,13 @@ pub fn against<R: ReadAt + Sync>(
     for (t, result) in tensors.iter().zip(results) {
         match result {
             Some(failure) => report.failures.push(failure),
-            None if pack.tensor(&t.name).is_some_and(|v| is_exact(&v)) => report.exact += 1,
-            None => report.claimed += 1,
+            None => match pack.tensor(&t.name).map(|v| exactness(&v)) {
+                Some(Exactness::Stored) => report.exact += 1,
+                Some(Exactness::Coded) if exact == Check::Ok => {
+                    (report.exact, report.decoded) = (report.exact + 1, report.decoded + 1);
+                }
+                _ => report.claimed += 1,
+            },
         }
     }
     // Weights files may be cut differently; their tensors were compared.
@@ -93,6 +102,19 @@ pub fn against<R: ReadAt + Sync>(
     Ok(report)
 }
 
-fn is_exact<R: ReadAt>(view: &TensorView<'_, R>) -> bool {
-    view.resolve().is_ok_and(|v| v.entry().encoding == Encoding::Raw)
+/// How a tensor holds the source's bits.
+enum Exactness {
+    /// As they are: the decoded digest is that of the source.
+    Stored,
+    /// A residual leads to them.
+    Coded,
+    Not,
+}
+
+fn exactness<R: ReadAt>(view: &TensorView<'_, R>) -> Exactness {
+    match view.resolve() {
+        Ok(v) if has_residual(&v) => Exactness::Coded,
+        Ok(v) if v.entry().encoding == Encoding::Raw => Exactness::Stored,
+        _ => Exactness::Not,
+    }
 }

@@ -10,7 +10,9 @@ mod against;
 mod calibrated;
 mod compare;
 mod encode;
+mod exact;
 mod json;
+mod ladder;
 mod model;
 mod output;
 mod pack;
@@ -21,6 +23,7 @@ mod safetensors_file;
 mod scan;
 mod shards;
 mod source;
+mod strip;
 mod unpack;
 
 pub(crate) use json::check_keys;
@@ -33,9 +36,10 @@ pub(crate) use safetensors_file::{Header, HeaderTensor, read_header};
 pub use against::{AgainstReport, against};
 pub use calibrated::CALIBRATED_ENCODER_ID;
 pub use compare::{DiffReport, SameReport, TensorDiff, decoded_root, diff, same};
+pub use exact::{ExactOptions, ExactReport};
 pub use model::Model;
 pub use output::write_new;
-pub use pack::{ENCODER_ID, PackOptions, PackReport, PackStats};
+pub use pack::{ENCODER_ID, Exact, PackOptions, PackReport, PackStats};
 pub use plan::{
     Allocation, Bpw, CalibratedRecipe, Decision, Plan, PlannedTensor, Recipe, Rule as RecipeRule,
     Setting,
@@ -43,4 +47,5 @@ pub use plan::{
 pub use receipt::add_receipt;
 pub use reshard::{ReshardOptions, ReshardReport};
 pub use source::{Source, SourceTensor};
+pub use strip::{StripOptions, StripReport};
 pub use unpack::{UnpackOptions, UnpackReport};

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::calibrated::{self, CALIBRATED_ENCODER_ID, Calibrated};
 use super::encode::{Item, Jobs, Output, encode, read};
+use super::exact::{Adder, estimate};
+use super::ladder;
 use super::plan::{Decision, Plan, PlannedTensor, Recipe};
+use super::reshard::{CopyOptions, copy_pack};
 use super::scan::{Scans, scan};
 use super::shards::{NewPack, Placed, assign, check_shard_size};
 use super::source::{Source, SourceTensor};
@@ -14,7 +17,7 @@ use crate::codec::PlaneLayout;
 use crate::container::ReadAt;
 use crate::error::{Error, Result};
 use crate::format::{Digest, Encoding, Index, PartKind, Role, elements};
-use crate::manifest::{FileRole, Manifest, Pack, SourceFile, TensorSource};
+use crate::manifest::{FileRole, Manifest, Pack, SourceFile, TensorSource, rung_root};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par::{self, Until};
 use crate::progress::{NoProgress, Progress, step};
@@ -42,6 +45,23 @@ pub struct PackOptions {
     pub shard_size: Option<u64>,
     /// A calibration file of the source (`uc calibrate`): linear layers are encoded by it. Default: none.
     pub calibration: Option<PathBuf>,
+    /// Whether the source's own bits are in the pack. Default: no.
+    pub exact: Exact,
+    /// Rungs, 3 to 7: numbers of planes that some readers stop at. Level tables are fitted for them where that pays, and the
+    /// manifest records what the pack decodes to at each. Default: none.
+    pub rungs: Vec<u8>,
+}
+
+/// Whether a pack holds the source's own bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Exact {
+    /// Only of tensors that are raw.
+    #[default]
+    No,
+    /// All: planes have residuals.
+    Residual,
+    /// All, and no planes: tensors are coded without a base where that pays.
+    Only,
 }
 
 impl Default for PackOptions {
@@ -52,6 +72,8 @@ impl Default for PackOptions {
             max_ram: DEFAULT_MAX_RAM,
             shard_size: None,
             calibration: None,
+            exact: Exact::No,
+            rungs: vec![],
         }
     }
 }
@@ -123,6 +145,9 @@ impl Count {
                 self.body_weights = self.body_weights.saturating_add(n);
                 let read = t.parts.iter().filter(|p| match p.kind {
                     PartKind::Plane(plane) => plane < planes,
+                    // What is not needed for the values.
+                    PartKind::Residual => !p.optional,
+                    PartKind::Unknown(..) => false,
                     _ => true,
                 });
                 self.body_bytes += read.map(|p| p.stored_len.next_multiple_of(64)).sum::<u64>();
@@ -198,17 +223,34 @@ impl PackOptions {
         self
     }
 
+    /// Sets [`PackOptions::exact`].
+    #[must_use]
+    pub fn with_exact(mut self, exact: Exact) -> Self {
+        self.exact = exact;
+        self
+    }
+
+    /// Sets [`PackOptions::rungs`].
+    #[must_use]
+    pub fn with_rungs(mut self, rungs: Vec<u8>) -> Self {
+        self.rungs = rungs;
+        self
+    }
+
     /// How much [`PackOptions::pack_with`] reports to its progress, about: bytes of tensors, once hashed, once
     /// encoded, and those of the body once more under a budget.
     pub fn work(&self, source: &Source) -> u64 {
         let surveyed = self.recipe.calibrated.as_ref().is_some_and(|c| c.bpw.is_some());
-        let again = if surveyed { source.bytes() } else { 0 };
-        2 * source.bytes() + again
+        let again = u64::from(surveyed)
+            + if self.exact == Exact::No { 0 } else { 2 }
+            + self.rungs.len() as u64;
+        (2 + again) * source.bytes()
     }
 
     /// The calibration, and the recipe as it is with it.
     fn resolved(&self) -> Result<(Option<Calibration>, Recipe)> {
         let mut recipe = self.recipe.clone();
+        recipe.raw_all |= self.exact == Exact::Only;
         let calibration = self.calibration.as_deref().map(Calibration::open).transpose()?;
         match (&calibration, &recipe.calibrated) {
             (None, Some(c)) if c.bpw.is_some() => {
@@ -241,6 +283,8 @@ impl PackOptions {
     pub fn estimate(&self, source: &Source) -> Result<u64> {
         let plan = Plan::new(source, &self.recipe)?;
         let carried = source.files.iter().filter(|f| f.role == FileRole::Carried).map(|f| f.bytes);
+        // The base waits beside the pack until the exact rung is made.
+        let exact = if self.exact == Exact::No { 0 } else { source.bytes() };
         let tensors =
             self.placed(source, &plan, &self.recipe, None)?.into_iter().map(
                 |placed| match placed {
@@ -249,7 +293,10 @@ impl PackOptions {
                 },
             );
         // Padding, records and the manifest's entries on top.
-        Ok(carried.chain(tensors).fold(0, |sum, n| sum.saturating_add(n).saturating_add(4096)))
+        Ok(carried
+            .chain(tensors)
+            .chain([exact])
+            .fold(0, |sum, n| sum.saturating_add(n).saturating_add(4096)))
     }
 
     /// Packs a source into the file `output`, which appears only when it is complete. With
@@ -286,6 +333,9 @@ impl PackOptions {
     ) -> Result<PackReport> {
         source.refuse_as_output(output)?;
         check_shard_size(self.shard_size)?;
+        if let Some(rung) = self.rungs.iter().find(|r| !(3..=7).contains(*r)) {
+            return Err(Error::argument(format!("rung {rung}: 3 to 7 are possible")));
+        }
         self.check_zstd()?;
         let (calibration, recipe) = self.resolved()?;
         let calibration = calibration.as_ref();
@@ -299,9 +349,49 @@ impl PackOptions {
 
         let (shards, count) = self.shards(source, &plan, &recipe, calibrated.as_ref())?;
         let mut pack = NewPack::create(output, self.force, count)?;
-        let manifest = work.manifest(&plan, &scans)?.to_bytes()?;
-        work.write(&plan, &scans, &shards, calibrated.as_ref(), &mut pack, &manifest, progress)?;
+        let mut manifest = work.manifest(&plan, &scans)?;
+        let bytes = manifest.to_bytes()?;
+        work.write(&plan, &scans, &shards, calibrated.as_ref(), &mut pack, &bytes, progress)?;
 
+        if !self.rungs.is_empty() {
+            let base = pack.open()?;
+            let budget = recipe.calibrated.as_ref().and_then(|c| c.bpw);
+            let mut refitted = ladder::fit(&base, source, &self.rungs, progress)?;
+            loop {
+                let tables = !refitted.is_empty();
+                let options =
+                    CopyOptions { refitted: std::mem::take(&mut refitted), without_exact: false };
+                let mut other = NewPack::create(output, self.force, count)?;
+                let with = copy_pack(&base, &shards, &mut other, &bytes, &options, &NoProgress)?;
+                // Tables take some bytes, which a budget may not have.
+                let bpw = PackStats::of(&with).body_bpw;
+                if tables && budget.is_some_and(|b| bpw.is_some_and(|bits| bits > b.bits())) {
+                    continue;
+                }
+                let views: Vec<_> = with.tensors().collect();
+                for rung in &self.rungs {
+                    let root = rung_root(&views, *rung, encoding, progress)?;
+                    manifest.rungs.insert(rung.to_string(), root.to_string());
+                }
+                pack = other;
+                break;
+            }
+        }
+        if !self.rungs.is_empty() && self.exact == Exact::No {
+            // The manifest speaks of the tables, so it comes last.
+            let (base, bytes) = (pack.open()?, manifest.to_bytes()?);
+            let mut last = NewPack::create(output, self.force, count)?;
+            copy_pack(&base, &shards, &mut last, &bytes, &CopyOptions::default(), &NoProgress)?;
+            pack = last;
+        }
+        if self.exact != Exact::No {
+            let (base, coded) = (pack.open()?, self.exact == Exact::Only);
+            let mut exact = NewPack::create(output, self.force, count)?;
+            let adder =
+                Adder::new(&base, source, &manifest, coded, self.max_ram, output, progress)?;
+            adder.write(&shards, &mut exact, &manifest.to_bytes()?)?;
+            pack = exact;
+        }
         let written = pack.open()?;
         written.manifest()?;
         let stats = PackStats::of(&written);
@@ -371,7 +461,11 @@ impl PackOptions {
                     Decision::Planes { planes, row_dims } => {
                         let layout =
                             PlaneLayout::new(&t.shape, *row_dims, recipe.group_of(p.role))?;
-                        Placed::Bytes(layout.uniform_bytes(*planes))
+                        let residual = match self.exact {
+                            Exact::Residual => estimate(t.len, t.dtype, *planes),
+                            _ => 0,
+                        };
+                        Placed::Bytes(layout.uniform_bytes(*planes) + residual)
                     }
                     Decision::Alias(target) => {
                         Placed::With(names.binary_search(&target.as_str()).map_err(|_| {

@@ -74,6 +74,11 @@ pub struct Bpw(u32);
 impl Bpw {
     const UNIT: u32 = 10_000;
 
+    /// Bits a weight.
+    pub(crate) fn bits(self) -> f64 {
+        f64::from(self.0) / f64::from(Self::UNIT)
+    }
+
     /// The bytes that `weights` weights may take.
     pub(crate) fn bytes(self, weights: u64) -> u64 {
         let bits = u128::from(weights) * u128::from(self.0) / u128::from(Self::UNIT);

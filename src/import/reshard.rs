@@ -1,13 +1,15 @@
 //! Cutting a pack into other files, or joining them, without touching what is stored.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::shards::{NewPack, Placed, ShardWriter, assign, check_shard_size};
+use super::ladder::TableSet;
+use super::shards::{NewPack, Placed, ShardWriter, Unnamed, assign, check_shard_size};
+use crate::codec::Levels;
 use crate::container::{Container, ReadAt, TensorView};
 use crate::error::{Error, Result};
-use crate::format::{CHUNK_BYTES, Digest, Encoding, LevelsEntry, Part};
-use crate::manifest::Pack;
+use crate::format::{CHUNK_BYTES, Digest, Encoding, Part, PartKind, TensorEntry};
+use crate::manifest::{Pack, has_residual};
 use crate::progress::{NoProgress, Progress, step};
 
 /// How to cut a pack.
@@ -55,7 +57,7 @@ impl ReshardOptions {
     /// Writes the pack again as `output`. Stored bytes are copied as they are, each compared with its
     /// checksum. Attachments are copied too; what they say of stored roots speaks of the files that were
     /// read. The files are those that [`PackOptions`](super::PackOptions) with the same
-    /// `shard_size` would have made.
+    /// `shard_size` would have made; with an exact rung, whose size is only estimated while packing, the cuts may differ.
     ///
     /// # Errors
     /// `Integrity` where a checksum disagrees, `InvalidArgument` for a single shard, `Io`.
@@ -82,32 +84,57 @@ impl ReshardOptions {
         let count = shards.iter().max().map_or(1, |last| last + 1);
         let mut new = NewPack::create(output, self.force, count)?;
         new.refuse_inputs(pack.names())?;
-        for shard in 0..count {
-            let mut writer = new.start()?;
-            let mut copy = Copy { writer: &mut writer, progress, tables: HashMap::new() };
-            let tensors = || pack.tensors().zip(&shards).filter(|(_, s)| **s == shard);
-            for (view, _) in tensors() {
-                copy.tensor(&view).map_err(|e| view.container().place(e.in_tensor(view.name())))?;
-            }
-            for (view, _) in tensors() {
-                if let Encoding::Alias { target } = &view.entry().encoding {
-                    writer.add_alias_as(view.name(), target, Some(view.entry().role))?;
-                }
-            }
-            if shard == 0 {
-                let tables = HashMap::new();
-                Copy { writer: &mut writer, progress, tables }.what_goes_first(pack)?;
-            }
-            new.end(writer, &manifest)?;
-        }
-        let written = new.open()?;
-        written.manifest()?;
-        if written.decoded_root() != pack.decoded_root() {
-            return Err(Error::integrity("the new pack has another decoded root"));
-        }
+        let written =
+            copy_pack(pack, &shards, &mut new, &manifest, &CopyOptions::default(), progress)?;
         let (stored_root, decoded_root) = (written.stored_root(), written.decoded_root());
         Ok(ReshardReport { files: new.commit(&written)?, stored_root, decoded_root })
     }
+}
+
+/// What changes while a pack is copied.
+#[derive(Debug, Default)]
+pub(super) struct CopyOptions {
+    /// Leave residuals, models and heads out.
+    pub without_exact: bool,
+    /// Level tables that take the place of others; the table for all planes is the same.
+    pub refitted: BTreeMap<TableSet, Vec<i8>>,
+}
+
+/// Writes a pack again, each tensor in its shard of `shards`.
+///
+/// # Errors
+/// `Integrity` where a checksum disagrees, or when the copy would have another decoded root; `Io`.
+pub(super) fn copy_pack<R: ReadAt>(
+    pack: &Pack<R>,
+    shards: &[usize],
+    new: &mut NewPack,
+    manifest: &[u8],
+    options: &CopyOptions,
+    progress: &dyn Progress,
+) -> Result<Pack<Unnamed>> {
+    for shard in 0..new.count() {
+        let mut writer = new.start()?;
+        let mut copy = Copy::new(&mut writer, progress, options);
+        let own = || pack.tensors().zip(shards).filter(|(_, s)| **s == shard).map(|(view, _)| view);
+        for view in own() {
+            let entry = copy.tensor(&view);
+            let entry = entry.map_err(|e| view.container().place(e.in_tensor(view.name())))?;
+            if let Some(entry) = entry {
+                copy.writer.list(entry);
+            }
+        }
+        copy.aliases(own())?;
+        if shard == 0 {
+            copy.what_goes_first(pack)?;
+        }
+        new.end(writer, manifest)?;
+    }
+    let written = new.open()?;
+    written.manifest()?;
+    if written.decoded_root() != pack.decoded_root() {
+        return Err(Error::integrity("the new pack has another decoded root"));
+    }
+    Ok(written)
 }
 
 fn placed<R: ReadAt>(pack: &Pack<R>) -> Result<Vec<Placed>> {
@@ -123,51 +150,109 @@ fn placed<R: ReadAt>(pack: &Pack<R>) -> Result<Vec<Placed>> {
     pack.tensors().map(place).collect()
 }
 
-struct Copy<'a> {
+pub(super) struct Copy<'a> {
     writer: &'a mut ShardWriter,
     progress: &'a dyn Progress,
+    options: &'a CopyOptions,
     /// Level tables that the new file has, by content.
-    tables: HashMap<(u8, Vec<i8>), u16>,
+    tables: HashMap<TableSet, u16>,
 }
 
-impl Copy<'_> {
-    /// Copies a tensor; nothing for an alias, whose target may not be there yet.
-    fn tensor<R: ReadAt>(&mut self, view: &TensorView<'_, R>) -> Result<()> {
+impl<'a> Copy<'a> {
+    pub(super) fn new(
+        writer: &'a mut ShardWriter,
+        progress: &'a dyn Progress,
+        options: &'a CopyOptions,
+    ) -> Self {
+        Self { writer, progress, options, tables: HashMap::new() }
+    }
+
+    pub(super) fn writer(&mut self) -> &mut ShardWriter {
+        self.writer
+    }
+
+    /// Copies the parts of a tensor; nothing for an alias, whose target may not be there yet.
+    pub(super) fn tensor<R: ReadAt>(
+        &mut self,
+        view: &TensorView<'_, R>,
+    ) -> Result<Option<TensorEntry>> {
         let mut entry = view.entry().clone();
         match &mut entry.encoding {
-            Encoding::Alias { .. } => return Ok(()),
-            Encoding::Raw => {}
+            Encoding::Alias { .. } => return Ok(None),
+            Encoding::Raw | Encoding::Coded { .. } => {}
             Encoding::Planes { level_ids, .. } => {
-                // Tables are numbered file by file.
-                for id in level_ids.iter_mut().filter(|id| **id != 0) {
-                    let table = &view.container().index().levels[usize::from(*id) - 1];
-                    *id = self.share_levels(table)?;
+                let old = Levels::resolve(level_ids, &view.container().index().levels)?;
+                let natives = match self.options.refitted.is_empty() {
+                    true => vec![],
+                    false => view.native_counts()?,
+                };
+                for (native, id) in (3u8..).zip(level_ids.iter_mut()) {
+                    let set = (native, old.set(native).all().to_vec());
+                    let new = self.options.refitted.get(&set).filter(|_| natives.contains(&native));
+                    // Tables are numbered file by file.
+                    match new {
+                        Some(new) => *id = self.share_levels((native, new.clone()))?,
+                        None if *id != 0 => *id = self.share_levels(set)?,
+                        None => {}
+                    }
                 }
             }
         }
+        if self.options.without_exact {
+            entry.parts.retain(|p| p.kind != PartKind::Residual);
+        } else if has_residual(view) {
+            for model in &view.container().index().exact_models {
+                self.writer.copy_exact_model(model);
+            }
+        }
         self.parts(view.container(), &mut entry.parts)?;
-        self.writer.list(entry);
+        Ok(Some(entry))
+    }
+
+    /// Adds those tensors that are aliases.
+    pub(super) fn aliases<'v, R: ReadAt + 'v>(
+        &mut self,
+        tensors: impl Iterator<Item = TensorView<'v, R>>,
+    ) -> Result<()> {
+        for view in tensors {
+            if let Encoding::Alias { target } = &view.entry().encoding {
+                self.writer.add_alias_as(view.name(), target, Some(view.entry().role))?;
+            }
+        }
         Ok(())
     }
 
-    /// The number of a table like this in the new file.
-    fn share_levels(&mut self, table: &LevelsEntry) -> Result<u16> {
-        let key = (table.native, table.levels.clone());
-        if let Some(id) = self.tables.get(&key) {
+    /// Copies the heads of the source's weights files.
+    fn heads<R: ReadAt>(&mut self, pack: &Pack<R>) -> Result<()> {
+        let first = &pack.containers()[0];
+        for head in &first.index().heads {
+            let mut head = head.clone();
+            self.parts(first, &mut head.parts).map_err(|e| e.in_tensor(&head.path))?;
+            self.writer.list_head(head);
+        }
+        Ok(())
+    }
+
+    /// The number of tables like these in the new file.
+    fn share_levels(&mut self, set: TableSet) -> Result<u16> {
+        if let Some(id) = self.tables.get(&set) {
             return Ok(*id);
         }
-        let id = self.writer.add_levels(table.native, table.levels.clone())?;
-        self.tables.insert(key, id);
+        let id = self.writer.add_levels(set.0, set.1.clone())?;
+        self.tables.insert(set, id);
         Ok(id)
     }
 
     /// Carried files, optional records that this reader skips, receipts.
-    fn what_goes_first<R: ReadAt>(&mut self, pack: &Pack<R>) -> Result<()> {
+    pub(super) fn what_goes_first<R: ReadAt>(&mut self, pack: &Pack<R>) -> Result<()> {
         let first = &pack.containers()[0];
         for file in pack.files() {
             let mut file = file.clone();
             self.parts(first, &mut file.parts).map_err(|e| e.in_tensor(&file.path))?;
             self.writer.list_file(file);
+        }
+        if !self.options.without_exact {
+            self.heads(pack)?;
         }
         for container in pack.containers() {
             for record in &container.index().others {

@@ -43,7 +43,14 @@ pub(crate) struct Header {
 /// # Errors
 /// `Source` naming what is wrong with it, `Io`.
 pub(crate) fn read_header(file: &File) -> Result<Header> {
-    let file_len = file.len_bytes()?;
+    parse_header(file, file.len_bytes()?)
+}
+
+/// As [`read_header`], of a file of `file_len` bytes of which `file` has at least the header.
+///
+/// # Errors
+/// As [`read_header`].
+pub(crate) fn parse_header(file: &impl ReadAt, file_len: u64) -> Result<Header> {
     let bad = |text: String| Error::source_file(format!("not a safetensors file: {text}")).at(0);
     if file_len < 8 {
         return Err(bad(format!("it has {file_len} bytes")));

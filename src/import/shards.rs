@@ -113,6 +113,11 @@ impl NewPack {
         Ok(Self { targets, force, count, done: vec![] })
     }
 
+    /// How many containers it consists of.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
     /// Refuses to replace one of `inputs`.
     ///
     /// # Errors

@@ -306,6 +306,19 @@ impl Source {
         &self.handles[handle]
     }
 
+    /// What stands in front of the tensors in each weights file.
+    pub(crate) fn heads(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let read = |w: &WeightsFile| {
+            let mut head = vec![0; to_usize(w.head_len)?];
+            w.file.read_exact_at(0, &mut head).map_err(|e| e.in_file(&w.path))?;
+            if crc32fast::hash(&head) != w.head_crc32 {
+                return Err(Error::source_file("changed while it was read").in_file(&w.path));
+            }
+            Ok((w.path.clone(), head))
+        };
+        self.handles.iter().map(read).collect()
+    }
+
     /// The bytes `offset..offset + len` of a tensor.
     pub(crate) fn read(&self, t: &SourceTensor, offset: u64, len: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; to_usize(len)?];

@@ -3,18 +3,18 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use regex::Regex;
 use sha2::{Digest as _, Sha256};
 
 use super::output::NewFolder;
-use super::safetensors_file::build_header;
+use super::safetensors_file::{build_header, parse_header};
 use crate::container::{DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Rule, TreeHasher, tensor_leaf};
-use crate::manifest::Pack;
+use crate::format::{Digest, Dtype, Encoding, Rule, TreeHasher, tensor_leaf};
+use crate::manifest::{Manifest, Pack, SourceFile, has_residual};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
@@ -32,6 +32,8 @@ pub struct UnpackOptions {
     pub dtype: Option<Dtype>,
     /// Read at most this many planes of each row; all by default.
     pub planes: Option<u8>,
+    /// The source's own bits, in its own files: needs a pack that holds them. Default false.
+    pub exact: bool,
     /// Only tensors whose name this matches somewhere, and no carried files; everything by default.
     pub tensors: Option<String>,
     /// Write into a folder that isn't empty, replacing files of the same name. Default false.
@@ -43,7 +45,14 @@ pub struct UnpackOptions {
 
 impl Default for UnpackOptions {
     fn default() -> Self {
-        Self { dtype: None, planes: None, tensors: None, force: false, max_ram: DEFAULT_MAX_RAM }
+        Self {
+            dtype: None,
+            planes: None,
+            exact: false,
+            tensors: None,
+            force: false,
+            max_ram: DEFAULT_MAX_RAM,
+        }
     }
 }
 
@@ -59,8 +68,10 @@ pub struct UnpackReport {
     /// source's types and full planes.
     pub decoded_root: Digest,
     /// Tensors compared with their decoded digest: all that were written at source type and full
-    /// planes.
+    /// planes. Exact ones are compared with their source digest.
     pub compared: u64,
+    /// Weights files that are those of the source, byte for byte: compared with their digest.
+    pub files_recreated: u64,
 }
 
 impl UnpackOptions {
@@ -80,6 +91,13 @@ impl UnpackOptions {
     #[must_use]
     pub fn with_planes(mut self, planes: Option<u8>) -> Self {
         self.planes = planes;
+        self
+    }
+
+    /// Sets [`UnpackOptions::exact`].
+    #[must_use]
+    pub fn with_exact(mut self, exact: bool) -> Self {
+        self.exact = exact;
         self
     }
 
@@ -130,6 +148,9 @@ impl UnpackOptions {
         if self.tensors.is_none() || pack.shard_index().is_none() {
             pack.require_complete()?;
         }
+        if self.exact {
+            self.check_exact(pack)?;
+        }
         let folder = NewFolder::create(output, self.force)?;
         let mut files: BTreeMap<&str, Vec<TensorView<'_, R>>> = BTreeMap::new();
         for view in pack.tensors() {
@@ -141,8 +162,13 @@ impl UnpackOptions {
         if let Some(pattern) = self.tensors.as_ref().filter(|_| files.is_empty()) {
             return Err(Error::argument(format!("no tensor matches \"{pattern}\"")));
         }
-        let mut report =
-            UnpackReport { tensors: 0, bytes: 0, decoded_root: Digest([0; 32]), compared: 0 };
+        let mut report = UnpackReport {
+            tensors: 0,
+            bytes: 0,
+            decoded_root: Digest([0; 32]),
+            compared: 0,
+            files_recreated: 0,
+        };
         let mut leaves = BTreeMap::new();
         let files: Vec<_> = files.into_iter().collect();
         for files in files.chunks(FILES_AT_ONCE) {
@@ -150,16 +176,24 @@ impl UnpackOptions {
             for (name, views) in files {
                 // Files are sorted by path (UC-MAN-2).
                 let own = manifest.files.binary_search_by(|f| f.path.as_str().cmp(name));
-                let metadata = own.ok().and_then(|at| manifest.files[at].metadata.as_ref());
-                outputs.push(self.start_weights(folder.path(), name, views, metadata)?);
+                let own = own.ok().map(|at| &manifest.files[at]);
+                let metadata = own.and_then(|f| f.metadata.as_ref());
+                let mut output = match self.head(pack, own)? {
+                    Some(head) => self.start_original(folder.path(), name, views, &head)?,
+                    None => self.start_weights(folder.path(), name, views, metadata)?,
+                };
+                output.original = output.original.and(own.and_then(|f| f.sha256.clone()));
+                outputs.push(output);
                 report.tensors += views.len() as u64;
             }
-            for (view, (digest, compared)) in self.write_weights(&outputs, budget, progress)? {
+            let written = self.write_weights(&outputs, &manifest, budget, progress)?;
+            for (view, (digest, compared)) in written {
                 let target = self.decode_options().target(view);
                 report.compared += u64::from(compared);
                 leaves.insert(view.name(), tensor_leaf(view.name(), target, view.shape(), digest));
             }
             for output in outputs {
+                report.files_recreated += u64::from(output.check(folder.path())?);
                 output.file.sync_all().map_err(|e| output.error(e))?;
                 report.bytes += output.len;
             }
@@ -227,6 +261,7 @@ impl UnpackOptions {
         let mut options = DecodeOptions::new();
         options.dtype = self.dtype;
         options.planes = self.planes;
+        options.exact = self.exact;
         options
     }
 
@@ -242,22 +277,76 @@ impl UnpackOptions {
         let tensors: Vec<_> =
             views.iter().map(|v| (v.name(), options.target(v), v.shape())).collect();
         let (head, offsets, len) = build_header(&tensors, metadata).map_err(|e| e.in_file(name))?;
-        let start = || {
-            let path = folder.join(name);
-            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-            let file = File::create_new(&path)?;
-            file.set_len(len)?;
-            write_at(&file, 0, &head)?;
-            Ok(file)
+        let file = create(folder, name, &head, len).map_err(|e| write_error(name, e))?;
+        Ok(Output { name, file, len, tensors: views.iter().zip(offsets).collect(), original: None })
+    }
+
+    /// Whether everything that is asked for can be exact.
+    fn check_exact<R: ReadAt>(&self, pack: &Pack<R>) -> Result<()> {
+        if self.planes.is_some() || self.dtype.is_some() {
+            return Err(Error::argument("exact values have no rung, and their own type"));
+        }
+        let wanted = self.wanted()?;
+        for view in pack.tensors().filter(|v| wanted(v.name())) {
+            let stored = view.resolve()?;
+            let planes = matches!(stored.entry().encoding, Encoding::Planes { .. });
+            if planes && !has_residual(&stored) {
+                let text = "has no residual: its exact bytes are not in the pack";
+                return Err(Error::argument(text).in_tensor(view.name()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What stood in front of the tensors of a weights file, when all of it is wanted as it was.
+    fn head<R: ReadAt>(
+        &self,
+        pack: &Pack<R>,
+        file: Option<&SourceFile>,
+    ) -> Result<Option<(Vec<u8>, u64)>> {
+        let Some(file) = file.filter(|_| self.exact && self.tensors.is_none()) else {
+            return Ok(None);
         };
-        let file = start().map_err(|e| write_error(name, e))?;
-        Ok(Output { name, file, len, tensors: views.iter().zip(offsets).collect() })
+        let first = &pack.containers()[0];
+        let head = first.index().heads.iter().find(|h| h.path == file.path);
+        head.map(|head| Ok((first.read_file(head)?, file.bytes))).transpose()
+    }
+
+    /// Starts a safetensors file that is the source's, byte for byte.
+    fn start_original<'v, R: ReadAt>(
+        &self,
+        folder: &Path,
+        name: &'v str,
+        views: &'v [TensorView<'v, R>],
+        (head, len): &(Vec<u8>, u64),
+    ) -> Result<Output<'v, R>> {
+        let broken = |text: String| Error::malformed(Rule::EXA_12, text).in_file(name);
+        let header = parse_header(head, *len).map_err(|e| broken(e.message().to_owned()))?;
+        if header.head_len != head.len() as u64 || header.tensors.len() != views.len() {
+            return Err(broken("the file's head is not that of its tensors".into()));
+        }
+        let mut tensors = vec![];
+        for t in &header.tensors {
+            let at = views.binary_search_by(|v| v.name().cmp(&t.name));
+            let view = at.ok().map(|at| &views[at]);
+            let same = |v: &&TensorView<'_, R>| (v.dtype(), v.shape()) == (t.dtype, &t.shape[..]);
+            let Some(view) = view.filter(same) else {
+                return Err(broken(format!(
+                    "its head names \"{}\", which the pack has not so",
+                    t.name
+                )));
+            };
+            tensors.push((view, t.offset));
+        }
+        let file = create(folder, name, head, *len).map_err(|e| write_error(name, e))?;
+        Ok(Output { name, file, len: *len, tensors, original: Some(String::new()) })
     }
 
     /// Writes the tensors of several files.
     fn write_weights<'v, R: ReadAt + Sync>(
         &self,
         outputs: &[Output<'v, R>],
+        manifest: &Manifest,
         budget: u64,
         progress: &dyn Progress,
     ) -> Result<Vec<Written<'v, R>>> {
@@ -284,6 +373,18 @@ impl UnpackOptions {
             })?;
             let digest = Digest(sha.finalize().into());
             let as_packed = self.planes.is_none() && options.target(view) == view.dtype();
+            if self.exact {
+                let source = manifest.tensors.get(view.name()).map(|t| t.sha256.as_str());
+                if source != Some(&digest.to_string()) {
+                    return Err(Error::integrity(format!(
+                        "exact SHA-256 is {digest}, the manifest says {} ({})",
+                        source.unwrap_or("nothing"),
+                        Rule::EXA_11
+                    ))
+                    .in_tensor(view.name()));
+                }
+                return Ok((digest, true));
+            }
             if as_packed && digest != view.entry().decoded_sha256 {
                 return Err(Error::integrity(format!(
                     "decoded SHA-256 is {digest}, the index says {} ({})",
@@ -305,9 +406,47 @@ struct Output<'v, R> {
     len: u64,
     /// With their places in the file.
     tensors: Vec<(&'v TensorView<'v, R>, u64)>,
+    /// The SHA-256 of the source's file when this is to be it.
+    original: Option<String>,
+}
+
+/// A file of `len` bytes that begins with `head`.
+fn create(folder: &Path, name: &str, head: &[u8], len: u64) -> std::io::Result<File> {
+    let path = folder.join(name);
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    let file = File::create_new(&path)?;
+    file.set_len(len)?;
+    write_at(&file, 0, head)?;
+    Ok(file)
 }
 
 impl<R> Output<'_, R> {
+    /// Compares a file that is to be the source's with its digest; whether it is one.
+    ///
+    /// # Errors
+    /// `Integrity`, `Io`.
+    fn check(&self, folder: &Path) -> Result<bool> {
+        let Some(expected) = &self.original else { return Ok(false) };
+        let mut file = File::open(folder.join(self.name)).map_err(|e| self.error(e))?;
+        let mut sha = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut buffer).map_err(|e| self.error(e))? {
+                0 => break,
+                n => sha.update(&buffer[..n]),
+            }
+        }
+        let found = Digest(sha.finalize().into());
+        if found.to_string() != *expected {
+            return Err(Error::integrity(format!(
+                "SHA-256 of the file is {found}, the manifest says {expected} ({})",
+                Rule::EXA_12
+            ))
+            .in_file(self.name));
+        }
+        Ok(true)
+    }
+
     fn error(&self, e: std::io::Error) -> Error {
         write_error(self.name, e)
     }

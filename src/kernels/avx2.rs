@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 
 use super::decode::{LevelTable, Row, Shape, Tables};
 use super::dot::{DotRow, Int8Row, NIBBLE_BYTES, Packed, RowBits};
+use super::exact::{ContextOf, Contexts, DecodeTables, FEW_CODES, Hint, LANES, Lanes, Top};
 use super::nearest::{Cells, TRIES, add_lanes, cell};
 use super::target::{Float, STEPS};
 
@@ -235,9 +236,20 @@ pub(super) unsafe fn decode_row(
 fn each_block<const READ: usize, const OUT: usize>(
     row: &Row<'_>,
     out: &mut [u8],
+    f: impl FnMut(&[&[u8; BYTES]; READ], usize, &mut [u8; OUT]),
+) {
+    blocks(row.planes, out, f);
+}
+
+/// As [`each_block`], of planes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn blocks<const READ: usize, const OUT: usize>(
+    planes: &[&[u8]],
+    out: &mut [u8],
     mut f: impl FnMut(&[&[u8; BYTES]; READ], usize, &mut [u8; OUT]),
 ) {
-    let Ok(planes) = <&[&[u8]; READ]>::try_from(row.planes) else { return };
+    let Ok(planes) = <&[&[u8]; READ]>::try_from(planes) else { return };
     let (whole, tail) = out.as_chunks_mut::<OUT>();
     let full = whole.len();
     whole_blocks(&planes.map(|p| p.as_chunks::<BYTES>().0), 0, whole, &mut f);
@@ -923,4 +935,315 @@ pub(super) unsafe fn stream_copy(to: &mut [u8], from: &[u8]) {
         }
     }
     to_tail.copy_from_slice(from_tail);
+}
+
+/// The codes of a row.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn unpack(planes: &[&[u8]], out: &mut [u8]) {
+    macro_rules! blocks {
+        ($read:literal) => {
+            blocks::<$read, BLOCK>(planes, out, |planes, _, out| {
+                let (left, right) = out.split_at_mut(BLOCK / 2);
+                let places =
+                    left.as_chunks_mut::<16>().0.iter_mut().zip(right.as_chunks_mut::<16>().0);
+                for (codes, (left, right)) in codes(planes).into_iter().zip(places) {
+                    // SAFETY: 16 bytes have room, twice.
+                    unsafe {
+                        _mm256_storeu2_m128i(
+                            right.as_mut_ptr().cast(),
+                            left.as_mut_ptr().cast(),
+                            codes,
+                        );
+                    }
+                }
+            })
+        };
+    }
+    match planes.len() {
+        3 => blocks!(3),
+        4 => blocks!(4),
+        5 => blocks!(5),
+        6 => blocks!(6),
+        7 => blocks!(7),
+        _ => blocks!(8),
+    }
+}
+
+/// Eight numbers of a table.
+///
+/// # Safety
+/// Indices are below the table's length.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn gather(table: &[u32], at: __m256i) -> __m256i {
+    // Loads one by one are at least as fast as the gather instruction here, and on some CPUs much faster.
+    let pairs = [
+        _mm256_extract_epi64::<0>(at) as u64,
+        _mm256_extract_epi64::<1>(at) as u64,
+        _mm256_extract_epi64::<2>(at) as u64,
+        _mm256_extract_epi64::<3>(at) as u64,
+    ];
+    // SAFETY: the caller's promise.
+    let get = |i: u64| unsafe { *table.get_unchecked(i as usize) } as i32;
+    let low = |i: u64| i & 0xffff_ffff;
+    _mm256_setr_epi32(
+        get(low(pairs[0])),
+        get(pairs[0] >> 32),
+        get(low(pairs[1])),
+        get(pairs[1] >> 32),
+        get(low(pairs[2])),
+        get(pairs[2] >> 32),
+        get(low(pairs[3])),
+        get(pairs[3] >> 32),
+    )
+}
+
+/// The upper 16 bits of eight magnitudes that binary32 numbers of either sign have.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn top_magnitudes(top: Top, v: __m256) -> __m256i {
+    let bits = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fff_ffff));
+    match top {
+        Top::Half32 => _mm256_srli_epi32::<16>(bits),
+        Top::F16 => _mm256_cvtepu16_epi32(_mm256_cvtps_ph::<{ _MM_FROUND_TO_ZERO }>(
+            _mm256_castsi256_ps(bits),
+        )),
+        Top::Quarter64 => {
+            _mm256_add_epi32(_mm256_srli_epi32::<19>(bits), _mm256_set1_epi32(896 << 4))
+        }
+    }
+}
+
+/// Hints with something added to their lower halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn placed(hint: __m256i, top: __m256i) -> __m256i {
+    _mm256_blend_epi16::<0b0101_0101>(hint, _mm256_add_epi32(hint, top))
+}
+
+/// Hints of columns, `group` of which share a factor, by the contexts of factors.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn hints_by_factor(
+    contexts: &Contexts,
+    codes: &[u8],
+    group: usize,
+    factors: &[f32],
+    out: &mut [Hint],
+) {
+    let (doubled, top) = contexts.doubled();
+    // Entries 0 to 15, and 16 to 31.
+    let halves = |bytes: &[u8; FEW_CODES]| {
+        // SAFETY: 32 bytes are there.
+        unsafe {
+            let at: *const __m128i = bytes.as_ptr().cast();
+            (_mm_loadu_si128(at), _mm_loadu_si128(at.add(1)))
+        }
+    };
+    let a = halves(doubled);
+    for ((codes, out), factor) in codes.chunks(group).zip(out.chunks_mut(group)).zip(factors) {
+        let [b0, b1, b2, b3] = &contexts.by_factor(*factor).hint;
+        let (b0, b1, b2, b3) = (halves(b0), halves(b1), halves(b2), halves(b3));
+        let half = _mm256_set1_ps(factor * 0.5);
+        let (sixteens, rest) = codes.as_chunks::<16>();
+        let (outs, out_rest) = out.as_chunks_mut::<16>();
+        for (codes, out) in sixteens.iter().zip(outs) {
+            // SAFETY: 16 bytes are there.
+            let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
+            let high = _mm_slli_epi16::<3>(codes);
+            macro_rules! look_up {
+                ($t:ident) => {{
+                    let (low, upper) =
+                        (_mm_shuffle_epi8($t.0, codes), _mm_shuffle_epi8($t.1, codes));
+                    _mm_blendv_epi8(low, upper, high)
+                }};
+            }
+            let (b0, b1) = (look_up!(b0), look_up!(b1));
+            let (b2, b3, a) = (look_up!(b2), look_up!(b3), look_up!(a));
+            let (low, low2) = (_mm_unpacklo_epi8(b0, b1), _mm_unpackhi_epi8(b0, b1));
+            let (up, up2) = (_mm_unpacklo_epi8(b2, b3), _mm_unpackhi_epi8(b2, b3));
+            let hint = [
+                _mm256_set_m128i(_mm_unpackhi_epi16(low, up), _mm_unpacklo_epi16(low, up)),
+                _mm256_set_m128i(_mm_unpackhi_epi16(low2, up2), _mm_unpacklo_epi16(low2, up2)),
+            ];
+            let anchor = [_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(a))];
+            let places = out.as_chunks_mut::<8>().0;
+            for ((hint, anchor), out) in hint.into_iter().zip(anchor).zip(places) {
+                let v = _mm256_mul_ps(_mm256_cvtepi32_ps(anchor), half);
+                // SAFETY: 32 bytes have room.
+                unsafe {
+                    let hint = placed(hint, top_magnitudes(top, v));
+                    _mm256_storeu_si256(out.as_mut_ptr().cast(), hint);
+                }
+            }
+        }
+        for (out, code) in out_rest.iter_mut().zip(rest) {
+            *out = contexts.hint(*code, *factor);
+        }
+    }
+}
+
+/// Hints of columns, `group` of which share a factor, by the contexts of values.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn hints_by_value(
+    contexts: &Contexts,
+    codes: &[u8],
+    group: usize,
+    factors: &[f32],
+    out: &mut [Hint],
+) {
+    let (by_code, by_context, top, context_bits) = contexts.parts();
+    if context_bits.of == ContextOf::Factor {
+        return super::scalar::hints(contexts, codes, group, factors, out);
+    }
+    let count = |bits: u32| _mm_cvtsi32_si128(bits as i32);
+    let to_mantissa = count(23 - context_bits.mantissa);
+    let (from_fraction, fraction_bits) =
+        (count(16 - context_bits.fraction), count(context_bits.fraction));
+    let free = _mm256_set1_epi32(0x7fff);
+    for ((codes, out), factor) in codes.chunks(group).zip(out.chunks_mut(group)).zip(factors) {
+        let (eights, rest) = codes.as_chunks::<8>();
+        let (outs, out_rest) = out.as_chunks_mut::<8>();
+        let factor_8 = _mm256_set1_ps(*factor);
+        for (codes, out) in eights.iter().zip(outs) {
+            // SAFETY: eight bytes are there.
+            let codes = unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.as_ptr().cast())) };
+            // SAFETY: each code has an entry.
+            let entry = unsafe { gather(by_code, codes) };
+            let anchor = _mm256_castsi256_ps(_mm256_andnot_si256(free, entry));
+            let v = _mm256_mul_ps(anchor, factor_8);
+            let bits = _mm256_castps_si256(v);
+            let low_23 = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f_ffff));
+            let low_16 = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
+            let mantissa = _mm256_sll_epi32(_mm256_srl_epi32(low_23, to_mantissa), fraction_bits);
+            let fraction = _mm256_srl_epi32(low_16, from_fraction);
+            let number = _mm256_or_si256(mantissa, fraction);
+            let context = _mm256_add_epi32(_mm256_and_si256(entry, free), number);
+            // SAFETY: contexts of all codes exist.
+            let hint = unsafe { gather(by_context, context) };
+            let sign = _mm256_slli_epi32::<15>(_mm256_srli_epi32::<31>(bits));
+            let hint = placed(hint, _mm256_or_si256(sign, top_magnitudes(top, v)));
+            // SAFETY: 32 bytes have room.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), hint) };
+        }
+        for (out, code) in out_rest.iter_mut().zip(rest) {
+            *out = contexts.hint(*code, *factor);
+        }
+    }
+}
+
+/// By the lanes that take a word: where in the next 16 bytes each finds its own; a byte above 127 gives zero.
+static SPREAD: [[u8; 16]; 256] = {
+    let mut table = [[0x80; 16]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut lane, mut word) = (0, 0);
+        while lane < 8 {
+            if mask >> lane & 1 == 1 {
+                table[mask][2 * lane] = 2 * word;
+                table[mask][2 * lane + 1] = 2 * word + 1;
+                word += 1;
+            }
+            lane += 1;
+        }
+        mask += 1;
+    }
+    table
+};
+
+/// Decodes whole steps of all lanes while their words surely suffice; returns how many weights that are.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn decode_exact(
+    lanes: &mut Lanes<'_>,
+    tables: &DecodeTables,
+    hints: &[Hint],
+    out: &mut [[u8; 2]],
+) -> usize {
+    let DecodeTables { entries, precision } = tables;
+    // No hint leads out of the tables, whatever it says.
+    let last = _mm256_set1_epi32((entries.len() - 1) as i32);
+    let precision = _mm_cvtsi32_si128(*precision as i32);
+    let slots = _mm256_set1_epi32((1 << tables.precision) - 1);
+    let mut x = [_mm256_setzero_si256(); 4];
+    for (x, states) in x.iter_mut().zip(lanes.states.as_chunks::<8>().0) {
+        // SAFETY: 32 bytes are there.
+        *x = unsafe { _mm256_loadu_si256(states.as_ptr().cast()) };
+    }
+    let mut words = lanes.words;
+    let (steps, _) = hints.as_chunks::<LANES>();
+    let (outs, _) = out.as_chunks_mut::<LANES>();
+    let mut done = 0;
+    for (hints, out) in steps.iter().zip(outs) {
+        // Each group of eight looks at eight words and takes some of them.
+        if words.len() < LANES {
+            break;
+        }
+        // All look-ups first: they wait for memory together.
+        let mut entries_of = [_mm256_setzero_si256(); 4];
+        let mut hints_of = [_mm256_setzero_si256(); 4];
+        for g in 0..4 {
+            // SAFETY: 32 bytes are there.
+            let hint = unsafe { _mm256_loadu_si256(hints.as_ptr().add(8 * g).cast()) };
+            let table = _mm256_sll_epi32(_mm256_srli_epi32::<24>(hint), precision);
+            let at = _mm256_or_si256(table, _mm256_and_si256(x[g], slots));
+            // SAFETY: `last` is the last entry's index.
+            entries_of[g] = unsafe { gather(entries, _mm256_min_epu32(at, last)) };
+            hints_of[g] = hint;
+        }
+        let mut tops = [_mm256_setzero_si256(); 4];
+        for g in 0..4 {
+            let (entry, hint) = (entries_of[g], hints_of[g]);
+            let bias = _mm256_and_si256(_mm256_srli_epi32::<8>(entry), _mm256_set1_epi32(0xfff));
+            let times = _mm256_srl_epi32(x[g], precision);
+            let next =
+                _mm256_add_epi32(_mm256_mullo_epi32(_mm256_srli_epi32::<20>(entry), times), bias);
+            let shift = _mm256_and_si256(_mm256_srli_epi32::<16>(hint), _mm256_set1_epi32(15));
+            let state = _mm256_srlv_epi32(next, shift);
+            // The symbol in place of what is above the raw bits.
+            let symbol = _mm256_and_si256(entry, _mm256_set1_epi32(0x7f));
+            let above = _mm256_sllv_epi32(_mm256_sub_epi32(symbol, state), shift);
+            let low = _mm256_add_epi32(next, above);
+            let flip = _mm256_slli_epi32::<8>(_mm256_and_si256(entry, _mm256_set1_epi32(0x80)));
+            let value = _mm256_xor_si256(_mm256_add_epi32(hint, low), flip);
+            tops[g] = _mm256_blend_epi16::<0b1010_1010>(value, _mm256_setzero_si256());
+            x[g] = state;
+        }
+        for x in &mut x {
+            let takes = _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(*x), _mm256_setzero_si256());
+            let mask = _mm256_movemask_ps(_mm256_castsi256_ps(takes)) as usize & 255;
+            // SAFETY: of 32 words at most 24 were taken, so 16 bytes are there; so they are in the table.
+            let word = unsafe {
+                let next_words = _mm_loadu_si128(words.as_ptr().cast());
+                let order = _mm_loadu_si128(SPREAD[mask].as_ptr().cast());
+                _mm256_cvtepu16_epi32(_mm_shuffle_epi8(next_words, order))
+            };
+            let filled = _mm256_or_si256(_mm256_slli_epi32::<16>(*x), word);
+            *x = _mm256_blendv_epi8(*x, filled, takes);
+            words = &words[mask.count_ones() as usize..];
+        }
+        for ([low, high], out) in tops.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<16>().0) {
+            let packed =
+                _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(*low, *high));
+            // SAFETY: 32 bytes have room.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), packed) };
+        }
+        done += LANES;
+    }
+    for (x, states) in x.iter().zip(lanes.states.as_chunks_mut::<8>().0) {
+        // SAFETY: 32 bytes have room.
+        unsafe { _mm256_storeu_si256(states.as_mut_ptr().cast(), *x) };
+    }
+    lanes.words = words;
+    done
 }

@@ -21,6 +21,7 @@ mod choice;
 mod compensate;
 mod decode;
 mod dot;
+mod exact;
 #[cfg(feature = "lm")]
 mod exp;
 mod memory;
@@ -38,6 +39,9 @@ pub use choice::Kernel;
 pub(crate) use compensate::{Descent, RoundTile, descend, round_tile};
 pub(crate) use decode::{LevelTable, RowDecoder};
 pub(crate) use dot::{Int8Row, MOST, Packed, RowBits, RowDot, dot_f32, pack_row};
+pub(crate) use exact::{
+    ContextBits, ContextOf, Contexts, DecodeTables, Hint, LANES, LOW, Lanes, Top, place, unpack,
+};
 #[cfg(feature = "lm")]
 pub(crate) use exp::{ScanToken, exp, exp_shifted, scan_step, silu, swiglu};
 pub(crate) use memory::{as_bytes_mut, can_stream, stream_copy, stream_end, zeroed};

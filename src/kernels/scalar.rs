@@ -2,6 +2,7 @@
 
 use super::decode::{LevelTable, Row, Shape, Tables};
 use super::dot::{BLOCK, DotRow, Int8Row, NIBBLE_BYTES, Packed, RowBits};
+use super::exact::{Contexts, DecodeTables, Hint, LANES, LOW, Lanes};
 use super::nearest::{Cells, TRIES, add_lanes, cell};
 use super::target::{Float, bf16_bits, f16_bits};
 
@@ -181,6 +182,58 @@ pub(super) fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     add_lanes(&lanes) + rest
+}
+
+/// The codes of a row.
+pub(super) fn unpack(planes: &[&[u8]], out: &mut [u8]) {
+    for (at, out) in out.chunks_mut(8).enumerate() {
+        out.copy_from_slice(&codes(planes, at)[..out.len()]);
+    }
+}
+
+/// Hints of columns, `group` of which share a factor.
+pub(super) fn hints(
+    contexts: &Contexts,
+    codes: &[u8],
+    group: usize,
+    factors: &[f32],
+    out: &mut [Hint],
+) {
+    for ((codes, out), factor) in codes.chunks(group).zip(out.chunks_mut(group)).zip(factors) {
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out = contexts.hint(*code, *factor);
+        }
+    }
+}
+
+/// Decodes weights, the first by lane 0; `false` when the words are used up before.
+pub(super) fn decode_exact(
+    lanes: &mut Lanes<'_>,
+    tables: &DecodeTables,
+    hints: &[Hint],
+    out: &mut [[u8; 2]],
+) -> bool {
+    let precision = tables.precision;
+    let mut words = lanes.words.iter();
+    for (hints, out) in hints.chunks(LANES).zip(out.chunks_mut(LANES)) {
+        for ((state, hint), out) in lanes.states.iter_mut().zip(hints).zip(out) {
+            let slot = *state & ((1 << precision) - 1);
+            let entry = tables.entries[((hint >> 24 << precision) | slot) as usize];
+            let (frequency, bias, symbol) = (entry >> 20, (entry >> 8) & 0xfff, entry & 0xff);
+            let next = frequency.wrapping_mul(*state >> precision).wrapping_add(bias);
+            let shift = (hint >> 16) & 15;
+            let low = (symbol & 0x7f) << shift | (next & ((1 << shift) - 1));
+            *state = next >> shift;
+            if *state < LOW {
+                let Some(word) = words.next() else { return false };
+                *state = *state << 16 | u32::from(u16::from_le_bytes(*word));
+            }
+            let top = hint.wrapping_add(low) ^ (symbol >> 7 << 15);
+            *out = (top as u16).to_le_bytes();
+        }
+    }
+    lanes.words = words.as_slice();
+    true
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ impl Quantized {
                     let e = t.entry();
                     match &e.encoding {
                         Encoding::Planes { .. } => all.add(&e.name, e.role, &e.shape, None),
-                        Encoding::Raw => {
+                        Encoding::Raw | Encoding::Coded { .. } => {
                             let bytes = e.dtype.tensor_bytes(&e.shape).unwrap_or(0);
                             all.add(&e.name, e.role, &e.shape, Some(bytes));
                         }

@@ -2,16 +2,20 @@
 //! or several files, and their verification.
 
 mod canonical;
+mod exact;
 mod json;
 mod model;
 mod pack;
+mod rungs;
 mod shards;
 mod stored;
 mod verify;
 
+pub(crate) use exact::{exact_checks, has_residual};
 pub(crate) use json::is_hex_digest;
 pub use model::{FileRole, Manifest, SourceFile, TensorSource};
 pub use pack::Pack;
+pub(crate) use rungs::rung_root;
 #[cfg(feature = "safetensors")]
 pub(crate) use shards::INDEX_ENDING;
 pub use shards::{ShardFile, ShardIndex};

@@ -75,6 +75,9 @@ pub struct Manifest {
     /// Everything that steered the encoder, resolved: an object of at most 1 MiB.
     #[serde(deserialize_with = "small_value")]
     pub recipe: Value,
+    /// Decoded roots of rungs: what the pack decodes to when at most so many planes of each row are read.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rungs: BTreeMap<String, String>,
     /// The source's files, by path.
     pub files: Vec<SourceFile>,
     /// The tensors, by name.
@@ -92,6 +95,11 @@ fn small_value<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Resul
     serde_json::from_str(raw.get()).map_err(D::Error::custom)
 }
 
+/// Whether a tensor of this encoding has the source's bytes.
+fn is_exact(encoding: &Encoding) -> bool {
+    matches!(encoding, Encoding::Raw | Encoding::Coded { .. })
+}
+
 impl Manifest {
     /// A manifest without files and tensors.
     pub fn new(encoder: impl Into<String>) -> Self {
@@ -101,6 +109,7 @@ impl Manifest {
             calibration: None,
             licence: None,
             recipe: Value::Object(serde_json::Map::new()),
+            rungs: BTreeMap::new(),
             files: vec![],
             tensors: BTreeMap::new(),
         }
@@ -174,6 +183,10 @@ impl Manifest {
         if self.calibration.as_deref().is_some_and(|c| !is_hex_digest(c)) {
             return fail("calibration is not a SHA-256".into());
         }
+        let is_rung = |r: &str| matches!(r, "3" | "4" | "5" | "6" | "7");
+        if self.rungs.iter().any(|(rung, root)| !is_rung(rung) || !is_hex_digest(root)) {
+            return Err(Error::malformed(Rule::MAN_5, "rungs are 3 to 7, each with a SHA-256"));
+        }
         if self.files.windows(2).any(|w| w[0].path >= w[1].path) {
             return fail("files are not sorted by path, each once".into());
         }
@@ -213,7 +226,7 @@ impl Manifest {
         let fail =
             |name: &str, text: &str| Err(Error::malformed(Rule::MAN_3, text).in_tensor(name));
         let raw: HashSet<&str> =
-            tensors.clone().filter(|t| t.encoding == Encoding::Raw).map(|t| &*t.name).collect();
+            tensors.clone().filter(|t| is_exact(&t.encoding)).map(|t| &*t.name).collect();
         let mut n = 0;
         for t in tensors.clone() {
             n += 1;
@@ -221,7 +234,7 @@ impl Manifest {
                 return fail(&t.name, "tensor is not in the manifest");
             };
             let exact = match &t.encoding {
-                Encoding::Raw => true,
+                Encoding::Raw | Encoding::Coded { .. } => true,
                 Encoding::Planes { .. } => false,
                 Encoding::Alias { target } => raw.contains(target.as_str()),
             };

@@ -230,6 +230,12 @@ impl<R: ReadAt> Pack<R> {
         Some(self.view(self.order[at]))
     }
 
+    /// Which of the open files holds each tensor, by name.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn shards_of_tensors(&self) -> impl Iterator<Item = usize> + '_ {
+        self.order.iter().map(|&(c, _)| c)
+    }
+
     /// The records of all tensors, by name.
     pub(crate) fn entries(&self) -> impl Iterator<Item = &TensorEntry> + Clone {
         self.order.iter().map(|&(c, i)| &self.containers[c].index().tensors[i])

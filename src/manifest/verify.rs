@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::shards::stored_root_of;
 use super::stored::{StoredPass, check_stored};
-use super::{Manifest, Pack};
+use super::{Manifest, Pack, exact_checks, has_residual, rung_root};
 use crate::container::{Container, DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Digest, Encoding, Rule, TreeHasher, decoded_root, tensor_leaf};
@@ -113,6 +113,12 @@ pub struct VerifyReport {
     pub decoded: Check,
     /// Tensors that were decoded and compared.
     pub tensors_checked: usize,
+    /// Every tensor whose source bits are in the pack, against the source digest in the manifest. Not checked when there are none.
+    pub exact: Check,
+    /// Tensors whose exact bits were decoded and compared.
+    pub exact_checked: usize,
+    /// Rungs whose decoded roots are in the manifest and were compared.
+    pub rungs_checked: usize,
     /// The stored root as computed from the bytes.
     pub stored_root: Digest,
     /// The decoded root as computed from decoded tensors; from the recorded digests when decoding
@@ -157,7 +163,61 @@ impl VerifyOptions {
     /// # Errors
     /// `Io`, `Cancelled`, `LimitExceeded`; `InvalidArgument` for too little memory.
     pub fn verify<R: ReadAt + Sync>(&self, file: &Container<R>) -> Result<VerifyReport> {
-        self.verify_file(file, self.work_budget(file)?, Some(&|| manifest_of(file)), &NoProgress)
+        let budget = self.work_budget(file)?;
+        let mut report =
+            self.verify_file(file, budget, Some(&|| manifest_of(file)), &NoProgress)?;
+        if !file.preamble().is_sharded() {
+            let views: Vec<_> = file.tensors().collect();
+            self.other_rungs(&mut report, views, Manifest::read(file), budget, &NoProgress)?;
+        }
+        Ok(report)
+    }
+
+    /// Adds to a report what lies below and beyond the planes: recorded rungs, and the exact one. `views` are all tensors.
+    fn other_rungs<R: ReadAt + Sync>(
+        &self,
+        report: &mut VerifyReport,
+        mut views: Vec<TensorView<'_, R>>,
+        manifest: Result<Manifest>,
+        budget: u64,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        // What is wrong with the manifest is a failure of the structure.
+        let Some(manifest) = manifest.ok().filter(|_| self.decode) else { return Ok(()) };
+        // Where planes are damaged, so are their rungs.
+        if report.decoded == Check::Ok {
+            for (rung, expected) in &manifest.rungs {
+                let planes = rung.parse().map_err(|_| Error::argument("no rung"))?;
+                let found = rung_root(&views, planes, budget, progress)?.to_string();
+                if found != *expected {
+                    let e = Error::integrity(format!(
+                        "decoded root of rung {rung} is {found}, the manifest says {expected} ({})",
+                        Rule::MAN_5
+                    ));
+                    report.decoded = Check::Mismatch;
+                    add(&mut report.failures, [Failure::from(&e.in_part("manifest"))]);
+                }
+            }
+            report.rungs_checked = manifest.rungs.len();
+        }
+        views.retain(has_residual);
+        if views.is_empty() {
+            return Ok(());
+        }
+        report.exact = Check::Ok;
+        for check in exact_checks(&views, &manifest, budget, progress)? {
+            report.exact_checked += usize::from(check.is_ok());
+            let mut failures = vec![];
+            sort_out(check, &mut failures)?;
+            for failure in failures {
+                report.exact = Check::Mismatch;
+                // Damage was found in the stored bytes already.
+                if !report.failures.contains(&failure) {
+                    add(&mut report.failures, [failure]);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Verifies a whole pack: each file, the manifest against all of them, the roots of a sharded pack.
@@ -184,7 +244,13 @@ impl VerifyOptions {
                 Ok(()) => pack.manifest().map(drop),
                 Err(_) => manifest_of(file),
             };
-            return self.verify_file(file, self.work_budget(file)?, Some(&manifest), progress);
+            let budget = self.work_budget(file)?;
+            let mut report = self.verify_file(file, budget, Some(&manifest), progress)?;
+            if pack.require_complete().is_ok() {
+                let views = pack.tensors().collect();
+                self.other_rungs(&mut report, views, pack.manifest(), budget, progress)?;
+            }
+            return Ok(report);
         };
         pack.require_complete()?;
         let mut whole = VerifyReport {
@@ -192,6 +258,9 @@ impl VerifyOptions {
             stored: Check::Ok,
             decoded: Check::Ok,
             tensors_checked: 0,
+            exact: Check::NotChecked,
+            exact_checked: 0,
+            rungs_checked: 0,
             stored_root: pack.stored_root(),
             decoded_root: pack.decoded_root(),
             failures: vec![],
@@ -231,6 +300,8 @@ impl VerifyOptions {
                 whole.failures.push(Failure::from(&e));
             }
         }
+        let views = pack.tensors().collect();
+        self.other_rungs(&mut whole, views, pack.manifest(), budget, progress)?;
         Ok(whole)
     }
 
@@ -316,6 +387,9 @@ impl VerifyOptions {
             stored,
             decoded,
             tensors_checked,
+            exact: Check::NotChecked,
+            exact_checked: 0,
+            rungs_checked: 0,
             stored_root,
             decoded_root: tree.root(),
             failures,
@@ -386,7 +460,7 @@ fn check_structure<R: ReadAt + Sync>(
     manifest: Option<&dyn Fn() -> Result<()>>,
     progress: &dyn Progress,
 ) -> Result<Vec<Failure>> {
-    for file in &pack.index().files {
+    for file in pack.index().files.iter().chain(&pack.index().heads) {
         sort_out(pack.stream_file(file, |_| step(progress, 0)), &mut failures)?;
     }
     failures.extend(padding);

@@ -102,6 +102,9 @@ pub enum Command {
     /// Cut a pack into shards, or join them, without touching what is stored.
     #[command(after_help = RESHARD_EXAMPLES)]
     Reshard(Reshard),
+    /// Take the exact rung out of a pack: what is left has the same values.
+    #[command(after_help = STRIP_EXAMPLES)]
+    Strip(Strip),
     /// Measure the error of each tensor of B against A.
     #[command(after_help = DIFF_EXAMPLES)]
     Diff(Pair),
@@ -135,6 +138,8 @@ Examples:
   uc pack ./model -o model.uc --bits 6 --tensor 'v_proj=8' --tensor 'layers\\.0\\.=raw'
   uc pack model.safetensors.index.json -o model.uc --recipe recipe.toml
   uc pack ./big-model -o big.uc --max-ram 512M --shard-size 5GB
+  uc pack ./model -o model.uc --exact                   5-bit model and source in one file, see uc unpack --exact
+  uc pack ./model -o exact.uc --onto model.uc           the same file, from a pack that is there
 
 A recipe file holds the same settings, for example:
   bits = 5                  # linear layers
@@ -176,6 +181,19 @@ pub struct Pack {
     /// Keep every tensor as it is.
     #[arg(long)]
     pub raw_all: bool,
+    /// Add what leads from the planes back to the source, bit for bit: `uc unpack --exact`.
+    #[arg(long, conflicts_with = "raw_all")]
+    pub exact: bool,
+    /// No planes: the source's own bits, compressed.
+    #[arg(long, conflicts_with_all = ["exact", "raw_all", "bits", "bpw", "calibration"])]
+    pub exact_only: bool,
+    /// Numbers of planes, 3 to 7, that some readers will stop at: level tables are fitted for them, and what the pack decodes to at each
+    /// is recorded.
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(3..=7), conflicts_with_all = ["exact_only", "raw_all", "onto"])]
+    pub rungs: Vec<u8>,
+    /// Add the exact rung to this pack of the same source, whose planes stay as they are.
+    #[arg(long, value_name = "PACK", conflicts_with_all = ["exact", "exact_only", "raw_all", "bits", "bpw", "calibration", "recipe", "tensor", "shard_size", "dry_run"])]
+    pub onto: Option<PathBuf>,
     /// Cut the pack into files OUT-00001-of-0000N.uc of at most this many bytes of tensors each (1M or
     /// more; K, M, G are powers of 1024, KB, MB, GB of 1000), with an index file OUT.uc.index.json.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -241,6 +259,7 @@ Examples:
   uc unpack model.uc -o ./model-5bit
   uc unpack model.uc -o ./model-f32 --dtype f32
   uc unpack model.uc -o ./coarse --rung 4             read four planes of each row
+  uc unpack model.uc -o ./source --exact              the source's own files, byte for byte
   uc unpack model.uc -o ./head --tensor 'lm_head'     some tensors only, no carried files
   uc unpack https://example.org/model.uc -o ./head --tensor 'lm_head'     fetches these tensors only";
 
@@ -258,6 +277,10 @@ pub struct Unpack {
     /// Read at most this many planes of each row, 3 to 8.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(3..=8))]
     pub rung: Option<u8>,
+    /// The source's own bits instead of the values of the planes; weights files are recreated byte for byte. Needs a pack made
+    /// with --exact, --exact-only or --onto.
+    #[arg(long, conflicts_with_all = ["rung", "dtype"])]
+    pub exact: bool,
     /// Only tensors whose name matches.
     #[arg(long, value_name = "REGEX")]
     pub tensor: Option<String>,
@@ -286,6 +309,29 @@ pub struct Reshard {
     /// Most bytes of tensors in a file, 1M or more [default: one file].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub shard_size: Option<u64>,
+    /// Replace existing files.
+    #[arg(long)]
+    pub force: bool,
+}
+
+const STRIP_EXAMPLES: &str = "\
+Examples:
+  uc strip exact.uc -o model.uc
+  uc pack ./source --onto model.uc -o exact.uc           and back
+
+The decoded root stays the same.";
+
+#[derive(Debug, ClapArgs)]
+pub struct Strip {
+    /// The pack: a .uc file, a .uc.index.json of shards, or the address of one.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The file to write, or the name that shards are called after.
+    #[arg(short, long, value_name = "OUT.uc")]
+    pub output: PathBuf,
+    /// Take out the exact rung: residuals, and what recreates the source's files. This is the default.
+    #[arg(long)]
+    pub exact: bool,
     /// Replace existing files.
     #[arg(long)]
     pub force: bool,

@@ -8,6 +8,7 @@ mod info;
 mod pack;
 mod receipt;
 mod reshard;
+mod strip;
 mod unpack;
 mod verify;
 
@@ -30,6 +31,7 @@ pub fn run(args: Args, console: &mut Console) -> Outcome {
         Command::Unpack(a) => unpack::run(&a, console),
         Command::Same(a) => compare::same(&a, console),
         Command::Reshard(a) => reshard::run(&a, console),
+        Command::Strip(a) => strip::run(&a, console),
         Command::Diff(a) => compare::diff(&a, console),
         Command::Calibrate(a) => calibrate::run(&a, console),
         Command::Eval(a) => eval::run(&a, console),

@@ -1,10 +1,11 @@
 //! `uc info`.
 
 use serde_json::json;
+use ultracompress::format::{PartKind, TreeHasher, tensor_leaf};
 use ultracompress::import::PackStats;
 use ultracompress::manifest::ShardFile;
 use ultracompress::receipt::{self, CheckedReceipt};
-use ultracompress::{Container, Encoding, Input, Pack, TensorEntry};
+use ultracompress::{Container, Digest, Encoding, Input, Manifest, Pack, TensorEntry};
 
 use super::{Outcome, rate, size};
 use crate::args::Info;
@@ -53,6 +54,106 @@ fn receipt_line(r: &CheckedReceipt) -> String {
     format!("receipt {name}: {rung}{} over {tokens} tokens\n", figures.join(", "))
 }
 
+/// Whether a residual leads to the source's bits of a tensor, or of the one that it is an alias of.
+fn has_residual(pack: &Pack<Input>, t: &TensorEntry) -> bool {
+    let of = |t: &TensorEntry| t.parts.iter().any(|p| p.kind == PartKind::Residual);
+    match &t.encoding {
+        Encoding::Alias { target } => pack.tensor(target).is_some_and(|t| of(t.entry())),
+        _ => of(t),
+    }
+}
+
+/// One rung of the pack: what a reader that stops there fetches and gets.
+struct Rung {
+    /// Planes of each row, or nothing for the exact one.
+    planes: Option<u8>,
+    /// Stored bytes of all tensors, as far as they are read.
+    bytes: u64,
+    body_bpw: Option<f64>,
+    decoded_root: Option<String>,
+    /// Mean KL divergence by a receipt.
+    kld_mean: Option<f64>,
+}
+
+/// The rungs of a pack, coarsest first.
+fn rungs(
+    pack: &Pack<Input>,
+    manifest: Option<&Manifest>,
+    receipts: &[CheckedReceipt],
+) -> Vec<Rung> {
+    let all = || pack.tensors().flat_map(|t| &t.entry().parts);
+    let bytes = |rung: u8, exact: bool| {
+        let read = all().filter(|p| match p.kind {
+            PartKind::Plane(plane) => plane < rung,
+            PartKind::Residual => exact || !p.optional,
+            _ => true,
+        });
+        read.map(|p| p.stored_len).sum()
+    };
+    let top = all().filter_map(|p| match p.kind {
+        PartKind::Plane(plane) => Some(plane + 1),
+        _ => None,
+    });
+    let Some(top) = top.max() else { return vec![] };
+    let kld = |rung: u8| {
+        let records = receipts.iter().filter_map(|r| r.record.as_ref().ok());
+        let own = |n: Option<u8>| n.unwrap_or(8).min(top) == rung;
+        let mut found = records.filter(|r| own(r.model.rung));
+        found.find_map(|r| r.figure("kld_mean"))
+    };
+    let rung = |planes: u8| Rung {
+        planes: Some(planes),
+        bytes: bytes(planes, false),
+        body_bpw: PackStats::at_rung(pack, planes).body_bpw,
+        decoded_root: match planes == top {
+            true => Some(pack.decoded_root().to_string()),
+            false => manifest.and_then(|m| m.rungs.get(&planes.to_string()).cloned()),
+        },
+        kld_mean: kld(planes),
+    };
+    let mut rungs: Vec<_> = (3..=top).map(rung).collect();
+    if all().any(|p| p.kind == PartKind::Residual) {
+        let (bytes, kld_mean) = (bytes(8, true), Some(0.0));
+        let decoded_root = exact_root(pack, manifest);
+        rungs.push(Rung { planes: None, bytes, body_bpw: None, decoded_root, kld_mean });
+    }
+    rungs
+}
+
+/// The decoded root of the source, when all its bits are in the pack: that over the source digests of the manifest.
+fn exact_root(pack: &Pack<Input>, manifest: Option<&Manifest>) -> Option<String> {
+    let manifest = manifest?;
+    let mut tree = TreeHasher::new();
+    for t in pack.tensors() {
+        let source = Digest::from_hex(&manifest.tensors.get(t.name())?.sha256)?;
+        if source != t.entry().decoded_sha256 && !has_residual(pack, t.entry()) {
+            return None;
+        }
+        tree.push(tensor_leaf(t.name(), t.dtype(), t.shape(), source));
+    }
+    Some(tree.root().to_string())
+}
+
+fn rung_json(r: &Rung) -> serde_json::Value {
+    json!({
+        "rung": r.planes.map_or(json!("exact"), |n| json!(n)), "bytes": r.bytes, "body_bpw": r.body_bpw,
+        "decoded_root": r.decoded_root, "kld_mean": r.kld_mean,
+    })
+}
+
+fn rung_line(r: &Rung) -> String {
+    let name = r.planes.map_or("exact".to_owned(), |n| n.to_string());
+    let bpw = r.body_bpw.map_or(String::new(), |b| format!("  body {b:.4} bpw"));
+    let kld = match (r.planes, r.kld_mean) {
+        (None, _) => "  the source, bit for bit".to_owned(),
+        (_, Some(kld)) => format!("  KL {kld:.6}"),
+        (_, None) => "  not evaluated".to_owned(),
+    };
+    let root =
+        r.decoded_root.as_ref().map_or(String::new(), |root| format!("  decoded root {root}"));
+    format!("rung {name:5} {:>12} bytes{bpw}{kld}{root}\n", r.bytes)
+}
+
 pub fn run(args: &Info, console: &Console) -> Outcome {
     let file = args.file.display().to_string();
     let pack = Pack::open_path(&args.file)?;
@@ -75,7 +176,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
                     Encoding::Planes { planes: Some(n), group, .. } => (json!(n), Some(*group), None),
                     Encoding::Planes { group, .. } => (json!("per_row"), Some(*group), None),
                     Encoding::Alias { target } => (json!(null), None, Some(target)),
-                    Encoding::Raw => (json!(null), None, None),
+                    Encoding::Raw | Encoding::Coded { .. } => (json!(null), None, None),
                 };
                 let source = source(&e.name);
                 json!({
@@ -85,7 +186,8 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
                     "stored_bytes": stored_bytes(e),
                     "decoded_sha256": e.decoded_sha256.to_string(),
                     "source_sha256": source.map(|s| &s.sha256),
-                    "exact": source.is_some_and(|s| s.sha256 == e.decoded_sha256.to_string()),
+                    "exact": source.is_some_and(|s| s.sha256 == e.decoded_sha256.to_string())
+                        || has_residual(&pack, e),
                     "reason": source.map(|s| &s.reason),
                 })
             })
@@ -105,11 +207,13 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             "file_bpw": stats.file_bpw,
             "stored_root": pack.stored_root().to_string(),
             "decoded_root": pack.decoded_root().to_string(),
+            "exact_root": exact_root(&pack, manifest.as_ref()),
             "encoder": encoder,
             "licence": licence,
             "recipe": manifest.as_ref().map(|m| &m.recipe),
             "source_files": manifest.as_ref().map(|m| &m.files),
             "carried_files": files,
+            "rungs": rungs(&pack, manifest.as_ref(), &receipts).iter().map(rung_json).collect::<Vec<_>>(),
             "receipts": receipts.iter().map(receipt_json).collect::<Vec<_>>(),
             "attachments": attachments.iter().map(|a| &a.name).collect::<Vec<_>>(),
         });
@@ -143,6 +247,8 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
     let width = pack.tensors().map(|t| t.name().len()).max().unwrap_or(0);
     // One write for all lines.
     let mut lines = String::new();
+    rungs(&pack, manifest.as_ref(), &receipts).iter().for_each(|r| lines += &rung_line(r));
+    lines += "\n";
     for t in pack.tensors() {
         let e = t.entry();
         let how = match &e.encoding {
@@ -150,7 +256,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
                 let planes = planes.map_or("per row".to_owned(), |n| n.to_string());
                 format!("planes {planes}, group {group}")
             }
-            Encoding::Raw => "raw".to_owned(),
+            Encoding::Raw | Encoding::Coded { .. } => e.encoding.name().to_owned(),
             Encoding::Alias { target } => format!("alias of {target}"),
         };
         let shape = format!("{:?}", e.shape);

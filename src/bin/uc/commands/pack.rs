@@ -1,8 +1,11 @@
 //! `uc pack`.
 
+use std::path::Path;
+
 use serde_json::json;
 use ultracompress::import::{
-    Decision, PackOptions, PackStats, Plan, PlannedTensor, Recipe, RecipeRule, Source,
+    Decision, Exact, ExactOptions, PackOptions, PackStats, Plan, PlannedTensor, Recipe, RecipeRule,
+    Source,
 };
 use ultracompress::{Error, ErrorKind};
 
@@ -13,11 +16,21 @@ use crate::args::Pack;
 use crate::console::Console;
 
 pub fn run(args: &Pack, console: &mut Console) -> Outcome {
+    if let Some(base) = &args.onto {
+        return add_exact(args, base, console);
+    }
+    let exact = match (args.exact, args.exact_only) {
+        (true, _) => Exact::Residual,
+        (_, true) => Exact::Only,
+        _ => Exact::No,
+    };
     let options = PackOptions::new()
         .with_recipe(recipe(args)?)
         .with_force(args.force)
         .with_max_ram(max_ram(&args.memory))
         .with_shard_size(args.shard_size)
+        .with_exact(exact)
+        .with_rungs(args.rungs.clone())
         .with_calibration(args.calibration.clone());
     let source = Source::open(&args.source)?;
     if args.dry_run {
@@ -59,6 +72,41 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
             size(report.files.iter().map(|(_, bytes)| bytes).sum()),
             rate(body_bpw),
             rate(file_bpw),
+            report.stored_root,
+            report.decoded_root,
+        ))?;
+    }
+    Ok(0)
+}
+
+/// `uc pack SOURCE --onto PACK`.
+fn add_exact(args: &Pack, base: &Path, console: &mut Console) -> Outcome {
+    let output = args.output.as_deref().expect("clap requires it without --dry-run");
+    let source = Source::open(&args.source)?;
+    let pack = ultracompress::Pack::open_path(base)?;
+    check_distinct(&args.source, output)?;
+    check_distinct(base, output)?;
+    check_free_disk(output, pack.bytes().saturating_add(source.bytes()))?;
+    console.start("packing", 3 * source.bytes());
+    let options = ExactOptions::new().with_force(args.force).with_max_ram(max_ram(&args.memory));
+    let report = options.add_with(&pack, &source, output, console)?;
+    console.finish();
+    if console.json {
+        console.print_json(&json!({
+            "output": output_name(&report.files),
+            "files": files_json(&report.files),
+            "residuals": report.residuals,
+            "exact_bytes": report.bytes,
+            "stored_root": report.stored_root.to_string(),
+            "decoded_root": report.decoded_root.to_string(),
+        }))?;
+    } else {
+        console.print(format!(
+            "{}: {}, of which {} residuals take {}\nstored root  {}\ndecoded root {}",
+            output_name(&report.files),
+            size(report.files.iter().map(|(_, bytes)| bytes).sum()),
+            report.residuals,
+            size(report.bytes),
             report.stored_root,
             report.decoded_root,
         ))?;

@@ -14,6 +14,7 @@ pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
     let options = UnpackOptions::new()
         .with_dtype(args.dtype.dtype())
         .with_planes(args.rung)
+        .with_exact(args.exact)
         .with_tensors(args.tensor.clone())
         .with_force(args.force)
         .with_max_ram(max_ram);
@@ -33,6 +34,7 @@ pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
             "bytes": report.bytes,
             "decoded_root": report.decoded_root.to_string(),
             "tensors_compared": report.compared,
+            "files_recreated": report.files_recreated,
         }))?;
     } else {
         console.print(format!(
@@ -43,6 +45,12 @@ pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
             report.compared,
             report.decoded_root,
         ))?;
+        if args.exact {
+            console.print(format!(
+                "{} weights files are the source's, byte for byte",
+                report.files_recreated
+            ))?;
+        }
     }
     Ok(0)
 }

@@ -37,9 +37,13 @@ pub fn run(args: &Verify, console: &mut Console) -> Outcome {
     if let Some(source) = &source {
         let failures = match &pack.manifest() {
             Ok(manifest) => {
-                let found = against(&pack, manifest, source, console)?;
+                let found = against(&pack, manifest, source, console, report.exact)?;
+                let decoded = match found.decoded {
+                    0 => String::new(),
+                    n => format!(" ({n} of them by the exact rung)"),
+                };
                 note = Some(format!(
-                    "against the source: {} tensors equal bit for bit; {} quantized tensors claim its digests (their values are not compared: uc diff measures them); {} files equal",
+                    "against the source: {} tensors equal bit for bit{decoded}; {} quantized tensors claim its digests (their values are not compared: uc diff measures them); {} files equal",
                     found.exact, found.claimed, found.files
                 ));
                 found.failures
@@ -71,7 +75,7 @@ fn refused(e: &Error, console: &Console) -> Outcome {
         let structure = if *e.kind() == ErrorKind::Io { "not_checked" } else { "mismatch" };
         console.print_json(&json!({
             "structure": structure, "stored": "not_checked", "decoded": "not_checked",
-            "compared_with": "not_checked", "tensors_checked": 0,
+            "compared_with": "not_checked", "tensors_checked": 0, "exact": "not_checked",
             "failures": [failure(&f)],
         }))?;
     }
@@ -120,6 +124,8 @@ fn print(
             "decoded": report.decoded.name(),
             "compared_with": compared.name(),
             "tensors_checked": report.tensors_checked,
+            "exact": report.exact.name(),
+            "exact_checked": report.exact_checked,
             "stored_root": report.stored_root.to_string(),
             "decoded_root": report.decoded_root.to_string(),
             "failures": report.failures.iter().map(failure).collect::<Vec<_>>(),
@@ -140,6 +146,13 @@ fn print(
         report.tensors_checked,
         compared.name(),
     ))?;
+    if report.exact != Check::NotChecked {
+        console.print(format!(
+            "exact {} ({} tensors equal to their source digests)",
+            report.exact.name(),
+            report.exact_checked
+        ))?;
+    }
     console.print(match (report.failures.is_empty(), compared) {
         (false, _) => "NOT OK",
         (true, Check::Ok) => "consistent, and in agreement with what was given",

@@ -1,0 +1,734 @@
+//! Vectors of the exact rung: a literal encoder of spec/exact.md, weight by weight.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use ultracompress::codec::{LevelSet, STEPS};
+use ultracompress::{Digest, Dtype};
+
+use super::{File, Part, Planes, Record, VectorSet, carried, hex, plain, raw, tensor};
+
+/// Shift, offset, symbols with frequencies.
+type Table = (u8, i16, Vec<(u8, u16)>);
+
+/// A model, field by field.
+#[derive(Clone)]
+pub struct Model {
+    dtype: Dtype,
+    native: u8,
+    precision: u8,
+    mantissa_bits: u8,
+    fraction_bits: u8,
+    of_value: u8,
+    classes: Vec<u8>,
+    contexts: Vec<u8>,
+    tables: Vec<Table>,
+}
+
+impl Model {
+    fn each(&self) -> usize {
+        1 << (self.mantissa_bits + self.fraction_bits)
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let mut out = vec![
+            self.dtype.code(),
+            self.native,
+            self.precision,
+            self.mantissa_bits,
+            self.fraction_bits,
+            self.of_value,
+        ];
+        let short = |n: usize| u16::try_from(n).expect("small").to_le_bytes();
+        out.extend(short(self.contexts.len() / self.each()));
+        out.extend(short(self.tables.len()));
+        out.extend([0; 2]);
+        out.extend(&self.classes);
+        out.extend(&self.contexts);
+        for (shift, offset, frequencies) in &self.tables {
+            out.extend([*shift, 0]);
+            out.extend(offset.to_le_bytes());
+            out.extend(short(frequencies.len()));
+            out.extend(frequencies.iter().map(|(symbol, _)| symbol));
+            out.extend(frequencies.iter().flat_map(|(_, f)| f.to_le_bytes()));
+        }
+        out
+    }
+
+    fn name(&self) -> [u8; 8] {
+        Digest::of(&self.body()).0[..8].try_into().expect("8 of 32 bytes")
+    }
+
+    fn record(&self) -> Record {
+        record_of(&self.body())
+    }
+}
+
+fn record_of(body: &[u8]) -> Record {
+    let name = hex(&Digest::of(body).0[..8]).into_bytes();
+    Record { kind: 5, flags: 1, name, body: body.to_vec(), ..Record::default() }
+}
+
+/// The upper 16 bits of a value, towards zero (UC-EXA-5).
+fn top(dtype: Dtype, v: f32) -> u16 {
+    let exact = f64::from(v);
+    match dtype {
+        Dtype::F16 => {
+            let nearest = half::f16::from_f64(exact);
+            let away = nearest.to_f64().abs() > exact.abs();
+            if away { nearest.to_bits() - 1 } else { nearest.to_bits() }
+        }
+        Dtype::F64 => u16::try_from(exact.to_bits() >> 48).expect("16 bits"),
+        _ => u16::try_from(v.to_bits() >> 16).expect("16 bits"),
+    }
+}
+
+fn anchor(levels: &[i8], code: usize) -> f32 {
+    let level = f32::from(levels[code]);
+    if levels[code] == 0 {
+        return 0.5;
+    }
+    let inner = if level > 0.0 { code.checked_sub(1) } else { Some(code + 1) };
+    match inner.and_then(|d| levels.get(d)).map(|l| f32::from(*l)) {
+        Some(inner) if inner * level >= 0.0 => (inner + level) / 2.0,
+        _ => level,
+    }
+}
+
+/// Table and expected top of a weight.
+fn expected(model: &Model, levels: &[i8], code: usize, factor: f32) -> (usize, u16) {
+    let value = factor * anchor(levels, code);
+    let bits = if model.of_value == 1 { value } else { factor }.to_bits();
+    let mantissa = (bits & 0x7f_ffff) >> (23 - model.mantissa_bits);
+    let fraction = (bits & 0xffff) >> (16 - model.fraction_bits);
+    let number = (mantissa << model.fraction_bits | fraction) as usize;
+    let context = usize::from(model.classes[code]) * model.each() + number;
+    (model.contexts[context].into(), top(model.dtype, value))
+}
+
+/// A block, field by field.
+#[derive(Clone)]
+struct Block {
+    words: Vec<u16>,
+    exceptions: Vec<(u16, u16)>,
+    has_tails: u32,
+    states: [u32; 32],
+    references: Vec<u8>,
+    tails: Vec<u8>,
+}
+
+impl Block {
+    /// Codes rows of `cols` weights: table, expected top and top of each.
+    fn code(model: &Model, cols: usize, weights: &[(usize, u16, u16)]) -> Self {
+        let mut states = [1u32 << 16; 32];
+        let (mut words, mut exceptions) = (vec![], vec![]);
+        for (at, (table, expected, top)) in weights.iter().enumerate().rev() {
+            let (shift, offset, frequencies) = &model.tables[*table];
+            let zero = expected.wrapping_add(offset.cast_unsigned());
+            let distance = top.wrapping_sub(zero);
+            let symbol = (distance & 0x7fff) >> shift;
+            let symbol = (symbol < 128).then_some(symbol | (distance >> 15 << 7));
+            let mut start = 0u32;
+            let mut coded = None;
+            for (s, f) in frequencies {
+                if Some(u16::from(*s)) == symbol {
+                    coded = Some((start, u32::from(*f), u32::from(distance) & ((1 << shift) - 1)));
+                }
+                start += u32::from(*f);
+            }
+            let (start, frequency, raw) = coded.unwrap_or_else(|| {
+                exceptions.insert(0, (u16::try_from(at).expect("small"), *top));
+                (0, frequencies[0].1.into(), 0)
+            });
+            let x = &mut states[at % cols % 32];
+            let limit =
+                u64::from(frequency) << (32 - u32::from(model.precision) - u32::from(*shift));
+            if u64::from(*x) >= limit {
+                words.insert(0, u16::try_from(*x & 0xffff).expect("16 bits"));
+                *x >>= 16;
+            }
+            let value = *x << shift | raw;
+            *x = ((value / frequency) << model.precision) + value % frequency + start;
+        }
+        Self { words, exceptions, has_tails: 0, states, references: vec![], tails: vec![] }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let count = |n: usize| u32::try_from(n).expect("small").to_le_bytes();
+        let mut out = vec![];
+        out.extend(count(self.words.len()));
+        out.extend(count(self.exceptions.len()));
+        out.extend(self.has_tails.to_le_bytes());
+        out.extend(self.states.iter().flat_map(|x| x.to_le_bytes()));
+        let mut field = |bytes: Vec<u8>| {
+            out.extend(bytes);
+            super::pad(&mut out, 4, 0);
+        };
+        field(self.references.clone());
+        field(self.words.iter().flat_map(|w| w.to_le_bytes()).collect());
+        let positions = self.exceptions.iter().flat_map(|(at, _)| at.to_le_bytes());
+        let tops = self.exceptions.iter().flat_map(|(_, top)| top.to_le_bytes());
+        field(positions.chain(tops).collect());
+        field(self.tails.clone());
+        out
+    }
+}
+
+/// A residual, field by field.
+#[derive(Clone)]
+struct Residual {
+    models: [[u8; 8]; 6],
+    blocks: Vec<Vec<u8>>,
+    /// Written in place of how many blocks there are.
+    n_blocks: Option<u32>,
+}
+
+impl Residual {
+    fn bytes(&self) -> Vec<u8> {
+        let count = |n: usize| u32::try_from(n).expect("small").to_le_bytes();
+        let mut out: Vec<u8> = self.models.iter().flatten().copied().collect();
+        out.extend(self.n_blocks.map_or(count(self.blocks.len()), u32::to_le_bytes));
+        out.extend(self.blocks.iter().flat_map(|b| count(b.len())));
+        out.extend(self.blocks.iter().flatten());
+        out
+    }
+}
+
+/// Upper 16 bits and tail of a source element that is `near` a value of so many bytes.
+fn element(near: &[u8], i: usize, odd: bool) -> Vec<u8> {
+    let mut bytes = near.to_vec();
+    let tail = bytes.len() - 2;
+    let top = u16::from_le_bytes([bytes[tail], bytes[tail + 1]]);
+    // A few steps away from zero or towards it, and now and then anything.
+    let odd_tops = [0x8000, 0x7fc1, 0xff80, 0x0001, 0x7bff, 0xffff];
+    let new = match odd {
+        true => odd_tops[i / 13 % odd_tops.len()],
+        false => top.wrapping_add(u16::try_from(i * 5 % 7).expect("small")).wrapping_sub(2),
+    };
+    bytes[tail..].copy_from_slice(&new.to_le_bytes());
+    for (j, b) in bytes[..tail].iter_mut().enumerate() {
+        *b = u8::try_from((i * 31 + j * 7) % 256).expect("a byte");
+    }
+    bytes
+}
+
+/// A `planes` tensor with a residual.
+struct Exact {
+    planes: Planes,
+    source: Vec<u8>,
+    models: BTreeMap<u8, Model>,
+    residual: Residual,
+}
+
+/// A model whose contexts take turns at two tables.
+fn model(dtype: Dtype, native: u8, of_value: u8) -> Model {
+    let (mantissa_bits, fraction_bits) = if of_value == 1 { (3, 1) } else { (2, 0) };
+    let codes = 1usize << native;
+    // Codes of one magnitude share a class, up to eight classes.
+    let class = |c: usize| c.max(codes - 1 - c) * 8 / codes;
+    let classes: Vec<u8> = (0..codes).map(|c| u8::try_from(class(c)).expect("below 8")).collect();
+    let n =
+        (usize::from(*classes.iter().max().expect("codes")) + 1) << (mantissa_bits + fraction_bits);
+    let wide = (0..64u8).map(|s| (s, if s < 32 { 12 } else { 4 })).collect();
+    let narrow = (0..16u8).chain(128..132).map(|s| (s, if s < 16 { 28 } else { 8 })).collect();
+    Model {
+        dtype,
+        native,
+        precision: 9,
+        mantissa_bits,
+        fraction_bits,
+        of_value,
+        classes,
+        contexts: (0..n).map(|i| u8::from(i % 3 == 0)).collect(),
+        tables: vec![(4, -512, wide), (2, -32, narrow)],
+    }
+    .filled()
+}
+
+impl Model {
+    /// The same with what frequencies lack given to the last symbol.
+    fn filled(mut self) -> Self {
+        for (_, _, frequencies) in &mut self.tables {
+            let sum: u16 = frequencies.iter().map(|(_, f)| f).sum();
+            let last = frequencies.last_mut().expect("a symbol");
+            last.1 = last.1 + (1 << self.precision) - sum;
+        }
+        self
+    }
+}
+
+impl Exact {
+    /// `of_value` by native count.
+    fn new(planes: Planes, of_value: impl Fn(u8) -> u8, odd: bool, tails: bool) -> Self {
+        let natives: Vec<u8> = planes.counts.clone();
+        let of = |n: &u8| (*n, model(planes.dtype, *n, of_value(*n)));
+        let models = natives.iter().map(of).collect();
+        Self::with(planes, models, odd, tails)
+    }
+
+    fn with(planes: Planes, models: BTreeMap<u8, Model>, odd: bool, tails: bool) -> Self {
+        let stored = planes.stored();
+        let decoded = planes.decode(&stored, 8, planes.dtype);
+        let size = usize::try_from(planes.dtype.bits() / 8).expect("small");
+        let cols = usize::try_from(stored.layout.cols).expect("small");
+        let mut source = vec![];
+        for (i, near) in decoded.chunks(size).enumerate() {
+            let mut bytes = element(near, i, odd && i % 13 == 5);
+            if !tails {
+                bytes[..size - 2].fill(0);
+            }
+            source.extend(bytes);
+        }
+        let mut names = [[0; 8]; 6];
+        for (native, model) in &models {
+            names[usize::from(*native) - 3] = model.name();
+        }
+        let mut blocks = vec![];
+        for (native, model) in models.iter().rev() {
+            let levels = LevelSet::default_for(*native).table(*native);
+            let rows: Vec<usize> =
+                (0..planes.counts.len()).filter(|&r| planes.counts[r] == *native).collect();
+            for rows in rows.chunks((65_536 / cols).max(1)) {
+                for from in (0..cols).step_by(65_536) {
+                    let to = cols.min(from + 65_536);
+                    let mut weights = vec![];
+                    let mut lower = vec![];
+                    for &row in rows {
+                        for col in from..to {
+                            let scale = planes.scale + u16::try_from(row % 64).expect("small");
+                            let step = match planes.group {
+                                0 => 128,
+                                n => STEPS[(col / n as usize * 7 + row * 3) % 16],
+                            };
+                            let scale = f32::from_bits(u32::from(scale) << 16);
+                            let code = usize::from(Planes::code(*native, row, col));
+                            let (table, expected) =
+                                expected(model, levels, code, scale * f32::from(step));
+                            let e = &source[(row * cols + col) * size..][..size];
+                            lower.extend_from_slice(&e[..size - 2]);
+                            weights.push((
+                                table,
+                                expected,
+                                u16::from_le_bytes([e[size - 2], e[size - 1]]),
+                            ));
+                        }
+                    }
+                    let mut block = Block::code(model, to - from, &weights);
+                    if tails && size > 2 {
+                        (block.has_tails, block.tails) = (1, lower);
+                    }
+                    blocks.push(block.bytes());
+                }
+            }
+        }
+        let residual = Residual { models: names, blocks, n_blocks: None };
+        Self { planes, source, models, residual }
+    }
+
+    fn records(&self) -> Vec<Record> {
+        let mut w = self.planes.record();
+        w.parts.push(Part { flags: 1, ..plain(16, 0, &self.residual.bytes()) });
+        w.tensor.as_mut().expect("a tensor").exact = Some(self.source.clone());
+        let mut models: Vec<Record> = self.models.values().map(Model::record).collect();
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        [vec![w], models].concat()
+    }
+
+    fn file(&self) -> File {
+        File::of(self.records())
+    }
+}
+
+/// A tensor that is coded without planes.
+fn coded(
+    name: &str,
+    dtype: Dtype,
+    shape: &[u64],
+    row_dims: u8,
+    model: &Model,
+    source: &[u8],
+) -> Record {
+    let rows: usize =
+        shape[..usize::from(row_dims)].iter().product::<u64>().try_into().expect("small");
+    let size = usize::try_from(dtype.bits() / 8).expect("small");
+    let cols = source.len() / size / rows;
+    let (mantissa, first) = match dtype {
+        Dtype::F16 => (10, 0),
+        Dtype::F64 => (4, 971),
+        _ => (7, 75u16),
+    };
+    let mut weights = vec![];
+    let references: Vec<u8> =
+        (0..rows).map(|r| u8::try_from(200 + r % 5).expect("a byte")).collect();
+    for (row, r) in source.chunks(cols * size).zip(&references) {
+        let expected = (4 * first + u16::from(*r)) << (mantissa - 2);
+        let context = usize::from(r % 4) << (model.mantissa_bits + model.fraction_bits) >> 2;
+        let table = usize::from(model.contexts[context]);
+        for e in row.chunks(size) {
+            weights.push((table, expected, u16::from_le_bytes([e[size - 2], e[size - 1]])));
+        }
+    }
+    let mut block = Block::code(model, cols, &weights);
+    block.references = references;
+    if size > 2 {
+        block.has_tails = 1;
+        block.tails = source.chunks(size).flat_map(|e| e[..size - 2].to_vec()).collect();
+    }
+    let mut models = [[0; 8]; 6];
+    models[0] = model.name();
+    let residual = Residual { models, blocks: vec![block.bytes()], n_blocks: None };
+    let parts = vec![plain(16, 0, &residual.bytes())];
+    tensor(name, dtype, shape, source, [4, 1, row_dims, 0, 0], &[], parts)
+}
+
+fn coded_model(dtype: Dtype) -> Model {
+    let symbols = (0..100u8).chain(128..228).map(|s| (s, 8)).collect();
+    let few = (0..120u8).map(|s| (s, 4)).collect();
+    Model {
+        dtype,
+        native: 0,
+        precision: 11,
+        mantissa_bits: 2,
+        fraction_bits: 0,
+        of_value: 0,
+        classes: vec![0],
+        contexts: vec![0, 1, 0, 1],
+        tables: vec![(4, -1000, symbols), (5, -2000, few)],
+    }
+    .filled()
+}
+
+/// Elements around one, of either sign.
+fn around_one(dtype: Dtype, n: usize) -> Vec<u8> {
+    let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 40.0;
+    (0..n)
+        .flat_map(|i| match dtype {
+            Dtype::Bf16 => half::bf16::from_f32(value(i)).to_le_bytes().to_vec(),
+            _ => value(i).to_le_bytes().to_vec(),
+        })
+        .collect()
+}
+
+fn small() -> Exact {
+    let planes = Planes::new("w", Dtype::Bf16, &[3, 40], 16, &[5, 4, 5]);
+    Exact::new(planes, |n| u8::from(n == 4), true, false)
+}
+
+pub fn valid(set: &mut VectorSet) {
+    set.valid(
+        "exact-bf16",
+        &["EXA-1", "EXA-2", "EXA-3", "EXA-4", "EXA-5", "EXA-6", "EXA-7", "EXA-9", "EXA-11"],
+        "rows of 5 and 4 planes with residual; contexts of the factor and of the value; NaN, infinity, negative zero, subnormals",
+        &small().file(),
+    );
+    let planes = Planes::new("w", Dtype::F16, &[2, 70], 32, &[8, 8]);
+    let eight = Exact::new(planes, |_| 1, true, false);
+    set.valid("exact-f16", &["EXA-5"], "8 planes, with the level 0", &eight.file());
+    for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::F64, "f64")] {
+        let planes = Planes::new("w", dtype, &[2, 33], 0, &[3, 3]);
+        let with = Exact::new(planes.clone(), |_| 0, true, true);
+        set.valid(&format!("exact-{name}"), &["EXA-8"], "lower bits as they are", &with.file());
+        let without = Exact::new(planes, |_| 1, false, false);
+        let id = format!("exact-{name}-no-tails");
+        set.valid(&id, &["EXA-8"], "lower bits that are all zero", &without.file());
+    }
+    // One symbol that takes no bits: the source is what is expected.
+    let mut long = Planes::new("w", Dtype::Bf16, &[1, 65_576], 256, &[3]);
+    long.scale = 0x3a00;
+    let mut one = model(Dtype::Bf16, 3, 0);
+    one.tables = vec![(0, 0, vec![(0, 512)]); 2];
+    let mut exact = Exact::with(long, BTreeMap::from([(3, one)]), false, false);
+    exact.source.clear();
+    let stored = exact.planes.stored();
+    let levels = LevelSet::default_for(3).table(3);
+    let m = &exact.models[&3];
+    let mut blocks = vec![];
+    let scale = f32::from_bits(u32::from(exact.planes.scale) << 16);
+    let cols = usize::try_from(stored.layout.cols).expect("small");
+    for from in [0, 65_536] {
+        let to = cols.min(from + 65_536);
+        let mut weights = vec![];
+        for col in from..to {
+            let factor = scale * f32::from(STEPS[col / 256 * 7 % 16]);
+            let (table, top) = expected(m, levels, usize::from(Planes::code(3, 0, col)), factor);
+            exact.source.extend(top.to_le_bytes());
+            weights.push((table, top, top));
+        }
+        blocks.push(Block::code(m, to - from, &weights).bytes());
+    }
+    exact.residual.blocks = blocks;
+    set.valid("exact-long-row", &["EXA-4"], "a row that is cut into two blocks", &exact.file());
+
+    let bf16 = coded_model(Dtype::Bf16);
+    let f32 = coded_model(Dtype::F32);
+    let mut models = vec![bf16.record(), f32.record()];
+    models.sort_by(|a, b| a.name.cmp(&b.name));
+    let records = [
+        vec![
+            coded("a", Dtype::Bf16, &[3, 2, 25], 1, &bf16, &around_one(Dtype::Bf16, 150)),
+            coded("b", Dtype::F32, &[45], 0, &f32, &around_one(Dtype::F32, 45)),
+            raw("c", Dtype::U8, &[3], &[1, 2, 3]),
+        ],
+        models,
+    ];
+    set.valid(
+        "coded-raw",
+        &["EXA-10", "HDR-5"],
+        "tensors that are coded without planes, and the required feature bit",
+        &File::of(records.concat()),
+    );
+
+    set.valid("heads", &["EXA-12"], "what stood in front of the tensors", &with_head(|_| {}));
+    let recorded = with_rungs(None);
+    set.valid("rungs", &["MAN-5"], "the decoded roots of two rungs", &recorded);
+}
+
+/// A file with the head of a weights file.
+fn with_head(change: impl Fn(&mut Record)) -> File {
+    let head = b"\x40\0\0\0\0\0\0\0{\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}        ";
+    let mut record = Record { kind: 6, flags: 1, ..carried("model.safetensors", head) };
+    change(&mut record);
+    let mut file = File::of(vec![raw("b", Dtype::U8, &[3], &[1, 2, 3]), record]);
+    let whole = [&head[..], &[1, 2, 3]].concat();
+    let mut manifest = file.default_manifest();
+    manifest["files"] = json!([{
+        "path": "model.safetensors", "role": "weights", "bytes": whole.len(),
+        "sha256": Digest::of(&whole).to_string(),
+    }]);
+    manifest["tensors"]["b"]["file"] = "model.safetensors".into();
+    file.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
+    file
+}
+
+/// A file whose manifest has decoded roots of rungs, of which `wrong` has another.
+fn with_rungs(wrong: Option<(&str, &str)>) -> File {
+    let mut file = small().file();
+    let t = file.records[0].tensor.clone().expect("a tensor");
+    let mut manifest = file.default_manifest();
+    for rung in [3, 4] {
+        let mut tree = ultracompress::format::TreeHasher::new();
+        let digest = Digest::of(&t.rungs[&rung]);
+        tree.push(ultracompress::format::tensor_leaf("w", t.dtype, &t.shape, digest));
+        manifest["rungs"][rung.to_string()] = tree.root().to_string().into();
+    }
+    if let Some((rung, root)) = wrong {
+        manifest["rungs"][rung] = root.into();
+    }
+    file.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
+    file
+}
+
+pub fn invalid(set: &mut VectorSet) {
+    let mut add = |id: &str, rule: &str, comment: &str, expect: &str, file: &File| {
+        set.invalid(id, &[rule], comment, expect, &file.bytes());
+    };
+    // Changes of a model, which no tensor uses.
+    let good = model(Dtype::Bf16, 3, 0);
+    let body = |m: &Model| File::of(vec![record_of(&m.body())]);
+    let mut named = good.record();
+    named.name = b"0123456789abcdef".to_vec();
+    add("model-name", "EXA-1", "a model of another name", "malformed", &File::of(vec![named]));
+    let mut short = good.body();
+    short.pop();
+    let cut = File::of(vec![record_of(&short)]);
+    add("model-cut", "EXA-1", "a model without its last byte", "malformed", &cut);
+    let long = [good.body(), vec![0]].concat();
+    let long = File::of(vec![record_of(&long)]);
+    add("model-long", "EXA-1", "a byte behind the last table", "malformed", &long);
+    for (at, value, what) in [(3, 8, "mantissa bits"), (5, 2, "of_value"), (10, 1, "reserved")] {
+        let mut bytes = good.body();
+        bytes[at] = value;
+        let file = File::of(vec![record_of(&bytes)]);
+        let id = format!("model-field-{at}");
+        add(&id, "EXA-1", &format!("{what} out of range"), "malformed", &file);
+    }
+    let mut m = good.clone();
+    m.precision = 12;
+    add("model-precision", "EXA-2", "precision 12", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.contexts[1] = 2;
+    add("model-context", "EXA-2", "a context of a third of two tables", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.dtype = Dtype::I16;
+    add("model-dtype", "EXA-2", "a model of integers", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.classes.iter_mut().for_each(|c| *c = 0);
+    add("model-classes", "EXA-2", "contexts of classes that no code has", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.tables[0].2[0].1 += 1;
+    add("model-sum", "EXA-3", "frequencies of a table sum to 513", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.tables[1].2.swap(0, 1);
+    add("model-order", "EXA-3", "symbols are not in order", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.tables[0].2[0].1 = 0;
+    m.tables[0].2[1].1 += 12;
+    add("model-zero", "EXA-3", "a frequency of zero", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.tables[0].0 = 8;
+    add("model-shift", "EXA-3", "shift 8 with precision 9", "malformed", &body(&m));
+    let mut required = good.record();
+    required.flags = 0;
+    let required = File::of(vec![required]);
+    add("model-required", "IDX-5", "a model that is not optional", "malformed", &required);
+    let mut parts = good.record();
+    parts.parts = vec![plain(1, 0, b"x")];
+    add("model-parts", "PRT-4", "a model with a part", "malformed", &File::of(vec![parts]));
+
+    // Changes of a residual.
+    let exact = small();
+    let with = |residual: &Residual| {
+        let mut file = exact.file();
+        let part = file.records[0].parts.last_mut().expect("the residual");
+        *part = Part { flags: 1, ..plain(16, 0, &residual.bytes()) };
+        file
+    };
+    let mut r = exact.residual.clone();
+    r.n_blocks = Some(3);
+    add("residual-n-blocks", "EXA-4", "three blocks, two expected", "malformed", &with(&r));
+    let mut r = exact.residual.clone();
+    r.blocks[1].extend([0; 4]);
+    add("block-long", "EXA-4", "bytes behind the last field of a block", "malformed", &with(&r));
+    let mut r = exact.residual.clone();
+    let n = r.blocks[1].len();
+    r.blocks[1].truncate(n - 4);
+    add("block-short", "EXA-4", "a block without its last bytes", "malformed", &with(&r));
+    let mut r = exact.residual.clone();
+    r.models[0] = r.models[1];
+    add(
+        "residual-model-unused",
+        "EXA-4",
+        "a model for rows of 3 planes, of which there are none",
+        "malformed",
+        &with(&r),
+    );
+    let mut r = exact.residual.clone();
+    r.models[2] = *b"no model";
+    add("residual-model-missing", "EXA-4", "a model that isn't there", "malformed", &with(&r));
+    let mut r = exact.residual.clone();
+    r.models[2] = r.models[1];
+    add("residual-model-other", "EXA-4", "a model for another plane count", "malformed", &with(&r));
+    let mut r = exact.residual.clone();
+    r.blocks[0][0..4].copy_from_slice(&100_000u32.to_le_bytes());
+    add("block-words", "EXA-4", "more words than weights", "malformed", &with(&r));
+    let mut file = with(&exact.residual);
+    let part = file.records[0].parts.last_mut().expect("the residual");
+    *part = Part { flags: 1, ..plain(16, 0, &[0; 51]) };
+    add("residual-cut", "EXA-4", "a residual shorter than its header", "malformed", &file);
+
+    // The block of the row of 4 planes, field by field.
+    let block = |change: &dyn Fn(&mut Block)| {
+        let mut r = exact.residual.clone();
+        let mut parsed = parse(&r.blocks[1], 2);
+        change(&mut parsed);
+        r.blocks[1] = parsed.bytes();
+        with(&r)
+    };
+    assert_eq!(block(&|_| {}).bytes(), exact.file().bytes());
+    let fewer = block(&|b| {
+        b.words.pop();
+    });
+    add("words-end", "EXA-6", "a word is missing", "malformed", &fewer);
+    let more = block(&|b| b.words.push(1));
+    add("words-left", "EXA-9", "a word is left", "malformed", &more);
+    let state = block(&|b| b.states[7] ^= 1 << 20);
+    add("state", "EXA-9", "a coder doesn't end where it began", "malformed", &state);
+    let order = block(&|b| b.exceptions.reverse());
+    add("exceptions-order", "EXA-7", "exceptions are not in order", "malformed", &order);
+    let beyond = block(&|b| b.exceptions.last_mut().expect("some").0 = 40);
+    add("exceptions-beyond", "EXA-7", "an exception behind the last weight", "malformed", &beyond);
+    let tails = block(&|b| b.has_tails = 1);
+    add("tails-bf16", "EXA-8", "tails of a type that has none", "malformed", &tails);
+    let value = block(&|b| b.exceptions[0].1 ^= 1);
+    add("exact-value", "EXA-11", "another value than the source's", "integrity", &value);
+
+    let mut file = exact.file();
+    file.records[0].parts.last_mut().expect("the residual").flags = 0;
+    add(
+        "residual-required",
+        "PRT-1",
+        "a residual of planes that isn't optional",
+        "malformed",
+        &file,
+    );
+
+    // Coded tensors.
+    let bf16 = coded_model(Dtype::Bf16);
+    let a = || coded("a", Dtype::Bf16, &[3, 50], 1, &bf16, &around_one(Dtype::Bf16, 150));
+    let coded_file = |a: Record| File::of(vec![a, bf16.record()]);
+    let mut optional = a();
+    optional.parts[0].flags = 1;
+    let optional = coded_file(optional);
+    add(
+        "coded-optional",
+        "PRT-1",
+        "the residual of a coded tensor is optional",
+        "malformed",
+        &optional,
+    );
+    let mut none = a();
+    none.parts.clear();
+    add("coded-empty", "PRT-4", "a coded tensor without its part", "malformed", &coded_file(none));
+    let mut rows = a();
+    rows.body[4] = 3;
+    add(
+        "coded-row-dims",
+        "EXA-10",
+        "three of two dimensions are rows",
+        "malformed",
+        &coded_file(rows),
+    );
+    let mut planes = a();
+    planes.body[6] = 5;
+    add(
+        "coded-planes",
+        "TEN-3",
+        "a coded tensor with a plane count",
+        "malformed",
+        &coded_file(planes),
+    );
+    let mut integers = a();
+    integers.body[0] = Dtype::I16.code();
+    integers.tensor.as_mut().expect("a tensor").dtype = Dtype::I16;
+    add("coded-integers", "EXA-10", "coded integers", "malformed", &coded_file(integers));
+    let mut feature = coded_file(a());
+    feature.required = Some(0);
+    add("coded-feature", "TEN-1", "a coded tensor without the feature bit", "malformed", &feature);
+    let mut digest = coded_file(a());
+    let mut manifest = digest.default_manifest();
+    manifest["tensors"]["a"]["sha256"] = Digest::of(b"another").to_string().into();
+    digest.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
+    add("coded-source", "MAN-3", "a coded tensor with another source digest", "malformed", &digest);
+
+    let head = with_head(|r| r.body[0] += 1);
+    add("head-length", "EXA-12", "a head of another length than its part", "malformed", &head);
+    let head = with_head(|r| r.flags = 0);
+    add("head-required", "IDX-5", "a head that is not optional", "malformed", &head);
+
+    let digest = Digest::of(b"another").to_string();
+    let other = with_rungs(Some(("4", &digest)));
+    add("rung-root", "MAN-5", "another decoded root of rung 4", "integrity", &other);
+    let eight = with_rungs(Some(("8", &digest)));
+    add("rung-eight", "MAN-5", "a rung of all planes", "malformed", &eight);
+    let hex = with_rungs(Some(("3", "12")));
+    add("rung-digest", "MAN-5", "a root that is no SHA-256", "malformed", &hex);
+}
+
+/// Reads a block without references whose tails have `size - 2` bytes a weight.
+fn parse(bytes: &[u8], size: usize) -> Block {
+    assert_eq!(size, 2, "blocks without tails");
+    let word = |i: usize| u32::from_le_bytes(bytes[4 * i..][..4].try_into().expect("4 bytes"));
+    let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    let (n_words, n) = (word(0) as usize, word(1) as usize);
+    let mut states = [0; 32];
+    states.iter_mut().enumerate().for_each(|(i, s)| *s = word(3 + i));
+    let at = 140 + (2 * n_words).next_multiple_of(4);
+    Block {
+        words: (0..n_words).map(|i| half(140 + 2 * i)).collect(),
+        exceptions: (0..n).map(|i| (half(at + 2 * i), half(at + 2 * n + 2 * i))).collect(),
+        has_tails: word(2),
+        states,
+        references: vec![],
+        tails: vec![],
+    }
+}

@@ -1,0 +1,344 @@
+//! Encoding one block of weights: what [`BlockCoder`] decodes.
+
+#![allow(clippy::cast_possible_truncation, reason = "bit arithmetic on known ranges")]
+
+use super::block::{BlockBase, BlockCoder, HEAD_BYTES, pad4, tail_bytes};
+use super::model::ExactModel;
+use crate::error::Result;
+use crate::kernels::{Hint, Kernel, LANES, LOW};
+
+/// How far `top` is from what symbol 0 stands for, modulo 2^16.
+pub(super) fn distance(hint: Hint, top: u16) -> u32 {
+    u32::from(top).wrapping_sub(hint) & 0xffff
+}
+
+/// The symbol of a distance, if there is one: bit 7 turns the sign.
+pub(super) fn symbol(distance: u32, shift: u32) -> Option<u8> {
+    let above = (distance & 0x7fff) >> shift;
+    (above < 128).then(|| (distance >> 15 << 7 | above).to_le_bytes()[0])
+}
+
+/// How a symbol of a table is coded.
+#[derive(Debug, Clone, Copy, Default)]
+struct Code {
+    /// 2^64 / frequency, rounded up; for a frequency of one the largest number.
+    reciprocal: u64,
+    /// States from here on give a word first: 2^32 at most.
+    limit: u64,
+    /// What is added to the state.
+    bias: u32,
+    /// 2^precision less the frequency.
+    rest: u16,
+    shift: u16,
+}
+
+/// The encoder of blocks.
+#[derive(Debug)]
+pub(crate) struct BlockEncoder {
+    coder: BlockCoder,
+    codes: Vec<Code>,
+    /// By table and symbol, the place in `codes`, or 0. (As many as there are numbers of 16 bits, so that looking needs no check.)
+    places: Box<[u16; 1 << 16]>,
+    /// By table, the place of its most frequent symbol: what exceptions are coded as.
+    usual: Vec<u16>,
+    steps: Vec<Step>,
+}
+
+/// One coded weight: its code, and the bits below the symbol.
+#[derive(Debug, Clone, Copy, Default)]
+struct Step {
+    place: u16,
+    raw: u16,
+}
+
+impl BlockEncoder {
+    /// # Errors
+    /// As [`BlockCoder::new`].
+    pub(crate) fn new(model: &ExactModel, levels: Option<&[i8]>, kernel: Kernel) -> Result<Self> {
+        let coder = BlockCoder::new(model, levels, kernel)?;
+        let all = 1u32 << model.precision;
+        // No symbol has place 0.
+        let mut codes = vec![Code::default()];
+        let mut places = vec![0u16; 1 << 16];
+        let mut usual = vec![];
+        for (first, table) in (0..).step_by(256).zip(&model.tables) {
+            let bits = u32::from(model.precision) + u32::from(table.shift);
+            let mut start = 0;
+            let mut most = (0, 0);
+            for &(symbol, frequency) in &table.frequencies {
+                let place = codes.len() as u16;
+                most = most.max((frequency, place));
+                let frequency = u32::from(frequency);
+                places[first + usize::from(symbol)] = place;
+                codes.push(Code {
+                    // Of one the quotient is one too small, which the bias makes up for.
+                    reciprocal: match frequency {
+                        1 => u64::MAX,
+                        f => u64::MAX / u64::from(f) + 1,
+                    },
+                    limit: u64::from(frequency) << (32 - bits),
+                    bias: if frequency == 1 { start + all - 1 } else { start },
+                    rest: (all - frequency) as u16,
+                    shift: table.shift.into(),
+                });
+                start += frequency;
+            }
+            usual.push(most.1);
+        }
+        let places = places.into_boxed_slice().try_into().expect("2^16 of them");
+        Ok(Self { coder, codes, places, usual, steps: vec![] })
+    }
+
+    /// Codes a block whose elements are `source`. Without a base `references` has a byte for each row.
+    ///
+    /// # Panics
+    /// When `base`, `references` or `source` don't fit rows and columns, or there are more than 65,536 weights.
+    pub(crate) fn encode(
+        &mut self,
+        base: &BlockBase<'_>,
+        references: &[u8],
+        (rows, cols): (usize, usize),
+        source: &[u8],
+    ) -> Vec<u8> {
+        let tail = tail_bytes(self.coder.dtype);
+        let size = tail + 2;
+        assert!(rows * cols <= 1 << 16, "weights of a block");
+        assert_eq!(source.len(), rows * cols * size, "bytes of the source");
+        // The decoder goes forwards, so the encoder goes backwards; what it collects comes last first.
+        let mut states = [LOW; LANES];
+        let mut words = Vec::with_capacity(rows * cols);
+        let mut exceptions: Vec<(u16, u16)> = vec![];
+        let mut tops = std::mem::take(&mut self.coder.tops);
+        for (i, row) in source.chunks_exact(cols * size).enumerate().rev() {
+            self.coder.fill(base, references, i, cols);
+            tops.clear();
+            match size {
+                2 => tops.extend_from_slice(row.as_chunks().0),
+                _ => tops.extend(row.chunks_exact(size).map(|e| [e[tail], e[tail + 1]])),
+            }
+            self.choose(&tops, i * cols, &mut exceptions);
+            self.run_backwards(&mut states, &mut words);
+        }
+        self.coder.tops = tops;
+        let is_zero = |e: &[u8]| e[..tail].iter().all(|&b| b == 0);
+        let tails_zero = tail == 0 || source.chunks_exact(size).all(is_zero);
+        let length = |n: usize| u32::try_from(n).expect("at most 65,536").to_le_bytes();
+        let mut out = Vec::with_capacity(HEAD_BYTES + 2 * words.len() + 16);
+        out.extend(length(words.len()));
+        out.extend(length(exceptions.len()));
+        out.extend(u32::from(!tails_zero).to_le_bytes());
+        out.extend(states.iter().flat_map(|s| s.to_le_bytes()));
+        let pad = |out: &mut Vec<u8>| out.resize(pad4(out.len()), 0);
+        if matches!(base, BlockBase::None) {
+            out.extend(references);
+            pad(&mut out);
+        }
+        let start = out.len();
+        out.resize(start + 2 * words.len(), 0);
+        let places = out[start..].as_chunks_mut::<2>().0.iter_mut();
+        places.zip(words.iter().rev()).for_each(|(to, w)| *to = w.to_le_bytes());
+        pad(&mut out);
+        out.extend(exceptions.iter().rev().flat_map(|(at, _)| at.to_le_bytes()));
+        out.extend(exceptions.iter().rev().flat_map(|(_, top)| top.to_le_bytes()));
+        if !tails_zero {
+            source.chunks_exact(size).for_each(|e| out.extend_from_slice(&e[..tail]));
+            pad(&mut out);
+        }
+        out
+    }
+
+    /// What the weights of a row are coded as; `first` is the row's first position in the block.
+    fn choose(&mut self, tops: &[[u8; 2]], first: usize, exceptions: &mut Vec<(u16, u16)>) {
+        self.steps.resize(tops.len(), Step::default());
+        let before = exceptions.len();
+        let each = self.steps.iter_mut().zip(tops).zip(&self.coder.row).enumerate();
+        for (at, ((step, top), hint)) in each {
+            let (table, shift) = (hint >> 24, hint >> 16 & 15);
+            let distance = distance(*hint, u16::from_le_bytes(*top));
+            // Too far away, the number is that of no symbol, or of another table.
+            let symbol = (distance & 0x7fff) >> shift;
+            let number = table << 8 | distance >> 15 << 7 | symbol;
+            let place = self.places[(number & 0xffff) as usize];
+            let raw = (distance & ((1 << shift) - 1)) as u16;
+            *step = Step { place, raw };
+            if symbol >= 128 || place == 0 {
+                exceptions.push(((first + at) as u16, u16::from_le_bytes(*top)));
+                *step = Step { place: self.usual[table as usize], raw: 0 };
+            }
+        }
+        exceptions[before..].reverse();
+    }
+
+    /// Codes a row, its last weight first.
+    fn run_backwards(&self, states: &mut [u32; LANES], words: &mut Vec<u16>) {
+        let start = words.len();
+        words.resize(start + self.steps.len(), 0);
+        let out = &mut words[start..];
+        let mut n = 0;
+        for turn in self.steps.chunks(LANES).rev() {
+            for (state, step) in states.iter_mut().zip(turn).rev() {
+                let code = &self.codes[usize::from(step.place)];
+                let x = *state;
+                out[n] = (x & 0xffff) as u16;
+                let full = u64::from(x) >= code.limit;
+                n += usize::from(full);
+                let x = if full { x >> 16 } else { x };
+                let value = x << (code.shift & 15) | u32::from(step.raw);
+                let product = u128::from(value) * u128::from(code.reciprocal);
+                let quotient = (product >> 64) as u32;
+                *state = value
+                    .wrapping_add(code.bias)
+                    .wrapping_add(quotient.wrapping_mul(code.rest.into()));
+            }
+        }
+        words.truncate(start + n);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::LevelSet;
+    use crate::codec::exact::fit::{Counts, best_reference, reference_hint};
+    use crate::format::Dtype;
+
+    struct Random(u32);
+
+    impl Random {
+        fn next(&mut self) -> u32 {
+            self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            self.0 >> 8
+        }
+    }
+
+    /// Elements near their codes' values, with any bits here and there.
+    fn elements(random: &mut Random, values: &[f32], dtype: Dtype) -> Vec<u8> {
+        let mut all = vec![];
+        for value in values {
+            let value = value * (1.0 + (random.next() % 256) as f32 / 1024.0);
+            let mut bytes = match dtype {
+                Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+                Dtype::Bf16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+                Dtype::F32 => value.to_le_bytes().to_vec(),
+                _ => (f64::from(value) * 1.000_000_001).to_le_bytes().to_vec(),
+            };
+            if random.next().is_multiple_of(64) {
+                bytes.iter_mut().for_each(|b| *b = random.next().to_le_bytes()[0]);
+            }
+            all.extend(bytes);
+        }
+        all
+    }
+
+    #[test]
+    fn blocks_come_back_from_every_kernel() {
+        for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::F64] {
+            for (native, rows, cols, group) in [
+                (3u8, 1usize, 1usize, 1usize),
+                (4, 3, 31, 31),
+                (5, 9, 300, 32),
+                (6, 4, 65, 16),
+                (7, 5, 64, 64),
+                (8, 7, 96, 32),
+            ] {
+                let mut random = Random(u32::from(native));
+                let levels = LevelSet::default_for(native).table(native);
+                let groups = cols.div_ceil(group);
+                let factors: Vec<f32> = (0..rows * groups)
+                    .map(|_| (random.next() % 97 + 32) as f32 * 2f32.powi(-12))
+                    .collect();
+                let codes: Vec<u8> = (0..rows * cols)
+                    .map(|_| (random.next() % (1 << native)).to_le_bytes()[0])
+                    .collect();
+                let value = |i: usize| {
+                    let factor = factors[i / cols * groups + i % cols / group];
+                    factor * f32::from(levels[usize::from(codes[i])])
+                };
+                let values: Vec<f32> = (0..rows * cols).map(value).collect();
+                let source = elements(&mut random, &values, dtype);
+                let base = BlockBase::Planes { codes: &codes, group, factors: &factors };
+                let size = tail_bytes(dtype) + 2;
+
+                let mut counts = Counts::new(dtype, Some(levels)).expect("a type that is coded");
+                let mut hints = vec![0; cols];
+                for (r, row) in source.chunks_exact(cols * size).enumerate() {
+                    let (codes, factors) =
+                        (&codes[r * cols..][..cols], &factors[r * groups..][..groups]);
+                    counts.contexts().hints(Kernel::Scalar, codes, group, factors, &mut hints);
+                    for (e, hint) in row.chunks_exact(size).zip(&hints) {
+                        counts.add(*hint, u16::from_le_bytes([e[size - 2], e[size - 1]]));
+                    }
+                }
+                let model = counts.fit().expect("valid").expect("something was counted");
+                let parsed = ExactModel::parse(&model.to_bytes().expect("valid")).expect("valid");
+                assert_eq!(parsed, model);
+                check(&model, Some(levels), &base, &[], (rows, cols), &source);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_without_a_base_come_back() {
+        for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::F64] {
+            for (rows, cols) in [(1usize, 1usize), (1, 5000), (40, 70)] {
+                let mut random = Random(7);
+                let values: Vec<f32> = (0..rows * cols)
+                    .map(|_| (random.next() % 2000) as f32 / 1000.0 - 1.0)
+                    .collect();
+                let source = elements(&mut random, &values, dtype);
+                let size = tail_bytes(dtype) + 2;
+                let mut counts = Counts::new(dtype, None).expect("a type that is coded");
+                let mut references = vec![];
+                for row in source.chunks_exact(cols * size) {
+                    let byte = best_reference(dtype, row);
+                    for e in row.chunks_exact(size) {
+                        let top = u16::from_le_bytes([e[size - 2], e[size - 1]]);
+                        counts.add(reference_hint(dtype, byte), top);
+                    }
+                    references.push(byte);
+                }
+                let model = counts.fit().expect("valid").expect("something was counted");
+                check(&model, None, &BlockBase::None, &references, (rows, cols), &source);
+            }
+        }
+    }
+
+    /// Every kernel encodes to the same bytes and decodes them to the source; damage is an error or other values, never a panic.
+    fn check(
+        model: &ExactModel,
+        levels: Option<&[i8]>,
+        base: &BlockBase<'_>,
+        references: &[u8],
+        shape: (usize, usize),
+        source: &[u8],
+    ) {
+        let encode = |kernel| {
+            let mut encoder = BlockEncoder::new(model, levels, kernel).expect("fits");
+            encoder.encode(base, references, shape, source)
+        };
+        let bytes = encode(Kernel::Scalar);
+        let mut out = vec![0; source.len()];
+        for kernel in Kernel::available() {
+            assert!(encode(kernel) == bytes, "{kernel}");
+            let mut decoder = BlockCoder::new(model, levels, kernel).expect("fits");
+            out.fill(0x5a);
+            decoder.decode(&bytes, base, shape, &mut out).expect("valid");
+            assert!(out == source, "{kernel}, {}, {shape:?}", model.dtype);
+        }
+        for at in (0..bytes.len()).step_by(bytes.len() / 40 + 1) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x24;
+            let mut results = vec![];
+            for kernel in Kernel::available() {
+                let mut decoder = BlockCoder::new(model, levels, kernel).expect("fits");
+                out.fill(0);
+                let result = decoder.decode(&damaged, base, shape, &mut out);
+                results.push(result.map(|()| out.clone()).map_err(|e| e.to_string()));
+            }
+            assert!(results.windows(2).all(|w| w[0] == w[1]), "kernels differ, byte {at}");
+            let cut = &bytes[..at];
+            let mut decoder = BlockCoder::new(model, levels, Kernel::Scalar).expect("fits");
+            decoder.decode(cut, base, shape, &mut out).expect_err("it is cut off");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The inner loops of the exact rung (spec/exact.md): where each weight is expected, and the decoder of what it is.
+//!
+//! Every kernel does the same integer operations, so what comes out is the same whatever the bytes are.
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
+use super::choice::Kernel;
+use super::scalar;
+
+/// Coders that take turns, weight by weight.
+pub(crate) const LANES: usize = 32;
+/// A state below this takes a word.
+pub(crate) const LOW: u32 = 1 << 16;
+/// What is known of a weight before it is decoded: bits 0 to 15 what its symbol 0 stands for, bits 16 to 19 the shift, bits
+/// 24 to 31 the table.
+pub(crate) type Hint = u32;
+
+/// Where the upper 16 bits of a type's values lie, given the binary32 number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Top {
+    /// bfloat16, and the upper half of binary32.
+    Half32,
+    /// binary16, rounded towards zero.
+    F16,
+    /// The upper quarter of binary64.
+    Quarter64,
+}
+
+impl Top {
+    /// The upper 16 bits of the value `v`, which is normal, towards zero.
+    pub(crate) fn of(self, v: f32) -> u32 {
+        let bits = v.to_bits();
+        match self {
+            Self::Half32 => bits >> 16,
+            Self::F16 => f16_towards_zero(bits),
+            Self::Quarter64 => {
+                let (exponent, mantissa) = ((bits >> 23) & 0xff, bits & 0x7f_ffff);
+                (bits >> 31) << 15 | (exponent + 896) << 4 | mantissa >> 19
+            }
+        }
+    }
+}
+
+/// The binary16 next to a binary32 number below 65,520, towards zero.
+fn f16_towards_zero(bits: u32) -> u32 {
+    let (sign, exponent, mantissa) = (bits >> 31 << 15, (bits >> 23) & 0xff, bits & 0x7f_ffff);
+    match exponent {
+        113.. => sign | (exponent - 112) << 10 | mantissa >> 13,
+        // Subnormal: the implied bit moves into the mantissa.
+        102..113 => sign | (mantissa | 1 << 23) >> (126 - exponent),
+        _ => sign,
+    }
+}
+
+/// Which number's mantissa a context is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ContextOf {
+    /// The factor's (scale times step).
+    Factor,
+    /// The expected value's, with bits below those that are coded.
+    Value,
+}
+
+/// The contexts of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ContextBits {
+    pub of: ContextOf,
+    /// Upper bits of the mantissa.
+    pub mantissa: u32,
+    /// Bits below the upper 16.
+    pub fraction: u32,
+}
+
+impl ContextBits {
+    /// Contexts of a class.
+    pub(crate) fn each(self) -> usize {
+        1 << (self.mantissa + self.fraction)
+    }
+
+    /// Which of them belongs to the number with these bits.
+    fn number(self, bits: u32) -> u32 {
+        let mantissa = (bits & 0x7f_ffff) >> (23 - self.mantissa);
+        mantissa << self.fraction | (bits & 0xffff) >> (16 - self.fraction)
+    }
+}
+
+/// Codes that [`ByCode`] has room for.
+pub(super) const FEW_CODES: usize = 32;
+
+/// What hints of one factor are made from, byte by byte, by code.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "for kernels that use byte tables")
+)]
+#[repr(C, align(32))]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ByCode {
+    /// The bytes of the context's hint, lowest first, with the anchor's sign added.
+    pub hint: [[u8; FEW_CODES]; 4],
+}
+
+/// What hints are made from: a model's contexts for one level table.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "for kernels that use byte tables")
+)]
+#[derive(Debug, Clone)]
+pub(crate) struct Contexts {
+    /// By code: the anchor as binary32, whose lower 15 bits are free and hold the class's first context.
+    codes: Box<[u32; 256]>,
+    /// By context: table, shift and offset, laid out as a [`Hint`].
+    hints: Vec<Hint>,
+    top: Top,
+    bits: ContextBits,
+    /// Twice the magnitude of each anchor.
+    doubled: [u8; FEW_CODES],
+    /// By context of the factor; empty when contexts are of values, or codes are many.
+    by_factor: Vec<ByCode>,
+}
+
+impl Contexts {
+    /// `anchors` and `classes` by code; `hints` by context, of which each class has its own.
+    ///
+    /// # Panics
+    /// When anchors are no multiples of one half up to 127.5, contexts don't fill their classes or are more than 2^15.
+    pub(crate) fn new(
+        anchors: &[f32],
+        classes: &[u8],
+        hints: Vec<Hint>,
+        top: Top,
+        bits: ContextBits,
+    ) -> Self {
+        let most = classes.iter().max().map_or(0, |&c| usize::from(c) + 1);
+        assert!(hints.len() >= most * bits.each() && hints.len() <= 1 << 15, "contexts");
+        assert!(bits.mantissa <= 7 && bits.fraction <= 7, "context bits");
+        let mut codes = Box::new([0; 256]);
+        let mut doubled = [0; FEW_CODES];
+        for (i, (anchor, class)) in anchors.iter().zip(classes).enumerate() {
+            let twice = (2.0 * anchor.abs()) as u8;
+            assert!(f32::from(twice) == 2.0 * anchor.abs(), "anchor");
+            codes[i] = anchor.to_bits() | (usize::from(*class) * bits.each()) as u32;
+            if let Some(slot) = doubled.get_mut(i) {
+                *slot = twice;
+            }
+        }
+        let mut by_factor = vec![];
+        if bits.of == ContextOf::Factor && anchors.len() <= FEW_CODES {
+            for context in 0..bits.each() {
+                let mut table = ByCode { hint: [[0; FEW_CODES]; 4] };
+                for (i, (anchor, class)) in anchors.iter().zip(classes).enumerate() {
+                    let hint = hints[usize::from(*class) * bits.each() + context];
+                    // Adding the sign to bit 15 is the same as adding it with the magnitude.
+                    let hint = place(hint, u32::from(*anchor < 0.0) << 15);
+                    for (bytes, byte) in table.hint.iter_mut().zip(hint.to_le_bytes()) {
+                        bytes[i] = byte;
+                    }
+                }
+                by_factor.push(table);
+            }
+        }
+        Self { codes, hints, top, bits, doubled, by_factor }
+    }
+
+    /// Hints of consecutive columns, `group` of which share a factor (scale times step).
+    ///
+    /// # Panics
+    /// When the lengths don't fit, or the CPU can't run `kernel`.
+    pub(crate) fn hints(
+        &self,
+        kernel: Kernel,
+        codes: &[u8],
+        group: usize,
+        factors: &[f32],
+        out: &mut [Hint],
+    ) {
+        assert_eq!(codes.len(), out.len(), "hints");
+        assert_eq!(codes.len().div_ceil(group), factors.len(), "factors");
+        assert!(kernel.is_available(), "kernel {kernel} can't run here");
+        match kernel {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the CPU has what the kernel needs; contexts of all codes exist.
+            Kernel::Avx2 | Kernel::Avx512 => unsafe {
+                match self.by_factor.is_empty() {
+                    true => avx2::hints_by_value(self, codes, group, factors, out),
+                    false => avx2::hints_by_factor(self, codes, group, factors, out),
+                }
+            },
+            _ => scalar::hints(self, codes, group, factors, out),
+        }
+    }
+
+    /// The bytes of hints of columns with this factor.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn by_factor(&self, factor: f32) -> &ByCode {
+        &self.by_factor[self.bits.number(factor.to_bits()) as usize]
+    }
+
+    /// Twice the magnitude of each anchor, and the type.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn doubled(&self) -> (&[u8; FEW_CODES], Top) {
+        (&self.doubled, self.top)
+    }
+
+    /// Entries by code, hints by context, the type, the context.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn parts(&self) -> (&[u32; 256], &[Hint], Top, ContextBits) {
+        (&self.codes, &self.hints, self.top, self.bits)
+    }
+
+    /// The hint of one weight.
+    pub(super) fn hint(&self, code: u8, factor: f32) -> Hint {
+        let entry = self.codes[usize::from(code)];
+        let v = factor * f32::from_bits(entry & !0x7fff);
+        let of = match self.bits.of {
+            ContextOf::Factor => factor,
+            ContextOf::Value => v,
+        };
+        let context = (entry & 0x7fff) + self.bits.number(of.to_bits());
+        place(self.hints[context as usize], self.top.of(v))
+    }
+}
+
+/// Adds the upper bits of what is expected to a context's hint.
+pub(crate) fn place(hint: Hint, top: u32) -> Hint {
+    (hint & 0xffff_0000) | (hint.wrapping_add(top) & 0xffff)
+}
+
+/// Decoding tables, one behind the other, each with 2^precision entries: bits 20 to 31 a symbol's frequency, bits 8 to 19 how far
+/// the entry is from the symbol's first, bits 0 to 7 the symbol.
+#[derive(Debug, Clone)]
+pub(crate) struct DecodeTables {
+    pub(super) entries: Vec<u32>,
+    pub(super) precision: u32,
+}
+
+impl DecodeTables {
+    /// # Panics
+    /// When entries don't fill whole tables.
+    pub(crate) fn new(entries: Vec<u32>, precision: u32) -> Self {
+        assert!(
+            (1..=11).contains(&precision) && entries.len().is_multiple_of(1 << precision),
+            "tables"
+        );
+        Self { entries, precision }
+    }
+}
+
+/// The state of the coders of one block.
+#[derive(Debug)]
+pub(crate) struct Lanes<'a> {
+    pub states: [u32; LANES],
+    /// Words that are left.
+    pub words: &'a [[u8; 2]],
+}
+
+impl Lanes<'_> {
+    /// Decodes weights, of which the first belongs to lane 0. `false` when the words are used up before.
+    ///
+    /// # Panics
+    /// When the lengths differ, a hint names no table, or the CPU can't run `kernel`.
+    pub(crate) fn decode(
+        &mut self,
+        kernel: Kernel,
+        tables: &DecodeTables,
+        hints: &[Hint],
+        out: &mut [[u8; 2]],
+    ) -> bool {
+        assert_eq!(hints.len(), out.len(), "weights");
+        assert!(kernel.is_available(), "kernel {kernel} can't run here");
+        match kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2 | Kernel::Avx512 => {
+                // Where a whole step surely has its words; the scalar loop does the rest.
+                // SAFETY: the CPU has what the kernel needs.
+                let done = unsafe { avx2::decode_exact(self, tables, hints, out) };
+                scalar::decode_exact(self, tables, &hints[done..], &mut out[done..])
+            }
+            _ => scalar::decode_exact(self, tables, hints, out),
+        }
+    }
+}
+
+/// The codes of a row.
+///
+/// # Panics
+/// When a slice has not the size that it needs, or the CPU can't run `kernel`.
+pub(crate) fn unpack(kernel: Kernel, planes: &[&[u8]], codes: &mut [u8]) {
+    assert!((3..=8).contains(&planes.len()), "planes");
+    assert!(planes.iter().all(|p| p.len() == codes.len().div_ceil(8)), "bytes of a plane");
+    assert!(kernel.is_available(), "kernel {kernel} can't run here");
+    match kernel {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the CPU has what the kernel needs.
+        Kernel::Avx2 | Kernel::Avx512 => unsafe { avx2::unpack(planes, codes) },
+        _ => scalar::unpack(planes, codes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binary16_towards_zero() {
+        for bits in 0..0x7c00u16 {
+            let v = half::f16::from_bits(bits).to_f32();
+            assert_eq!(Top::F16.of(v), u32::from(bits));
+            assert_eq!(Top::F16.of(-v), 0x8000 | u32::from(bits));
+            if v > 0.0 {
+                let below = f32::from_bits(v.to_bits() - 1);
+                assert_eq!(Top::F16.of(below), u32::from(bits - 1), "{bits:#x}");
+            }
+        }
+    }
+}
