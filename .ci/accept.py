@@ -188,6 +188,36 @@ def exact(uc, shared, folder):
     return found
 
 
+def overlays(uc, shared, folder):
+    """An overlay that is trained on a frozen base earns its bits, comes off again, and is the same from every kernel."""
+    found = {}
+    for model in ("dense-4m", "moe", "mamba"):
+        source, pack, out = shared / "models" / model, folder / f"{model}.uc", folder / f"{model}.overlay.uc"
+        run(uc, "pack", source, "-o", pack, "--force", "-q")
+        bpw = json_of(uc, "info", pack)["body_bpw"]
+        flags = ["--method", "whitened"]
+        if model == "dense-4m":
+            flags = ["--steps", "16", "--round", "8"]
+        report = json_of(uc, "train", pack, "--model", source, "--text", shared / "corpus" / "calib.txt", "--frozen-base",
+                         "--bpw", f"{bpw + 0.5:.4f}", "-o", out, "--force", "--max-tokens", "16384", *flags)
+        assert report["kept"] and report["bpw_after"] <= bpw + 0.5, report
+        assert report["kld_after"] < 0.75 * report["kld_before"], (model, report["kld_before"], report["kld_after"])
+        for kernel in (None, "scalar"):
+            verdict = json.loads(run(uc, "verify", out, "--json", "-q", kernel=kernel).stdout)
+            assert verdict["effective"] == "ok" and verdict["effective_checked"] > 0, verdict
+        assert json_of(uc, "same", pack, out)["same"], "the base is the base"
+        alone, file = folder / f"{model}.alone.uc", folder / f"{model}.overlay-file.uc"
+        run(uc, "overlay", "remove", out, "trained", "-o", alone, "--force", "-q")
+        assert alone.read_bytes() == pack.read_bytes(), model
+        run(uc, "overlay", "export", out, "trained", "-o", file, "--force", "-q")
+        run(uc, "overlay", "add", alone, file, "-o", folder / "again.uc", "--force", "-q")
+        assert (folder / "again.uc").read_bytes() == out.read_bytes(), model
+        unpacked = json_of(uc, "unpack", out, "-o", folder / f"{model}.effective", "--force")
+        assert unpacked["decoded_root"] == report["effective_root"], model
+        found[model] = {k: report[k] for k in ("bpw_before", "bpw_after", "kld_before", "kld_after")}
+    return found
+
+
 def places(pack):
     """One offset in each part of the file: (what, offset)."""
     data = pack.read_bytes()
@@ -310,6 +340,10 @@ def main():
     evaluated = evaluate(uc, shared.parent, folder) if shared.is_dir() else {}
     better = calibrated(uc, shared.parent, folder) if shared.is_dir() else {}
     exactly = exact(uc, shared.parent, folder) if shared.is_dir() else {}
+    corrected = overlays(uc, shared.parent, folder) if shared.is_dir() else {}
+    for name, figures in corrected.items():
+        print(f"{name}, overlay: KL {figures['kld_before']:.6f} at {figures['bpw_before']:.4f} bpw, "
+              f"{figures['kld_after']:.6f} at {figures['bpw_after']:.4f}")
     for name, figures in exactly.items():
         print(f"{name}, exact: {figures['with_base']:.4f} of the source's bytes with planes, {figures['without']:.4f} without")
     for name, figures in better.items():
@@ -332,6 +366,7 @@ def main():
             "evaluated": evaluated,
             "calibrated": better,
             "exact": exactly,
+            "overlays": corrected,
             "shards": pieces,
             "bytes_over_http_for_one_tensor": fetched,
             "flips": damage,

@@ -20,6 +20,8 @@ use ultracompress::{Digest, Dtype};
 
 #[path = "support/exact_vectors.rs"]
 mod exact_vectors;
+#[path = "support/overlay_vectors.rs"]
+mod overlay_vectors;
 
 const CHUNK: usize = 1 << 20;
 
@@ -30,6 +32,8 @@ pub fn vectors() -> BTreeMap<PathBuf, String> {
     container_invalid(&mut set);
     exact_vectors::valid(&mut set);
     exact_vectors::invalid(&mut set);
+    overlay_vectors::valid(&mut set);
+    overlay_vectors::invalid(&mut set);
     manifests(&mut set);
     receipts(&mut set);
     packs(&mut set);
@@ -89,6 +93,18 @@ impl VectorSet {
     }
 
     fn valid(&mut self, id: &str, rules: &[&str], comment: &str, file: &File) {
+        self.valid_with(id, rules, comment, file, None);
+    }
+
+    /// As [`VectorSet::valid`], with what overlays lead to.
+    fn valid_with(
+        &mut self,
+        id: &str,
+        rules: &[&str],
+        comment: &str,
+        file: &File,
+        overlays: Option<Value>,
+    ) {
         let bytes = file.bytes();
         let tensors: serde_json::Map<String, Value> = file
             .records
@@ -110,11 +126,14 @@ impl VectorSet {
                 Some((String::from_utf8(r.name.clone()).expect("valid name"), entry))
             })
             .collect();
-        let output = json!({
+        let mut output = json!({
             "stored_root": hex(&bytes[128..160]),
             "decoded_root": hex(&bytes[96..128]),
             "tensors": tensors,
         });
+        if let Some(overlays) = overlays {
+            output["overlays"] = overlays;
+        }
         let zstd = file.records.iter().flat_map(|r| &r.parts).any(|p| p.storage == 1);
         let flags: &[&str] = if zstd { &["zstd"] } else { &[] };
         self.add(
@@ -482,10 +501,13 @@ impl File {
         let is_coded = |r: &Record| r.kind == 2 && r.body.get(1) == Some(&4);
         let coded = u8::from(self.records.iter().any(is_coded));
         let sharded = if self.shard.is_some() { 2 } else { 0 };
-        put(&mut out, 16, &[self.required.unwrap_or(coded | sharded)]);
+        let overlays = self.records.iter().any(|r| r.kind == 4);
+        let only = u8::from(overlays && !self.records.iter().any(|r| r.kind == 2)) << 2;
+        put(&mut out, 16, &[self.required.unwrap_or(coded | sharded | only)]);
         let residual =
             |r: &Record| r.kind == 2 && r.parts.iter().any(|p| (p.kind, p.flags) == (16, 1));
-        put(&mut out, 24, &[u8::from(self.records.iter().any(residual))]);
+        let residuals = u8::from(self.records.iter().any(residual));
+        put(&mut out, 24, &[residuals | u8::from(overlays) << 1]);
         put(&mut out, 84, &number.to_le_bytes());
         put(&mut out, 88, &count.to_le_bytes());
         put(&mut out, 160, &((core_len + self.attachments.len()) as u64).to_le_bytes());
@@ -829,12 +851,12 @@ fn container_invalid(set: &mut VectorSet) {
     patch("preamble-reserved", "HDR-4", "a reserved byte is set", "malformed", 172, &[1]);
     patch("preamble-reserved-word", "HDR-4", "the reserved word is set", "malformed", 92, &[1]);
     patch(
-        "required-feature-two",
+        "required-feature-three",
         "HDR-5",
-        "unknown required bit 2",
+        "unknown required bit 3",
         "unsupported_feature",
         16,
-        &[4],
+        &[8],
     );
     patch(
         "required-feature-unknown",
@@ -1020,13 +1042,6 @@ fn container_invalid(set: &mut VectorSet) {
         "an unknown kind that is not optional",
         "unsupported_feature",
         &|f| f.records[1].kind = 9,
-    );
-    file(
-        "record-kind-overlay",
-        "IDX-5",
-        "the reserved overlay kind, not optional",
-        "unsupported_feature",
-        &|f| f.records[1].kind = 4,
     );
     file("record-optional-tensor", "IDX-5", "a tensor marked optional", "malformed", &|f| {
         f.records[1].flags = 1

@@ -22,6 +22,8 @@
 //! # Ok::<(), ultracompress::Error>(())
 //! ```
 //!
+//! Where a pack has overlays, [`Pack::effective_tensor`] decodes a tensor with them.
+//!
 //! Where a pack holds the source's own bits (`uc pack --exact`), `DecodeOptions::new().with_exact(true)` gives them.
 //!
 //! # Writing from memory
@@ -53,7 +55,7 @@
 //! | `zstd` | parts stored as zstd frames | with `cli` |
 //! | `rayon` | threads; results never depend on them | with `cli` |
 //! | `http` | packs on web servers, read by ranges | with `cli` |
-//! | `lm` | `lm`: running language models, calibration, evaluation | with `cli` |
+//! | `lm` | `lm`: running language models, calibration, evaluation, training overlays | with `cli` |
 //!
 //! With `default-features = false` the crate reads, decodes, multiplies, verifies and writes packs.
 //!
@@ -87,8 +89,8 @@ mod progress;
 pub mod receipt;
 
 pub use container::{
-    Container, DecodeOptions, EncodeOptions, EncodedTensor, Input, PackWriter, PlaneParts, ReadAt,
-    StoredFile, TensorView, WriteSummary,
+    Container, DecodeOptions, EffectiveTensor, EncodeOptions, EncodedTensor, Input, PackWriter,
+    PlaneParts, ReadAt, StoredFile, TensorView, WriteSummary,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Digest, Dtype, Encoding, Role, Rule, TensorEntry};
@@ -98,7 +100,7 @@ pub use kernels::Kernel;
 pub use kernels::mul_add_peak;
 pub use limits::{Limit, Limits};
 pub use manifest::{Check, Failure, Manifest, Pack, ShardIndex, VerifyOptions, VerifyReport};
-pub use matrix::{Int8Activations, PackedMatrix, PlaneMatrix};
+pub use matrix::{Int8Activations, OverlayMatrix, PackedMatrix, PlaneMatrix};
 pub use memory::{DEFAULT_MAX_RAM, MIN_MAX_RAM};
 pub use progress::{NoProgress, Progress};
 pub use receipt::EvalRecord;

@@ -1031,3 +1031,95 @@ fn unusable_calibrations_exit_with_one_and_leave_nothing() {
         .says("source");
     assert!(!desk.names().contains(&"z.cal".to_owned()));
 }
+
+#[test]
+fn overlays_are_trained_listed_removed_and_refused_by_the_contract() {
+    let desk = Desk::with_pack();
+    let line = "The people came to hear the law, and it was good. A single man must be in want of a wife.\n";
+    fs::write(desk.path("text.txt"), line.repeat(60)).expect("can write");
+    let source = source();
+    let train = |more: &[&str]| {
+        let all =
+            ["train", "model.uc", "--model", &source, "--text", "text.txt", "--seq-len", "64"];
+        desk.run(&[&all[..], more].concat())
+    };
+    let svd = ["--method", "svd", "--frozen-base", "--keep", "-o", "o.uc", "--json", "-q"];
+    let found = train(&svd).expect(0).json();
+    for key in ["rank", "bpw_before", "bpw_after", "kld_before", "kld_after"] {
+        assert!(found[key].is_number(), "{key}: {found}");
+    }
+    assert_eq!((&found["kept"], &found["stopped"]), (&true.into(), &"closed_form".into()));
+    assert_eq!(found["table"].as_array().map(Vec::len), Some(2));
+    train(&svd).expect(1).says("--force");
+    train(&["--bpw", "3", "--frozen-base", "-o", "x.uc"]).expect(2).says("leaves nothing");
+    train(&["-o", "model.uc", "--force"]).expect(1).says("output is the input");
+    assert!(!desk.path("x.uc").exists());
+
+    let listed = desk.run(&["overlay", "list", "o.uc", "--json"]).expect(0).json();
+    let overlay = &listed["overlays"][0];
+    assert_eq!(overlay["name"], "trained");
+    assert_eq!(overlay["info"]["recipe"]["method"], "svd");
+    assert_eq!(overlay["effective_root"], found["effective_root"]);
+    assert_eq!(overlay["info"]["factors_sha256"], found["factors_sha256"]);
+    let info = desk.run(&["info", "o.uc", "--json"]).expect(0).json();
+    assert_eq!(info["effective_root"], found["effective_root"]);
+    assert!(info["overlay_bpw"].as_f64().is_some_and(|b| b > 0.3), "{}", info["overlay_bpw"]);
+    desk.run(&["overlay", "list", "model.uc"]).expect(0).prints("no overlays");
+    let verified = desk.run(&["verify", "o.uc", "--json"]).expect(0).json();
+    assert_eq!(verified["effective"], "ok");
+    let root = found["effective_root"].as_str().expect("a root");
+    desk.run(&["verify", "o.uc", "--root", root]).expect(0).prints("in agreement");
+    desk.run(&["same", "o.uc", "model.uc"]).expect(0);
+
+    let unpacked = desk.run(&["unpack", "o.uc", "-o", "with", "--json"]).expect(0).json();
+    assert_eq!(
+        (&unpacked["decoded_root"], &unpacked["overlays"]),
+        (&found["effective_root"], &1.into())
+    );
+    let base =
+        desk.run(&["unpack", "o.uc", "-o", "base", "--no-overlays", "--json"]).expect(0).json();
+    assert_eq!(base["decoded_root"], info["decoded_root"]);
+
+    let eval = |more: &[&str]| {
+        let all = [
+            "eval",
+            "o.uc",
+            "--against",
+            &source,
+            "--text",
+            "text.txt",
+            "--seq-len",
+            "64",
+            "-q",
+            "--json",
+        ];
+        desk.run(&[&all[..], more].concat()).expect(0).json()
+    };
+    let with = eval(&["--record", "eval.json"]);
+    let without = eval(&["--no-overlays"]);
+    assert_eq!(with["effective_root"], found["effective_root"]);
+    assert_eq!(without["effective_root"], Value::Null);
+    assert!(with["body_bpw"].as_f64() > without["body_bpw"].as_f64());
+    assert!(with["kld_mean"] != without["kld_mean"]);
+    desk.run(&["receipt", "add", "o.uc", "eval.json", "-o", "receipt.uc"]).expect(0);
+    desk.run(&["info", "receipt.uc"]).expect(0).prints("with overlays, ");
+    desk.run(&["receipt", "add", "model.uc", "eval.json", "-o", "x.uc"]).expect(3);
+
+    desk.run(&["overlay", "export", "o.uc", "trained", "-o", "file.uc"]).expect(0);
+    desk.run(&["overlay", "add", "model.uc", "file.uc", "-o", "again.uc", "-q"]).expect(0);
+    assert!(
+        fs::read(desk.path("again.uc")).expect("there")
+            == fs::read(desk.path("o.uc")).expect("there")
+    );
+    desk.run(&["overlay", "remove", "o.uc", "trained", "-o", "plain.uc", "-q"]).expect(0);
+    assert!(
+        fs::read(desk.path("plain.uc")).expect("there")
+            == fs::read(desk.path("model.uc")).expect("there")
+    );
+    desk.run(&["overlay", "remove", "model.uc", "trained", "-o", "x.uc"]).expect(2);
+    desk.run(&["pack", &source, "--bits", "6", "-o", "six.uc", "-q"]).expect(0);
+    desk.run(&["overlay", "add", "six.uc", "file.uc", "-o", "x.uc"]).expect(3).says("is for");
+    desk.run(&["overlay", "add", "model.uc", "-o", "x.uc"]).expect(2);
+    desk.run(&["overlay", "add", "model.uc", "--lora", "with", "-o", "x.uc"]).expect(1);
+    assert!(!desk.path("x.uc").exists());
+}

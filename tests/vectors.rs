@@ -119,6 +119,7 @@ fn valid_containers_verify_and_decode() {
             "{}",
             v.name()
         );
+        check_overlays(&v, bytes.clone());
         let tensors = output["tensors"].as_object().expect("tensors");
         assert_eq!(pack.tensors().len(), tensors.len(), "{}", v.name());
         for t in pack.tensors() {
@@ -142,6 +143,36 @@ fn valid_containers_verify_and_decode() {
                 let found = DecodeOptions::new().with_planes(planes).decode(&t).expect("valid");
                 let hex = hex.as_str().expect("hexadecimal");
                 assert_eq!(found, unhex(hex), "{} {} rung {rung}", v.name(), t.name());
+            }
+        }
+    }
+}
+
+/// What each overlay of a vector leads to, with those before it, by every kernel.
+fn check_overlays(v: &Vector, bytes: Vec<u8>) {
+    let pack = Pack::from(Container::open(bytes).expect("it just verified"));
+    let Some(expected) = v.json["output"]["overlays"].as_array() else { return };
+    assert_eq!(pack.overlays().len(), expected.len(), "{}", v.name());
+    for (i, (overlay, expected)) in pack.overlays().into_iter().zip(expected).enumerate() {
+        assert_eq!(overlay.name, expected["name"].as_str().expect("a name"), "{}", v.name());
+        assert_eq!(overlay.effective_root.to_string(), expected["effective_root"], "{}", v.name());
+        let tensors = expected["tensors"].as_object().expect("tensors");
+        assert_eq!(tensors.len(), overlay.blocks.len(), "{}", v.name());
+        for (name, hex) in tensors {
+            let expected = unhex(hex.as_str().expect("hexadecimal"));
+            let tensor = pack.effective_tensor(name, i + 1).expect("valid");
+            for kernel in Kernel::available() {
+                let options = DecodeOptions::new().with_kernel(kernel);
+                let found = tensor.decode(&options).expect("valid");
+                assert_eq!(found, expected, "{} {name}, {kernel}", v.name());
+            }
+            // Some rows alone.
+            let rows = tensor.base().shape()[0];
+            let row = expected.len() / usize::try_from(rows).expect("small");
+            let whole_rows = tensor.base().shape().len() == 2 && rows > 1;
+            if whole_rows {
+                let options = DecodeOptions::new().with_rows(1..2);
+                assert_eq!(tensor.decode(&options).expect("valid"), expected[row..2 * row]);
             }
         }
     }
@@ -441,7 +472,8 @@ fn the_worked_example_is_the_vector() {
 /// Rule numbers where the spec states them: in bold brackets.
 fn spec_rules() -> BTreeSet<String> {
     let mut rules = BTreeSet::new();
-    for page in ["container.md", "codec.md", "exact.md", "manifest.md", "receipt.md"] {
+    for page in ["container.md", "codec.md", "exact.md", "overlay.md", "manifest.md", "receipt.md"]
+    {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec").join(page);
         let text = std::fs::read_to_string(path).expect("the page is there");
         for piece in text.split("**[").skip(1) {

@@ -115,6 +115,12 @@ impl Calibration {
         &self.record
     }
 
+    /// Where the file is.
+    #[cfg(feature = "lm")]
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// SHA-256 of the file.
     pub fn sha256(&self) -> Digest {
         self.sha256

@@ -8,8 +8,8 @@ use crate::codec::exact::{ExactModel, coded_matrix};
 use crate::codec::{Levels, PlaneLayout};
 use crate::error::{Error, Result};
 use crate::format::{
-    ALIGN_BYTES, Encoding, Index, PREAMBLE_BYTES, Part, PartKind, Preamble, Rule, Storage,
-    TensorEntry, align_up,
+    ALIGN_BYTES, Dtype, Encoding, Index, OverlayBlock, PREAMBLE_BYTES, Part, PartKind, Preamble,
+    Rule, Storage, TensorEntry, align_up, elements,
 };
 
 /// Checks an index that parsed.
@@ -34,6 +34,7 @@ pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
         };
         check().map_err(|e: Error| e.in_tensor(&model.name))?;
     }
+    check_overlays(index, preamble)?;
     check_paths(index)?;
     let mut files = index.files.iter().chain(&index.heads);
     if let Some(file) = files.next().filter(|_| preamble.shard_number > 1) {
@@ -41,6 +42,66 @@ pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
             .in_tensor(&file.path));
     }
     check_placement(index, preamble)
+}
+
+/// Overlays of one file: their places, and what they are for. Of a sharded pack only the pack knows its root.
+fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
+    let only = preamble.is_overlays_only();
+    let others = index.tensors.len() + index.levels.len() + index.exact_models.len();
+    if only && (others > 0 || index.overlays.is_empty() || preamble.is_sharded()) {
+        let text = "a file of overlays holds one overlay at least, no tensors, and is no shard";
+        return Err(Error::malformed(Rule::OVL_10, text));
+    }
+    let mut orders: Vec<u16> = index.overlays.iter().map(|o| o.order).collect();
+    orders.sort_unstable();
+    if !orders.iter().copied().eq((1..=u16::MAX).take(orders.len())) {
+        let text = format!("overlays are numbered {orders:?}, not 1, 2, ...");
+        return Err(Error::malformed(Rule::OVL_3, text));
+    }
+    let first = index.overlays.first().map(|o| o.base_root);
+    for overlay in &index.overlays {
+        let fail = |text: String| Err(Error::malformed(Rule::OVL_3, text).in_tensor(&overlay.name));
+        if preamble.shard_number > 1 {
+            return fail("a shard that isn't the first holds an overlay".into());
+        }
+        if Some(overlay.base_root) != first {
+            return fail("is for another base than the first overlay".into());
+        }
+        if only || preamble.is_sharded() {
+            continue;
+        }
+        if overlay.base_root != preamble.decoded_root {
+            return fail(format!(
+                "is for the decoded root {}, this file's is {}",
+                overlay.base_root, preamble.decoded_root
+            ));
+        }
+        for block in &overlay.blocks {
+            check_block(block, index.tensor(&block.tensor))
+                .map_err(|e| e.in_part(&block.tensor).in_tensor(&overlay.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a block of an overlay fits its tensor.
+///
+/// # Errors
+/// `Malformed(UC-OVL-4)`.
+pub(crate) fn check_block(block: &OverlayBlock, tensor: Option<&TensorEntry>) -> Result<()> {
+    let fail = |text: String| Err(Error::malformed(Rule::OVL_4, text));
+    let Some(t) = tensor else { return fail("there is no such tensor".into()) };
+    let single = matches!(t.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32);
+    match t.encoding {
+        Encoding::Planes { .. } => {}
+        Encoding::Raw if single => {}
+        _ => return fail(format!("overlays can't change {} as {}", t.dtype, t.encoding.name())),
+    }
+    let splits = (0..=t.shape.len()).map(|at| (elements(&t.shape[..at]), elements(&t.shape[at..])));
+    if !splits.into_iter().any(|split| split == (Some(block.rows), Some(block.cols))) {
+        return fail(format!("{} x {} for a tensor {:?}", block.rows, block.cols, t.shape));
+    }
+    Ok(())
 }
 
 /// Type of a tensor that is coded.
@@ -246,8 +307,9 @@ fn check_order(index: &Index) -> Result<()> {
     let tensors = index.tensors.iter().map(|t| (&t.name, &t.parts));
     let files = index.files.iter().map(|f| (&f.path, &f.parts));
     let heads = index.heads.iter().map(|f| (&f.path, &f.parts));
+    let overlays = index.overlays.iter().map(|o| (&o.name, &o.parts));
     let others = index.others.iter().map(|o| (&o.name, &o.parts));
-    for (name, parts) in tensors.chain(files).chain(heads).chain(others) {
+    for (name, parts) in tensors.chain(files).chain(overlays).chain(heads).chain(others) {
         for pair in parts.windows(2) {
             let end = pair[0].offset.saturating_add(pair[0].stored_len);
             if Some(pair[1].offset) != align_up(end, ALIGN_BYTES) {

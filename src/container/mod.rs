@@ -7,6 +7,7 @@ mod fetch;
 #[cfg(feature = "http")]
 mod http;
 mod input;
+mod overlay;
 mod read_at;
 mod reader;
 mod root_hasher;
@@ -17,6 +18,7 @@ mod tile;
 mod view;
 mod writer;
 
+pub(crate) use check::check_block;
 #[cfg(feature = "safetensors")]
 pub(crate) use encode::store_chunk;
 pub use encode::{EncodeOptions, EncodedTensor, PlaneParts, StoredFile};
@@ -26,6 +28,7 @@ pub(crate) use exact::{BlockRows, ExactBase, residual_header};
 pub use http::HttpFile;
 pub use input::{Input, is_url};
 pub(crate) use input::{beside, file_name};
+pub use overlay::EffectiveTensor;
 pub use read_at::ReadAt;
 pub(crate) use read_at::read_section;
 pub use reader::Container;

@@ -5,7 +5,8 @@ use std::io::{Seek, Write};
 use super::writer::PackWriter;
 use crate::error::{Error, Result};
 use crate::format::{
-    CHUNK_BYTES, Chunk, Digest, ExactModelEntry, FileEntry, OtherEntry, Part, PartKind, TensorEntry,
+    CHUNK_BYTES, Chunk, Digest, ExactModelEntry, FileEntry, OtherEntry, OverlayEntry, Part,
+    PartKind, TensorEntry,
 };
 
 /// A `planes` tensor whose rows arrive piece by piece.
@@ -102,6 +103,19 @@ impl<W: Write + Seek> PackWriter<W> {
         if !self.index.exact_models.contains(model) {
             self.index.exact_models.push(model.clone());
         }
+    }
+
+    /// Lists an overlay whose part is written.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn list_overlay(&mut self, entry: OverlayEntry) {
+        self.index.overlays.push(entry);
+    }
+
+    /// Ends an overlay whose factors are written.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn end_overlay(&mut self, mut entry: OverlayEntry, data: OpenData) {
+        entry.parts = vec![data.part];
+        self.list_overlay(entry);
     }
 
     /// Lists the head of a weights file that is written.

@@ -557,6 +557,11 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
         self.entry.parts.iter().find(|p| p.kind == kind)
     }
 
+    /// Elements of a row as [`DecodeOptions::rows`] counts them.
+    pub(super) fn row_len(&self) -> Result<u64> {
+        self.matrix().map(|(_, cols)| cols)
+    }
+
     /// Rows and columns: as stored for planes, first dimension and the rest for raw tensors.
     fn matrix(&self) -> Result<(u64, u64)> {
         let stored = self.resolve()?;

@@ -211,6 +211,7 @@ impl<W: Write + Seek> PackWriter<W> {
         self.index.levels.sort_by(|a, b| a.name.cmp(&b.name));
         self.index.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         self.index.files.sort_by(|a, b| a.path.cmp(&b.path));
+        self.index.overlays.sort_by(|a, b| a.name.cmp(&b.name));
         self.index.exact_models.sort_by(|a, b| a.name.cmp(&b.name));
         self.index.heads.sort_by(|a, b| a.path.cmp(&b.path));
         self.index.others.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
@@ -224,6 +225,8 @@ impl<W: Write + Seek> PackWriter<W> {
         let coded = encodings().any(|e| matches!(e, Encoding::Coded { .. }));
         let parts = self.index.tensors.iter().flat_map(|t| &t.parts);
         p.set_exact(coded, parts.into_iter().any(|p| p.kind == PartKind::Residual && p.optional));
+        let overlays = !self.index.overlays.is_empty();
+        p.set_overlays(overlays, overlays && self.index.tensors.is_empty() && self.shard.1 == 1);
         p.n_records = n_records;
         p.decoded_root = decoded_root;
         p.index_crc32 = crc32fast::hash(&index);

@@ -14,11 +14,15 @@ mod allocate;
 mod descend;
 mod factor;
 mod grid;
+#[cfg(feature = "lm")]
+mod metric;
 mod round;
 mod search;
 mod tables;
 
 pub(crate) use allocate::{Candidate, Unit, allocate, bytes_of, fewest_bytes};
+#[cfg(feature = "lm")]
+pub(crate) use metric::{Lower, Metric};
 pub(crate) use tables::{Histograms, with_fitted};
 
 use descend::{Panels, Refined};

@@ -7,12 +7,14 @@ use std::io::Cursor;
 
 use binrw::{BinRead, BinWrite};
 
+use super::overlay::{OverlayEntry, parse_overlay};
 use super::{CHUNK_BYTES, Digest, Dtype, MAX_RANK, Rule, check_file_path, check_name};
 use crate::error::{Error, ErrorKind, Result};
 
 const KIND_LEVELS: u16 = 1;
 const KIND_TENSOR: u16 = 2;
 const KIND_FILE: u16 = 3;
+const KIND_OVERLAY: u16 = 4;
 const KIND_EXACT_MODEL: u16 = 5;
 const KIND_HEAD: u16 = 6;
 const FLAG_OPTIONAL: u16 = 1;
@@ -321,7 +323,7 @@ pub(crate) struct OtherEntry {
 }
 
 /// The parsed index.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Index {
     /// Level tables, by name.
     pub levels: Vec<LevelsEntry>,
@@ -329,6 +331,8 @@ pub struct Index {
     pub tensors: Vec<TensorEntry>,
     /// Carried files, by path.
     pub files: Vec<FileEntry>,
+    /// Overlays, by name.
+    pub overlays: Vec<OverlayEntry>,
     /// Models that residuals are coded by, by name.
     pub exact_models: Vec<ExactModelEntry>,
     /// What stands in front of the tensors in the source's weights files, by the file's path.
@@ -348,9 +352,11 @@ impl Index {
         let tensors = self.tensors.iter().map(|t| (t.name.as_str(), &t.parts));
         let files = self.files.iter().map(|f| (f.path.as_str(), &f.parts));
         let heads = self.heads.iter().map(|f| (f.path.as_str(), &f.parts));
+        let overlays = self.overlays.iter().map(|o| (o.name.as_str(), &o.parts));
         let others = self.others.iter().map(|o| (o.name.as_str(), &o.parts));
         tensors
             .chain(files)
+            .chain(overlays)
             .chain(heads)
             .chain(others)
             .flat_map(|(name, parts)| parts.iter().map(move |p| (name, p)))
@@ -396,7 +402,7 @@ impl Index {
 
     fn add(&mut self, record: Record<'_>, name: &str) -> Result<()> {
         let required = matches!(record.kind, KIND_LEVELS | KIND_TENSOR | KIND_FILE);
-        let optional = matches!(record.kind, KIND_EXACT_MODEL | KIND_HEAD);
+        let optional = matches!(record.kind, KIND_OVERLAY..=KIND_HEAD);
         if (required && record.optional) || (optional && !record.optional) {
             let text = if required { "can't" } else { "must" };
             let text = format!("a record of this kind {text} be optional");
@@ -406,6 +412,7 @@ impl Index {
             KIND_LEVELS => self.levels.push(parse_levels(&record, name)?),
             KIND_TENSOR => self.tensors.push(parse_tensor(record, name)?),
             KIND_FILE => self.files.push(parse_file(record, name)?),
+            KIND_OVERLAY => self.overlays.push(parse_overlay(record.body, record.parts, name)?),
             KIND_EXACT_MODEL => self.exact_models.push(parse_exact_model(&record, name)?),
             KIND_HEAD => self.heads.push(parse_file(record, name).map_err(|e| match e.kind() {
                 ErrorKind::Malformed(Rule::FIL_1) => Error::malformed(Rule::EXA_12, e.message()),
@@ -481,7 +488,7 @@ impl<'a> Record<'a> {
         }
         let body = take(bytes, &mut at, h.body_len as usize).map_err(|e| e.in_tensor(name))?;
         let mut parts = Vec::new();
-        let known = matches!(h.kind, KIND_LEVELS..=KIND_FILE | KIND_EXACT_MODEL | KIND_HEAD);
+        let known = matches!(h.kind, KIND_LEVELS..=KIND_HEAD);
         for _ in 0..h.n_parts {
             parts.push(parse_part(bytes, &mut at, known).map_err(|e| e.in_tensor(name))?);
         }
@@ -755,7 +762,7 @@ fn parse_file(record: Record<'_>, path: &str) -> Result<FileEntry> {
 }
 
 /// Appends `bytes` and zeros up to a multiple of 8.
-fn put(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
     out.resize(out.len().next_multiple_of(8), 0);
 }
@@ -885,23 +892,19 @@ pub(crate) fn write_index(index: &Index) -> Result<(Vec<u8>, u32)> {
         put_record(&mut out, KIND_FILE, 0, &f.path, &file_body(f), &f.parts)?;
         n += 1;
     }
-    let (before, after): (Vec<_>, Vec<_>) =
-        index.others.iter().partition(|o| o.kind < KIND_EXACT_MODEL);
-    let mut put_others = |out: &mut Vec<u8>, others: Vec<&OtherEntry>| -> Result<()> {
-        n += others.len();
-        others
-            .into_iter()
-            .try_for_each(|o| put_record(out, o.kind, FLAG_OPTIONAL, &o.name, &o.body, &o.parts))
-    };
-    put_others(&mut out, before)?;
+    for o in &index.overlays {
+        put_record(&mut out, KIND_OVERLAY, FLAG_OPTIONAL, &o.name, &o.body()?, &o.parts)?;
+    }
     for m in &index.exact_models {
         put_record(&mut out, KIND_EXACT_MODEL, FLAG_OPTIONAL, &m.name, &m.body, &[])?;
     }
     for f in &index.heads {
         put_record(&mut out, KIND_HEAD, FLAG_OPTIONAL, &f.path, &file_body(f), &f.parts)?;
     }
-    put_others(&mut out, after)?;
-    n += index.exact_models.len() + index.heads.len();
+    for o in &index.others {
+        put_record(&mut out, o.kind, FLAG_OPTIONAL, &o.name, &o.body, &o.parts)?;
+    }
+    n += index.overlays.len() + index.exact_models.len() + index.heads.len() + index.others.len();
     let n = u32::try_from(n).map_err(|_| Error::malformed(Rule::IDX_3, "too many records"))?;
     Ok((out, n))
 }

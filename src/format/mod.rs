@@ -6,6 +6,7 @@ mod attachments;
 mod dtype;
 mod index;
 mod names;
+mod overlay;
 mod preamble;
 mod root;
 mod rule;
@@ -21,6 +22,9 @@ pub use index::{
     TensorEntry,
 };
 pub(crate) use names::{check_file_path, check_name};
+#[cfg(feature = "safetensors")]
+pub(crate) use overlay::MAX_INFO_BYTES;
+pub use overlay::{FactorType, MAX_OVERLAY_RANK, OverlayBlock, OverlayEntry};
 pub(crate) use preamble::MAX_SHARDS;
 pub use preamble::{FORMAT_MAJOR, FORMAT_MINOR, Preamble};
 pub(crate) use root::decoded_root;

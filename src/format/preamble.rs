@@ -18,10 +18,14 @@ pub(crate) const MAGIC: [u8; 8] = *b"\x89UCP\r\n\x1a\n";
 const CODED_RAW: u64 = 1 << 0;
 /// Required feature bit: the pack consists of several files, of which this is one.
 const SHARDED: u64 = 1 << 1;
+/// Required feature bit: the file holds overlays and no tensors.
+const OVERLAYS_ONLY: u64 = 1 << 2;
 /// Required feature bits that this reader knows.
-const KNOWN_REQUIRED: u64 = CODED_RAW | SHARDED;
+const KNOWN_REQUIRED: u64 = CODED_RAW | SHARDED | OVERLAYS_ONLY;
 /// Optional feature bit: `planes` tensors carry residuals.
 const RESIDUAL: u64 = 1 << 0;
+/// Optional feature bit: there are overlays.
+const OVERLAYS: u64 = 1 << 1;
 /// Shard numbers have five digits in file names (UC-SHD-1).
 pub(crate) const MAX_SHARDS: u32 = 99_999;
 /// Where the bytes start that the stored root reads as zero (UC-ROOT-3).
@@ -121,6 +125,19 @@ impl Preamble {
         self.required_features |= if coded { CODED_RAW } else { 0 };
         self.optional_features &= !RESIDUAL;
         self.optional_features |= if residuals { RESIDUAL } else { 0 };
+    }
+
+    /// Says whether there are overlays, and whether there is nothing else.
+    pub(crate) fn set_overlays(&mut self, any: bool, only: bool) {
+        self.required_features &= !OVERLAYS_ONLY;
+        self.required_features |= if only { OVERLAYS_ONLY } else { 0 };
+        self.optional_features &= !OVERLAYS;
+        self.optional_features |= if any { OVERLAYS } else { 0 };
+    }
+
+    /// Whether the file holds overlays for the tensors of another.
+    pub fn is_overlays_only(&self) -> bool {
+        self.required_features & OVERLAYS_ONLY != 0
     }
 
     /// Whether tensors of encoding `coded_raw` may be there.

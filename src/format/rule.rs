@@ -81,6 +81,16 @@ rules! {
     EXA_10 = "UC-EXA-10": "Coded tensors without planes.";
     EXA_11 = "UC-EXA-11": "The exact bytes of a tensor.";
     EXA_12 = "UC-EXA-12": "Heads of source files.";
+    OVL_1 = "UC-OVL-1": "The record of an overlay.";
+    OVL_2 = "UC-OVL-2": "Blocks of an overlay and their factors.";
+    OVL_3 = "UC-OVL-3": "Overlays of one file, and their base.";
+    OVL_4 = "UC-OVL-4": "The tensor of a block.";
+    OVL_5 = "UC-OVL-5": "Which scales and factors there may be.";
+    OVL_6 = "UC-OVL-6": "The product of int8 factors.";
+    OVL_7 = "UC-OVL-7": "The product of binary16 factors.";
+    OVL_8 = "UC-OVL-8": "The sum of base and overlays.";
+    OVL_9 = "UC-OVL-9": "Effective digests and roots.";
+    OVL_10 = "UC-OVL-10": "Files of overlays.";
     ROOT_1 = "UC-ROOT-1": "The hash tree.";
     ROOT_2 = "UC-ROOT-2": "The decoded root.";
     ROOT_3 = "UC-ROOT-3": "The stored root.";

@@ -13,8 +13,10 @@ mod encode;
 mod exact;
 mod json;
 mod ladder;
+mod lora;
 mod model;
 mod output;
+mod overlay;
 mod pack;
 mod plan;
 mod receipt;
@@ -37,8 +39,10 @@ pub use against::{AgainstReport, against};
 pub use calibrated::CALIBRATED_ENCODER_ID;
 pub use compare::{DiffReport, SameReport, TensorDiff, decoded_root, diff, same};
 pub use exact::{ExactOptions, ExactReport};
+pub use lora::{LoraReport, read_lora};
 pub use model::Model;
 pub use output::write_new;
+pub use overlay::{NewBlock, NewFactors, NewOverlay, OverlayOptions, OverlayReport, read_overlay};
 pub use pack::{ENCODER_ID, Exact, PackOptions, PackReport, PackStats};
 pub use plan::{
     Allocation, Bpw, CalibratedRecipe, Decision, Plan, PlannedTensor, Recipe, Rule as RecipeRule,

@@ -86,6 +86,32 @@ impl Model {
         }
     }
 
+    /// As [`Model::read`], of what the first `overlays` of a pack make of the tensor.
+    ///
+    /// # Errors
+    /// As [`Model::read`] and [`Pack::effective_tensor`].
+    pub fn read_effective(
+        &self,
+        name: &str,
+        overlays: usize,
+        emit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            Self::Pack(pack) if overlays > 0 => {
+                pack.effective_tensor(name, overlays)?.decode_tiles(&DecodeOptions::new(), emit)
+            }
+            _ => self.read(name, emit),
+        }
+    }
+
+    /// How many overlays it has.
+    pub fn overlays(&self) -> usize {
+        match self {
+            Self::Pack(pack) => pack.overlays().len(),
+            Self::Checkpoint(_) => 0,
+        }
+    }
+
     /// All bytes of a tensor.
     ///
     /// # Errors

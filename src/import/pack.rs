@@ -16,7 +16,7 @@ use crate::calibration::Calibration;
 use crate::codec::PlaneLayout;
 use crate::container::ReadAt;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, Index, PartKind, Role, elements};
+use crate::format::{Digest, Encoding, Index, OverlayBlock, PartKind, Role, elements};
 use crate::manifest::{FileRole, Manifest, Pack, SourceFile, TensorSource, rung_root};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par::{self, Until};
@@ -91,8 +91,10 @@ pub struct PackStats {
     pub weights: u64,
     /// Weights of the body.
     pub body_weights: u64,
-    /// Stored bits of the body over its weights; nothing without a body.
+    /// Stored bits of the body, overlays on it included, over its weights; nothing without a body.
     pub body_bpw: Option<f64>,
+    /// The part of it that overlays take.
+    pub overlay_bpw: Option<f64>,
     /// All bits of the file over its distinct weights; nothing without weights.
     pub file_bpw: Option<f64>,
 }
@@ -100,12 +102,22 @@ pub struct PackStats {
 impl PackStats {
     /// Counts the sizes of a pack.
     pub fn of<R: ReadAt>(pack: &Pack<R>) -> Self {
-        Self::at_rung(pack, 8)
+        let of_body = |b: &&OverlayBlock| {
+            pack.tensor(&b.tensor).is_some_and(|t| t.entry().role == Role::Body)
+        };
+        let overlays = pack.overlays();
+        let blocks = overlays.iter().flat_map(|o| &o.blocks).filter(of_body);
+        let bytes: u64 = blocks.map(|b| b.bytes().next_multiple_of(64)).sum();
+        Self::counted(pack, 8, bytes)
     }
 
-    /// As [`PackStats::of`], with only the first `planes` planes of the body counted: what a reader of that rung
+    /// As [`PackStats::of`], with only the first `planes` planes of the body counted, and no overlays: what a reader of that rung
     /// fetches.
     pub fn at_rung<R: ReadAt>(pack: &Pack<R>, planes: u8) -> Self {
+        Self::counted(pack, planes, 0)
+    }
+
+    fn counted<R: ReadAt>(pack: &Pack<R>, planes: u8, overlay_bytes: u64) -> Self {
         let mut count = Count::default();
         pack.containers().iter().for_each(|c| count.add(c.index(), planes));
         #[allow(clippy::cast_precision_loss, reason = "rates for display")]
@@ -114,7 +126,8 @@ impl PackStats {
             tensors: pack.tensors().len() as u64,
             weights: count.weights,
             body_weights: count.body_weights,
-            body_bpw: rate(count.body_bytes, count.body_weights),
+            body_bpw: rate(count.body_bytes + overlay_bytes, count.body_weights),
+            overlay_bpw: rate(overlay_bytes, count.body_weights),
             file_bpw: rate(pack.bytes(), count.weights),
         }
     }
@@ -359,8 +372,8 @@ impl PackOptions {
             let mut refitted = ladder::fit(&base, source, &self.rungs, progress)?;
             loop {
                 let tables = !refitted.is_empty();
-                let options =
-                    CopyOptions { refitted: std::mem::take(&mut refitted), without_exact: false };
+                let refitted = std::mem::take(&mut refitted);
+                let options = CopyOptions { refitted, ..CopyOptions::default() };
                 let mut other = NewPack::create(output, self.force, count)?;
                 let with = copy_pack(&base, &shards, &mut other, &bytes, &options, &NoProgress)?;
                 // Tables take some bytes, which a budget may not have.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::ladder::TableSet;
+use super::overlay::PlannedOverlay;
 use super::shards::{NewPack, Placed, ShardWriter, Unnamed, assign, check_shard_size};
 use crate::codec::Levels;
 use crate::container::{Container, ReadAt, TensorView};
@@ -98,6 +99,8 @@ pub(super) struct CopyOptions {
     pub without_exact: bool,
     /// Level tables that take the place of others; the table for all planes is the same.
     pub refitted: BTreeMap<TableSet, Vec<i8>>,
+    /// Overlays in place of those that the pack has.
+    pub overlays: Option<Vec<PlannedOverlay>>,
 }
 
 /// Writes a pack again, each tensor in its shard of `shards`.
@@ -250,6 +253,21 @@ impl<'a> Copy<'a> {
             let mut file = file.clone();
             self.parts(first, &mut file.parts).map_err(|e| e.in_tensor(&file.path))?;
             self.writer.list_file(file);
+        }
+        match &self.options.overlays {
+            Some(overlays) => {
+                for overlay in overlays {
+                    overlay.write(pack, self.writer, self.progress)?;
+                }
+            }
+            None => {
+                for overlay in pack.overlays() {
+                    let mut overlay = overlay.clone();
+                    let name = overlay.name.clone();
+                    self.parts(first, &mut overlay.parts).map_err(|e| e.in_tensor(&name))?;
+                    self.writer.list_overlay(overlay);
+                }
+            }
         }
         if !self.options.without_exact {
             self.heads(pack)?;

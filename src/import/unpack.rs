@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::output::NewFolder;
 use super::safetensors_file::{build_header, parse_header};
-use crate::container::{DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
+use crate::container::{DecodeOptions, EffectiveTensor, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Dtype, Encoding, Rule, TreeHasher, tensor_leaf};
 use crate::manifest::{Manifest, Pack, SourceFile, has_residual};
@@ -34,6 +34,9 @@ pub struct UnpackOptions {
     pub planes: Option<u8>,
     /// The source's own bits, in its own files: needs a pack that holds them. Default false.
     pub exact: bool,
+    /// With the overlays of the pack; without them the base. Not with a rung or exact bits, which overlays don't belong to.
+    /// Default true.
+    pub overlays: bool,
     /// Only tensors whose name this matches somewhere, and no carried files; everything by default.
     pub tensors: Option<String>,
     /// Write into a folder that isn't empty, replacing files of the same name. Default false.
@@ -49,6 +52,7 @@ impl Default for UnpackOptions {
             dtype: None,
             planes: None,
             exact: false,
+            overlays: true,
             tensors: None,
             force: false,
             max_ram: DEFAULT_MAX_RAM,
@@ -67,7 +71,9 @@ pub struct UnpackReport {
     /// The root over the tensors as written. Equals the pack's when everything was written at the
     /// source's types and full planes.
     pub decoded_root: Digest,
-    /// Tensors compared with their decoded digest: all that were written at source type and full
+    /// Overlays that were applied.
+    pub overlays: u64,
+    /// Tensors compared with their decoded or effective digest: all that were written at source type and full
     /// planes. Exact ones are compared with their source digest.
     pub compared: u64,
     /// Weights files that are those of the source, byte for byte: compared with their digest.
@@ -98,6 +104,13 @@ impl UnpackOptions {
     #[must_use]
     pub fn with_exact(mut self, exact: bool) -> Self {
         self.exact = exact;
+        self
+    }
+
+    /// Sets [`UnpackOptions::overlays`].
+    #[must_use]
+    pub fn with_overlays(mut self, overlays: bool) -> Self {
+        self.overlays = overlays;
         self
     }
 
@@ -166,6 +179,7 @@ impl UnpackOptions {
             tensors: 0,
             bytes: 0,
             decoded_root: Digest([0; 32]),
+            overlays: self.applied(pack) as u64,
             compared: 0,
             files_recreated: 0,
         };
@@ -186,7 +200,7 @@ impl UnpackOptions {
                 outputs.push(output);
                 report.tensors += views.len() as u64;
             }
-            let written = self.write_weights(&outputs, &manifest, budget, progress)?;
+            let written = self.write_weights(pack, &outputs, &manifest, budget, progress)?;
             for (view, (digest, compared)) in written {
                 let target = self.decode_options().target(view);
                 report.compared += u64::from(compared);
@@ -245,7 +259,12 @@ impl UnpackOptions {
     fn budget<R: ReadAt>(&self, pack: &Pack<R>) -> Result<u64> {
         let wanted = self.wanted()?;
         let wanted = pack.tensors().filter(|v| wanted(v.name()));
-        let largest = wanted.map(|v| DecodeOptions::tiles_cost(&v, 0)).max().unwrap_or(0);
+        let stack = pack.overlays();
+        let cost = |v: TensorView<'_, R>| {
+            let factors = EffectiveTensor::<R>::cost(&stack, v.name());
+            DecodeOptions::tiles_cost(&v, 0) + if stack.is_empty() { 0 } else { factors }
+        };
+        let largest = wanted.map(cost).max().unwrap_or(0);
         memory::for_work(self.max_ram, pack.tables_bytes(), largest)
     }
 
@@ -255,6 +274,12 @@ impl UnpackOptions {
                 .map_err(|e| Error::argument(format!("pattern \"{p}\": {e}")).with_source(e))
         };
         self.tensors.as_ref().map(compile).transpose()
+    }
+
+    /// How many overlays are applied.
+    fn applied<R: ReadAt>(&self, pack: &Pack<R>) -> usize {
+        let base = !self.overlays || self.exact || self.planes.is_some();
+        if base { 0 } else { pack.overlays().len() }
     }
 
     fn decode_options(&self) -> DecodeOptions {
@@ -345,6 +370,7 @@ impl UnpackOptions {
     /// Writes the tensors of several files.
     fn write_weights<'v, R: ReadAt + Sync>(
         &self,
+        pack: &Pack<R>,
         outputs: &[Output<'v, R>],
         manifest: &Manifest,
         budget: u64,
@@ -360,17 +386,34 @@ impl UnpackOptions {
         let bytes = |view: &TensorView<'_, R>| options.target(view).tensor_bytes(view.shape());
         jobs.sort_by_key(|(_, view, _)| Reverse(bytes(view)));
         let whole = par::share(budget, WHOLE_BYTES);
-        let cost = |i: usize| DecodeOptions::tiles_cost(jobs[i].1, whole);
+        let overlays = self.applied(pack);
+        let stack: Vec<_> = pack.overlays().into_iter().take(overlays).collect();
+        let cost = |i: usize| {
+            let name = jobs[i].1.name();
+            let factors =
+                if stack.is_empty() { 0 } else { EffectiveTensor::<R>::cost(&stack, name) };
+            DecodeOptions::tiles_cost(jobs[i].1, whole).saturating_add(factors)
+        };
         let digests = par::map_within(jobs.len(), budget, cost, |i| {
             let (output, view, mut at) = jobs[i];
             let mut sha = Sha256::new();
-            options.decode_tiles_within(view, whole, |bytes| {
+            let emit = |bytes: &[u8]| {
                 // Only what goes wrong with the output names it: damage is in the pack.
                 write_at(&output.file, at, bytes).map_err(|e| output.error(e))?;
                 at += bytes.len() as u64;
                 sha.update(bytes);
                 step(progress, bytes.len() as u64)
-            })?;
+            };
+            let stored = view.resolve()?;
+            let changed = stack.iter().rev().find_map(|o| o.block(stored.name()));
+            match changed {
+                Some(_) => {
+                    pack.effective_tensor(view.name(), overlays)?.decode_tiles(&options, emit)?
+                }
+                None => options.decode_tiles_within(view, whole, emit)?,
+            }
+            let expected = changed.map_or(view.entry().decoded_sha256, |b| b.effective_sha256);
+            let rule = if changed.is_some() { Rule::OVL_9 } else { Rule::TEN_5 };
             let digest = Digest(sha.finalize().into());
             let as_packed = self.planes.is_none() && options.target(view) == view.dtype();
             if self.exact {
@@ -385,11 +428,9 @@ impl UnpackOptions {
                 }
                 return Ok((digest, true));
             }
-            if as_packed && digest != view.entry().decoded_sha256 {
+            if as_packed && digest != expected {
                 return Err(Error::integrity(format!(
-                    "decoded SHA-256 is {digest}, the index says {} ({})",
-                    view.entry().decoded_sha256,
-                    Rule::TEN_5
+                    "decoded SHA-256 is {digest}, the index says {expected} ({rule})"
                 ))
                 .in_tensor(view.name()));
             }

@@ -28,6 +28,7 @@ mod memory;
 mod nearest;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
+mod overlay;
 mod scalar;
 pub(crate) mod sha256;
 mod target;
@@ -46,8 +47,9 @@ pub(crate) use exact::{
 pub(crate) use exp::{ScanToken, exp, exp_shifted, scan_step, silu, swiglu};
 pub(crate) use memory::{as_bytes_mut, can_stream, stream_copy, stream_end, zeroed};
 pub(crate) use nearest::{Nearest, TRIES};
-pub(crate) use target::Float;
+pub(crate) use overlay::{Int8Factors, WideFactors};
 pub use target::STEPS;
+pub(crate) use target::{Float, bf16_bits, f16_bits};
 #[cfg(feature = "safetensors")]
 pub use tile::mul_add_peak;
 #[cfg(feature = "safetensors")]

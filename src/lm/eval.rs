@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::format::{Digest, elements};
 use crate::import::{Model, PackStats, decoded_root};
 use crate::kernels::exp_shifted;
+use crate::manifest::overlay_checks;
+use crate::memory::DEFAULT_MAX_RAM;
 use crate::par;
 use crate::progress::{Progress, step};
 use crate::receipt::{EvalRecord, Measured, Metric, ModelRecord, Protocol, Rows, TextRecord};
@@ -31,13 +33,15 @@ pub struct EvalOptions {
     pub max_tokens: Option<usize>,
     /// Read at most this many planes of each row. Default: all.
     pub rung: Option<u8>,
+    /// With the overlays of the pack, unless a rung is read. Default: yes.
+    pub overlays: bool,
     /// Quantizers to compare with, in the same run. Default: none.
     pub baselines: Vec<Baseline>,
 }
 
 impl Default for EvalOptions {
     fn default() -> Self {
-        Self { seq_len: 256, max_tokens: None, rung: None, baselines: vec![] }
+        Self { seq_len: 256, max_tokens: None, rung: None, overlays: true, baselines: vec![] }
     }
 }
 
@@ -65,6 +69,13 @@ impl EvalOptions {
     #[must_use]
     pub fn with_rung(mut self, planes: Option<u8>) -> Self {
         self.rung = planes;
+        self
+    }
+
+    /// Sets [`EvalOptions::overlays`].
+    #[must_use]
+    pub fn with_overlays(mut self, overlays: bool) -> Self {
+        self.overlays = overlays;
         self
     }
 
@@ -113,6 +124,10 @@ impl EvalOptions {
         Ok(Prepared { options, model, reference, config, tokenizer_sha256, cut, text })
     }
 
+    fn overlaid(&self) -> bool {
+        self.overlays && self.rung.is_none()
+    }
+
     fn check_seq_len(&self, config: &Config) -> Result<()> {
         let least = if matches!(config, Config::Bert(_)) { 3 } else { 2 };
         if self.seq_len < least {
@@ -157,20 +172,28 @@ impl EvalOptions {
     }
 }
 
-fn model_record(rung: Option<u8>, model: &Model, root: Digest) -> Result<ModelRecord> {
+fn model_record(options: &EvalOptions, model: &Model, root: Digest) -> Result<ModelRecord> {
+    let rung = options.rung;
     let mut record = ModelRecord {
         decoded_root: root.to_string(),
         stored_root: None,
         encoder: None,
         rung,
+        effective_root: None,
         body_bpw: None,
         file_bpw: None,
     };
     if let Model::Pack(pack) = model {
-        let stats = PackStats::at_rung(pack, rung.unwrap_or(8));
+        let stats = match options.overlaid() {
+            true => PackStats::of(pack),
+            false => PackStats::at_rung(pack, rung.unwrap_or(8)),
+        };
         record.stored_root = Some(pack.stored_root().to_string());
         record.encoder = Some(pack.manifest()?.encoder);
         (record.body_bpw, record.file_bpw) = (stats.body_bpw, stats.file_bpw);
+        if options.overlaid() {
+            record.effective_root = pack.effective_root().map(|root| root.to_string());
+        }
     }
     Ok(record)
 }
@@ -239,7 +262,10 @@ impl Prepared<'_> {
             let weights = weights.with_progress(progress);
             load(config.clone(), &weights, options.seq_len).map_err(|e| e.in_file(name))
         };
-        let weights = Weights::new(model).with_planes(options.rung.unwrap_or(8));
+        let mut weights = Weights::new(model).with_planes(options.rung.unwrap_or(8));
+        if !options.overlaid() {
+            weights = weights.without_overlays();
+        }
         let mut contestants = vec![(MODEL, read(weights, MODEL)?)];
         for &baseline in &options.baselines {
             let change = |name: &str, tensor| quantized.round(baseline, name, tensor);
@@ -278,7 +304,7 @@ impl Prepared<'_> {
             architecture: config.architecture().to_owned(),
             reference_root: reference_root.to_string(),
             tokenizer_sha256: self.tokenizer_sha256.to_string(),
-            model: model_record(options.rung, model, model_root)?,
+            model: model_record(options, model, model_root)?,
             text: self.text.clone(),
             protocol: Protocol {
                 seq_len: options.seq_len as u64,
@@ -307,8 +333,8 @@ const BATCH: usize = 2;
 /// Memory for the logits of sequences that run at a time; one always may.
 const RUNNING_BYTES: u64 = 2 << 30;
 
-/// The decoded root, computed; a pack must claim the same.
-fn checked_root(model: &Model, progress: &dyn Progress) -> Result<Digest> {
+/// The decoded root, computed; a pack must claim the same, and its overlays must lead to what they say.
+pub(super) fn checked_root(model: &Model, progress: &dyn Progress) -> Result<Digest> {
     let found = decoded_root(model, &Silent(progress))?;
     if let Model::Pack(pack) = model
         && pack.decoded_root() != found
@@ -317,6 +343,12 @@ fn checked_root(model: &Model, progress: &dyn Progress) -> Result<Digest> {
             "decoded root is {found}, the pack says {}",
             pack.decoded_root()
         )));
+    }
+    if let Model::Pack(pack) = model {
+        let views: Vec<_> = pack.tensors().collect();
+        let silent = Silent(progress);
+        let checks = overlay_checks(&pack.containers()[0], &views, DEFAULT_MAX_RAM, &silent)?;
+        checks.0.into_iter().next().map_or(Ok(()), Err)?;
     }
     Ok(found)
 }

@@ -31,6 +31,7 @@ mod ops;
 mod rope;
 mod states;
 mod text;
+pub mod train;
 mod weights;
 
 pub use baseline::Baseline;
@@ -38,6 +39,7 @@ pub use calibrate::{CalibrateOptions, PreparedCalibration};
 pub use config::ARCHITECTURES;
 pub use eval::{EvalOptions, Prepared};
 pub use network::LanguageModel;
+pub use train::{Method, Objective, TrainOptions, TrainReport};
 
 use crate::error::{Error, ErrorKind};
 

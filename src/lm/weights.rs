@@ -21,15 +21,24 @@ pub(super) type Change<'a> = dyn Fn(&str, Tensor) -> Result<Tensor> + 'a;
 pub(super) struct Weights<'a> {
     model: &'a Model,
     planes: u8,
+    overlays: usize,
     change: Option<&'a Change<'a>>,
     progress: &'a dyn Progress,
     used: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Weights<'a> {
-    /// All planes of all tensors, as they are.
+    /// All planes of all tensors, with all overlays.
     pub(super) fn new(model: &'a Model) -> Self {
-        Self { model, planes: 8, change: None, progress: &NoProgress, used: RefCell::default() }
+        let overlays = model.overlays();
+        let used = RefCell::default();
+        Self { model, planes: 8, overlays, change: None, progress: &NoProgress, used }
+    }
+
+    /// Reads the base without overlays.
+    pub(super) fn without_overlays(mut self) -> Self {
+        self.overlays = 0;
+        self
     }
 
     /// Reads at most `planes` planes of each row.
@@ -81,6 +90,9 @@ impl<'a> Weights<'a> {
             Ok(())
         };
         match self.model {
+            Model::Pack(_) if self.overlays > 0 => {
+                self.model.read_effective(name, self.overlays, add)?;
+            }
             Model::Pack(pack) => {
                 let view = pack.tensor(name).ok_or_else(|| Error::argument("no such tensor"))?;
                 DecodeOptions::new().with_planes(self.planes).decode_tiles(&view, add)?;

@@ -5,6 +5,7 @@ mod canonical;
 mod exact;
 mod json;
 mod model;
+mod overlays;
 mod pack;
 mod rungs;
 mod shards;
@@ -14,6 +15,10 @@ mod verify;
 pub(crate) use exact::{exact_checks, has_residual};
 pub(crate) use json::is_hex_digest;
 pub use model::{FileRole, Manifest, SourceFile, TensorSource};
+pub(crate) use overlays::overlay_checks;
+pub use overlays::overlay_info;
+#[cfg(feature = "safetensors")]
+pub(crate) use overlays::{EffectiveDigests, effective_digest, effective_root, overlay_info_bytes};
 pub use pack::Pack;
 pub(crate) use rungs::rung_root;
 #[cfg(feature = "safetensors")]

@@ -5,9 +5,12 @@ use std::path::Path;
 
 use super::shards::{INDEX_ENDING, ShardIndex};
 use super::{Manifest, json};
-use crate::container::{Container, Input, ReadAt, TensorView, beside, file_name, read_section};
+use crate::container::{
+    Container, EffectiveTensor, Input, ReadAt, TensorView, beside, check_block, file_name,
+    read_section,
+};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Attachment, Digest, FileEntry, Rule, TensorEntry, decoded_root};
+use crate::format::{Attachment, Digest, FileEntry, OverlayEntry, Rule, TensorEntry, decoded_root};
 use crate::limits::{Limit, Limits};
 use crate::memory;
 
@@ -172,7 +175,11 @@ impl<R: ReadAt> Pack<R> {
                 )));
             }
         }
-        Ok(Self { containers, order, index: Some(index), index_name: None, complete })
+        let pack = Self { containers, order, index: Some(index), index_name: None, complete };
+        if complete {
+            pack.check_overlays()?;
+        }
+        Ok(pack)
     }
 
     /// The files of the pack that are open.
@@ -239,6 +246,45 @@ impl<R: ReadAt> Pack<R> {
     /// The records of all tensors, by name.
     pub(crate) fn entries(&self) -> impl Iterator<Item = &TensorEntry> + Clone {
         self.order.iter().map(|&(c, i)| &self.containers[c].index().tensors[i])
+    }
+
+    /// The overlays, in the order in which they are applied.
+    pub fn overlays(&self) -> Vec<&OverlayEntry> {
+        self.first().overlays()
+    }
+
+    /// The tensor called `name` with the first `overlays` of [`Pack::overlays`]. An alias has what its target has.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no such tensor; `Malformed` (UC-OVL-2, UC-OVL-5), `Integrity`, `Io`.
+    pub fn effective_tensor(&self, name: &str, overlays: usize) -> Result<EffectiveTensor<'_, R>> {
+        let missing = || Error::argument("no such tensor").in_tensor(name);
+        EffectiveTensor::read(self.first(), &self.tensor(name).ok_or_else(missing)?, overlays)
+    }
+
+    /// What the pack decodes to with all its overlays; nothing without any.
+    pub fn effective_root(&self) -> Option<Digest> {
+        self.overlays().last().map(|o| o.effective_root)
+    }
+
+    /// UC-OVL-3, UC-OVL-4 over all shards.
+    fn check_overlays(&self) -> Result<()> {
+        for overlay in &self.first().index().overlays {
+            let place = |e: Error| self.first().place(e.in_tensor(&overlay.name));
+            if overlay.base_root != self.decoded_root() {
+                let text = format!(
+                    "is for the decoded root {}, this pack's is {}",
+                    overlay.base_root,
+                    self.decoded_root()
+                );
+                return Err(place(Error::malformed(Rule::OVL_3, text)));
+            }
+            for block in &overlay.blocks {
+                let entry = self.tensor(&block.tensor).map(|t| t.entry());
+                check_block(block, entry).map_err(|e| place(e.in_part(&block.tensor)))?;
+            }
+        }
+        Ok(())
     }
 
     /// The carried files, by path.

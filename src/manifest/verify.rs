@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::shards::stored_root_of;
 use super::stored::{StoredPass, check_stored};
-use super::{Manifest, Pack, exact_checks, has_residual, rung_root};
+use super::{Manifest, Pack, exact_checks, has_residual, overlay_checks, rung_root};
 use crate::container::{Container, DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Digest, Encoding, Rule, TreeHasher, decoded_root, tensor_leaf};
@@ -117,6 +117,12 @@ pub struct VerifyReport {
     pub exact: Check,
     /// Tensors whose exact bits were decoded and compared.
     pub exact_checked: usize,
+    /// Every tensor with its overlays, and the effective roots. Not checked when there are no overlays.
+    pub effective: Check,
+    /// The root with all overlays, as they say and, when they were checked, as computed.
+    pub effective_root: Option<Digest>,
+    /// Tensors with overlays that were decoded and compared, one for each overlay on each.
+    pub effective_checked: usize,
     /// Rungs whose decoded roots are in the manifest and were compared.
     pub rungs_checked: usize,
     /// The stored root as computed from the bytes.
@@ -168,15 +174,17 @@ impl VerifyOptions {
             self.verify_file(file, budget, Some(&|| manifest_of(file)), &NoProgress)?;
         if !file.preamble().is_sharded() {
             let views: Vec<_> = file.tensors().collect();
-            self.other_rungs(&mut report, views, Manifest::read(file), budget, &NoProgress)?;
+            self.other_rungs(&mut report, file, views, Manifest::read(file), budget, &NoProgress)?;
         }
         Ok(report)
     }
 
-    /// Adds to a report what lies below and beyond the planes: recorded rungs, and the exact one. `views` are all tensors.
+    /// Adds to a report what lies below and beyond the planes: recorded rungs, overlays, which are in the file `first`, and the exact rung.
+    /// `views` are all tensors.
     fn other_rungs<R: ReadAt + Sync>(
         &self,
         report: &mut VerifyReport,
+        first: &Container<R>,
         mut views: Vec<TensorView<'_, R>>,
         manifest: Result<Manifest>,
         budget: u64,
@@ -199,6 +207,17 @@ impl VerifyOptions {
                 }
             }
             report.rungs_checked = manifest.rungs.len();
+        }
+        if report.decoded == Check::Ok && !first.index().overlays.is_empty() {
+            let (wrong, compared) = overlay_checks(first, &views, budget, progress)?;
+            let only = first.preamble().is_overlays_only() && wrong.is_empty();
+            report.effective = if only { Check::NotChecked } else { Check::Ok };
+            report.effective_checked = compared;
+            report.effective_root = first.overlays().last().map(|o| o.effective_root);
+            for e in wrong {
+                report.effective = Check::Mismatch;
+                add(&mut report.failures, [Failure::from(&e)]);
+            }
         }
         views.retain(has_residual);
         if views.is_empty() {
@@ -248,7 +267,7 @@ impl VerifyOptions {
             let mut report = self.verify_file(file, budget, Some(&manifest), progress)?;
             if pack.require_complete().is_ok() {
                 let views = pack.tensors().collect();
-                self.other_rungs(&mut report, views, pack.manifest(), budget, progress)?;
+                self.other_rungs(&mut report, file, views, pack.manifest(), budget, progress)?;
             }
             return Ok(report);
         };
@@ -261,6 +280,9 @@ impl VerifyOptions {
             exact: Check::NotChecked,
             exact_checked: 0,
             rungs_checked: 0,
+            effective: Check::NotChecked,
+            effective_checked: 0,
+            effective_root: None,
             stored_root: pack.stored_root(),
             decoded_root: pack.decoded_root(),
             failures: vec![],
@@ -301,7 +323,8 @@ impl VerifyOptions {
             }
         }
         let views = pack.tensors().collect();
-        self.other_rungs(&mut whole, views, pack.manifest(), budget, progress)?;
+        let first = &pack.containers()[0];
+        self.other_rungs(&mut whole, first, views, pack.manifest(), budget, progress)?;
         Ok(whole)
     }
 
@@ -390,6 +413,9 @@ impl VerifyOptions {
             exact: Check::NotChecked,
             exact_checked: 0,
             rungs_checked: 0,
+            effective: Check::NotChecked,
+            effective_checked: 0,
+            effective_root: None,
             stored_root,
             decoded_root: tree.root(),
             failures,

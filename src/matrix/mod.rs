@@ -20,6 +20,8 @@
 //! # Ok::<(), ultracompress::Error>(())
 //! ```
 //!
+//! Overlays come on top as two thin products ([`OverlayMatrix`]).
+//!
 //! # Accuracy
 //!
 //! Let `W` be the matrix in exact arithmetic (UC-VAL-3; tensors of BF16 and F16 are rounded once more when they
@@ -31,15 +33,20 @@
 //!   Products with `x'` are exact within 16 or 32 columns; adding them up leaves a result within
 //!   `(n / 8 + 16) u sum |w x'|` of `W x'`.
 //!
+//! - [`OverlayMatrix::add_product`]: adds `A (B x)` within `(n + rank + 8) u sum |A| |B| |x|`, where A and B are the factors with
+//!   their scales, each rounded once. The base with overlays as decoded (UC-OVL-8) is rounded twice more for each weight.
+//!
 //! Bounds hold while nothing over- or underflows. With 8-bit activations that means: the largest of each 32 is 0
 //! or at least 2^-100, and `n` times the largest of all stays below 2^105, whatever the row scale. The last bits depend on the kernel
 //! and on repacking, and on nothing else: not on threads, nor on what else is multiplied in the same call.
 
 mod activations;
+mod overlay;
 mod packed;
 mod planes;
 
 pub use activations::Int8Activations;
+pub use overlay::OverlayMatrix;
 pub use packed::PackedMatrix;
 pub use planes::PlaneMatrix;
 

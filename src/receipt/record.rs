@@ -53,7 +53,10 @@ pub struct ModelRecord {
     pub encoder: Option<String>,
     /// Planes read of each row, when not all were.
     pub rung: Option<u8>,
-    /// Bits of the planes that were read, over the weights of the body.
+    /// Its root with overlays, when it was evaluated with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective_root: Option<String>,
+    /// Bits of the planes and overlays that were read, over the weights of the body.
     pub body_bpw: Option<f64>,
     /// Bits of the whole file over all distinct weights.
     pub file_bpw: Option<f64>,
@@ -237,7 +240,8 @@ impl EvalRecord {
         }
         let digests = [&self.reference_root, &self.tokenizer_sha256, &self.text.sha256];
         let all = digests.into_iter().chain([&self.model.decoded_root]);
-        if let Some(bad) = all.chain(&self.model.stored_root).find(|d| !is_hex_digest(d)) {
+        let all = all.chain(&self.model.stored_root).chain(&self.model.effective_root);
+        if let Some(bad) = all.into_iter().find(|d| !is_hex_digest(d)) {
             return fail(format!("\"{}\" is no digest", bad.escape_debug()));
         }
         if self.model.rung.is_some_and(|r| !(3..=8).contains(&r)) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ultracompress::import::Bpw;
+use ultracompress::lm::TrainOptions;
 use ultracompress::{Digest, Dtype};
 
 /// Packs transformer weights to about 5 bits with every decoded bit defined, hashed and
@@ -105,12 +106,18 @@ pub enum Command {
     /// Take the exact rung out of a pack: what is left has the same values.
     #[command(after_help = STRIP_EXAMPLES)]
     Strip(Strip),
+    /// Add overlays to a pack, list them, take them out.
+    #[command(subcommand, after_help = OVERLAY_EXAMPLES)]
+    Overlay(Overlay),
     /// Measure the error of each tensor of B against A.
     #[command(after_help = DIFF_EXAMPLES)]
     Diff(Pair),
     /// Gather statistics of real activations, for `uc pack --calibration`.
     #[command(after_help = CALIBRATE_EXAMPLES)]
     Calibrate(Calibrate),
+    /// Train an overlay against the source, and keep it if it earns its bits.
+    #[command(after_help = TRAIN_EXAMPLES)]
+    Train(Train),
     /// Compare a model with its source on text: perplexity and KL divergence, or cosines for encoders.
     #[command(after_help = EVAL_EXAMPLES)]
     Eval(Eval),
@@ -281,6 +288,9 @@ pub struct Unpack {
     /// with --exact, --exact-only or --onto.
     #[arg(long, conflicts_with_all = ["rung", "dtype"])]
     pub exact: bool,
+    /// The base without the overlays that the pack has. Rungs and exact values are without them anyway.
+    #[arg(long)]
+    pub no_overlays: bool,
     /// Only tensors whose name matches.
     #[arg(long, value_name = "REGEX")]
     pub tensor: Option<String>,
@@ -365,7 +375,7 @@ Examples:
   uc same model.uc ./model-5bit          a pack and what was unpacked from it
   uc same a.uc b.safetensors
 
-Every tensor of both is decoded and hashed. Exit code 3 when they differ.";
+Every tensor of both is decoded and hashed, without overlays. Exit code 3 when they differ.";
 
 const CALIBRATE_EXAMPLES: &str = "\
 Examples:
@@ -447,12 +457,211 @@ pub struct Eval {
     /// Read at most this many planes of each row, 3 to 8.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(3..=8))]
     pub rung: Option<u8>,
+    /// The base without the overlays that the pack has. Rungs are without them anyway.
+    #[arg(long)]
+    pub no_overlays: bool,
     /// Write a record with a row of figures for each sequence (canonical JSON, spec/receipt.md).
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Replace an existing record.
     #[arg(long)]
     pub force: bool,
+}
+
+const OVERLAY_EXAMPLES: &str = "\
+Examples:
+  uc overlay add model.uc --lora ./my-lora -o tuned.uc   a PEFT adapter beside an untouched base
+  uc overlay list tuned.uc
+  uc overlay export tuned.uc my-lora -o my-lora.uc       a file of its own, bound to its base
+  uc overlay add model.uc my-lora.uc -o tuned.uc
+  uc overlay remove tuned.uc my-lora -o model.uc         the base again, byte for byte
+
+The decoded root stays that of the base; each overlay has an effective root.";
+
+#[derive(Debug, Subcommand)]
+pub enum Overlay {
+    /// Write a pack with more overlays, on top of those that it has.
+    Add {
+        /// The pack: a .uc file, a .uc.index.json of shards, or the address of one.
+        #[arg(value_name = "PACK")]
+        pack: PathBuf,
+        /// A file of overlays for this base, as `uc overlay export` writes it.
+        #[arg(
+            value_name = "OVERLAY.uc",
+            required_unless_present = "lora",
+            conflicts_with = "lora"
+        )]
+        overlay: Option<PathBuf>,
+        /// A folder with a LoRA adapter as PEFT saves it.
+        #[arg(long, value_name = "DIR")]
+        lora: Option<PathBuf>,
+        /// What to call the overlay [default: its own name, or that of the folder].
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// The file to write, or the name that shards are called after.
+        #[arg(short, long, value_name = "OUT.uc")]
+        output: PathBuf,
+        /// Replace existing files.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        memory: Memory,
+    },
+    /// Show the overlays of a pack, in the order in which they are applied.
+    List {
+        /// The pack, or a file of overlays.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Write a pack without one of its overlays.
+    Remove {
+        /// The pack.
+        #[arg(value_name = "PACK")]
+        pack: PathBuf,
+        /// The overlay's name.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The file to write, or the name that shards are called after.
+        #[arg(short, long, value_name = "OUT.uc")]
+        output: PathBuf,
+        /// Replace existing files.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        memory: Memory,
+    },
+    /// Write one overlay as a file of its own, for packs with the same decoded root.
+    Export {
+        /// The pack.
+        #[arg(value_name = "PACK")]
+        pack: PathBuf,
+        /// The overlay's name.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The file to write.
+        #[arg(short, long, value_name = "OUT.uc")]
+        output: PathBuf,
+        /// Replace an existing file.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        memory: Memory,
+    },
+}
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  uc train model.uc --model ./model --text calib.txt --frozen-base --bpw 5.7 -o model+o.uc
+  uc train model.uc --model ./model --text calib.txt --held-out heldout.txt --bpw 5.5 -o out.uc
+
+Without --frozen-base the source is packed again, calibrated, at the bits that the overlay would have. The overlay
+is left out where that is better, which it usually is: OUT.uc is then FILE as it was. With --frozen-base it is
+compared with the base alone.";
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Method {
+    /// Singular vectors of the error: a baseline to beat.
+    Svd,
+    /// Singular vectors of the error as inputs and gradients weigh it.
+    Whitened,
+    /// Those, trained further.
+    Gradient,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Objective {
+    /// Squared differences of hidden states, block by block: one block in memory at a time.
+    Hidden,
+    /// KL divergence of the predictions.
+    Kl,
+    /// Both.
+    Hybrid,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Train {
+    /// The pack: a .uc file, a .uc.index.json of shards, or the address of one.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The source checkpoint.
+    #[arg(long, value_name = "MODEL_DIR")]
+    pub model: PathBuf,
+    /// The text to train on, UTF-8. Its last eighth is only looked at: the probe set.
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// The file to write, or the name that shards are called after.
+    #[arg(short, long, value_name = "OUT.uc")]
+    pub output: PathBuf,
+    /// Bits of body and overlay together, over the weights of the body [default: 0.5 more than the pack has].
+    #[arg(long, value_name = "X")]
+    pub bpw: Option<f64>,
+    /// The base may not change: compare with the base alone.
+    #[arg(long)]
+    pub frozen_base: bool,
+    /// Text for the last comparison, which nothing was tuned on [default: the probe set].
+    #[arg(long, value_name = "FILE")]
+    pub held_out: Option<PathBuf>,
+    /// Keep the overlay whatever the comparison says.
+    #[arg(long)]
+    pub keep: bool,
+    /// What to call the overlay.
+    #[arg(long, value_name = "NAME", default_value = "trained")]
+    pub name: String,
+    /// Where factors come from.
+    #[arg(long, value_enum, default_value_t = Method::Gradient)]
+    pub method: Method,
+    /// What training makes small.
+    #[arg(long, value_enum, default_value_t = Objective::Kl)]
+    pub objective: Objective,
+    /// Optimizer steps; of each block, with the objective hidden.
+    #[arg(long, value_name = "N", default_value_t = TrainOptions::default().steps)]
+    pub steps: usize,
+    /// Steps between two looks at the probe set, behind which what made it worse is undone.
+    #[arg(long, value_name = "N", default_value_t = TrainOptions::default().round)]
+    pub round: usize,
+    /// Sequences of a step.
+    #[arg(long, value_name = "N", default_value_t = TrainOptions::default().batch)]
+    pub batch: usize,
+    /// Step size, relative to the size of factors.
+    #[arg(long, value_name = "X", default_value_t = TrainOptions::default().learning_rate)]
+    pub learning_rate: f64,
+    /// Rounds that may be undone before training stops.
+    #[arg(long, value_name = "N", default_value_t = TrainOptions::default().max_rescues)]
+    pub max_rescues: usize,
+    /// Training stops when a round gains less than this part of the loss on the probe set.
+    #[arg(long, value_name = "X", default_value_t = TrainOptions::default().min_gain)]
+    pub min_gain: f64,
+    /// With the objective hidden: the states that blocks get.
+    #[arg(long, value_enum, default_value_t = BlockStates::Refreshed)]
+    pub states: BlockStates,
+    /// Seed of the order of sequences.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Tokens of a sequence.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub seq_len: usize,
+    /// Use at most so many tokens of the text [default: all].
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// A calibration file of the source [default: made from the text].
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    /// Go on from OUT.uc.train-state, which an interrupted run left behind.
+    #[arg(long)]
+    pub resume: bool,
+    /// Replace existing files.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub memory: Memory,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BlockStates {
+    /// Those that the trained blocks before them give.
+    Refreshed,
+    /// Those of the source.
+    Cached,
 }
 
 const RECEIPT_EXAMPLES: &str = "\
@@ -506,7 +715,9 @@ pub struct Bench {
 
 const DIFF_EXAMPLES: &str = "\
 Example:
-  uc diff ./model model.uc               what packing cost, tensor by tensor";
+  uc diff ./model model.uc               what packing cost, tensor by tensor
+
+Of packs the base is measured, without overlays.";
 
 #[derive(Debug, ClapArgs)]
 pub struct Pair {

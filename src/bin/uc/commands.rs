@@ -5,10 +5,12 @@ mod calibrate;
 mod compare;
 mod eval;
 mod info;
+mod overlay;
 mod pack;
 mod receipt;
 mod reshard;
 mod strip;
+mod train;
 mod unpack;
 mod verify;
 
@@ -32,8 +34,10 @@ pub fn run(args: Args, console: &mut Console) -> Outcome {
         Command::Same(a) => compare::same(&a, console),
         Command::Reshard(a) => reshard::run(&a, console),
         Command::Strip(a) => strip::run(&a, console),
+        Command::Overlay(a) => overlay::run(&a, console),
         Command::Diff(a) => compare::diff(&a, console),
         Command::Calibrate(a) => calibrate::run(&a, console),
+        Command::Train(a) => train::run(&a, console),
         Command::Eval(a) => eval::run(&a, console),
         Command::Receipt(a) => receipt::run(&a, console),
         Command::Bench(a) => bench::run(&a, console),

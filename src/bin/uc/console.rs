@@ -49,6 +49,12 @@ impl Console {
         self.start_bar(what, total, "{msg} {wide_bar} {pos}/{len} tokens {per_sec} ETA {eta}");
     }
 
+    /// As [`Console::start`], over `total` steps of training.
+    pub fn start_steps(&mut self, what: &'static str, total: u64) {
+        self.unit = Some("steps");
+        self.start_bar(what, total, "{msg} {wide_bar} {pos}/{len} steps ETA {eta}");
+    }
+
     fn start_bar(&mut self, what: &'static str, total: u64, style: &str) {
         let flag = self.stop.clone();
         if let Err(e) = ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)) {
@@ -121,13 +127,16 @@ impl Progress for Console {
         {
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
             let rate = done / now.max(1);
-            let eta = all.saturating_sub(done) / rate.max(1);
+            // Steps take seconds.
+            let left = u128::from(all.saturating_sub(done)) * u128::from(now);
+            let eta = left / u128::from(done.max(1));
             let show = |n: u64| match self.unit {
                 Some(unit) => format!("{n} {unit}"),
                 None => indicatif::HumanBytes(n).to_string(),
             };
             let (what, done, all) = (self.bar.message(), show(done), show(all));
-            complain(&format!("{what} {done} of {all}, {}/s, ETA {eta} s", show(rate)));
+            let speed = if rate > 0 { format!(", {}/s", show(rate)) } else { String::new() };
+            complain(&format!("{what} {done} of {all}{speed}, ETA {eta} s"));
         }
     }
 

@@ -21,7 +21,8 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
-    if let args::Command::Eval(_) | args::Command::Calibrate(_) = args.command
+    if let args::Command::Eval(_) | args::Command::Calibrate(_) | args::Command::Train(_) =
+        args.command
         && let Some(code) = restart::on_one_thread_each(args.common.threads)
     {
         return code;

@@ -42,6 +42,7 @@ pub fn run(args: &Eval, console: &mut Console) -> Outcome {
         .with_seq_len(args.seq_len)
         .with_max_tokens(args.max_tokens)
         .with_rung(args.rung)
+        .with_overlays(!args.no_overlays)
         .with_baselines(baselines);
     let (model, reference) = (Model::open(&args.model)?, Model::open(&args.against)?);
     let text = read(&args.text)?;
@@ -77,6 +78,7 @@ fn as_json(record: &EvalRecord) -> Value {
         "body_bpw": record.model.body_bpw,
         "file_bpw": record.model.file_bpw,
         "rung": record.model.rung,
+        "effective_root": record.model.effective_root,
     });
     for name in FIGURES {
         all[name] = json!(record.figure(name));

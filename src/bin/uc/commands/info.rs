@@ -5,8 +5,9 @@ use ultracompress::format::{PartKind, TreeHasher, tensor_leaf};
 use ultracompress::import::PackStats;
 use ultracompress::manifest::ShardFile;
 use ultracompress::receipt::{self, CheckedReceipt};
-use ultracompress::{Container, Digest, Encoding, Input, Manifest, Pack, TensorEntry};
+use ultracompress::{Container, Digest, Encoding, EvalRecord, Input, Manifest, Pack, TensorEntry};
 
+use super::overlay::{overlay_json, overlay_line};
 use super::{Outcome, rate, size};
 use crate::args::Info;
 use crate::console::Console;
@@ -31,7 +32,8 @@ fn shards(pack: &Pack<Input>) -> serde_json::Value {
 fn receipt_json(r: &CheckedReceipt) -> serde_json::Value {
     match &r.record {
         Ok(record) => json!({
-            "name": r.name, "ok": true, "rung": record.model.rung, "body_bpw": record.model.body_bpw,
+            "name": r.name, "ok": true, "rung": record.model.rung,
+            "effective_root": record.model.effective_root, "body_bpw": record.model.body_bpw,
             "text_sha256": record.text.sha256, "tokens": record.protocol.tokens,
             "headline": record.headline,
         }),
@@ -46,7 +48,12 @@ fn receipt_line(r: &CheckedReceipt) -> String {
         Ok(record) => record,
         Err(reason) => return format!("receipt {name} does not hold: {reason}\n"),
     };
-    let rung = record.model.rung.map_or(String::new(), |n| format!("rung {n}, "));
+    let overlaid = record.model.effective_root.is_some();
+    let rung = match record.model.rung {
+        Some(n) => format!("rung {n}, "),
+        None if overlaid => "with overlays, ".to_owned(),
+        None => String::new(),
+    };
     let tokens = record.protocol.tokens;
     let figures = ["kld_mean", "ppl_ratio", "cosine_pooled_mean", "cosine_hidden_mean"];
     let show = |name: &&str| Some(format!("{name} {:.6}", record.figure(name)?));
@@ -98,7 +105,8 @@ fn rungs(
     let kld = |rung: u8| {
         let records = receipts.iter().filter_map(|r| r.record.as_ref().ok());
         let own = |n: Option<u8>| n.unwrap_or(8).min(top) == rung;
-        let mut found = records.filter(|r| own(r.model.rung));
+        let base = |r: &&EvalRecord| r.model.effective_root.is_none();
+        let mut found = records.filter(base).filter(|r| own(r.model.rung));
         found.find_map(|r| r.figure("kld_mean"))
     };
     let rung = |planes: u8| Rung {
@@ -197,6 +205,9 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             .iter()
             .map(|f| json!({ "path": f.path, "bytes": f.len, "sha256": f.sha256.to_string() }))
             .collect();
+        let overlays = pack.overlays();
+        let overlays: Vec<_> =
+            overlays.iter().map(|o| overlay_json(o)).collect::<Result<_, _>>()?;
         let mut all = json!({
             "format_version": version,
             "file_bytes": pack.bytes(),
@@ -207,6 +218,9 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             "file_bpw": stats.file_bpw,
             "stored_root": pack.stored_root().to_string(),
             "decoded_root": pack.decoded_root().to_string(),
+            "effective_root": pack.effective_root().map(|root| root.to_string()),
+            "overlay_bpw": stats.overlay_bpw,
+            "overlays": overlays,
             "exact_root": exact_root(&pack, manifest.as_ref()),
             "encoder": encoder,
             "licence": licence,
@@ -248,6 +262,7 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
     // One write for all lines.
     let mut lines = String::new();
     rungs(&pack, manifest.as_ref(), &receipts).iter().for_each(|r| lines += &rung_line(r));
+    pack.overlays().iter().for_each(|o| lines += &overlay_line(o));
     lines += "\n";
     for t in pack.tensors() {
         let e = t.entry();

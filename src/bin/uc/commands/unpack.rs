@@ -15,6 +15,7 @@ pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
         .with_dtype(args.dtype.dtype())
         .with_planes(args.rung)
         .with_exact(args.exact)
+        .with_overlays(!args.no_overlays)
         .with_tensors(args.tensor.clone())
         .with_force(args.force)
         .with_max_ram(max_ram);
@@ -34,6 +35,7 @@ pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
             "bytes": report.bytes,
             "decoded_root": report.decoded_root.to_string(),
             "tensors_compared": report.compared,
+            "overlays": report.overlays,
             "files_recreated": report.files_recreated,
         }))?;
     } else {
@@ -45,6 +47,9 @@ pub fn run(args: &Unpack, console: &mut Console) -> Outcome {
             report.compared,
             report.decoded_root,
         ))?;
+        if report.overlays > 0 {
+            console.print(format!("with {} overlays of the pack", report.overlays))?;
+        }
         if args.exact {
             console.print(format!(
                 "{} weights files are the source's, byte for byte",

@@ -75,7 +75,7 @@ fn refused(e: &Error, console: &Console) -> Outcome {
         let structure = if *e.kind() == ErrorKind::Io { "not_checked" } else { "mismatch" };
         console.print_json(&json!({
             "structure": structure, "stored": "not_checked", "decoded": "not_checked",
-            "compared_with": "not_checked", "tensors_checked": 0, "exact": "not_checked",
+            "compared_with": "not_checked", "tensors_checked": 0, "exact": "not_checked", "effective": "not_checked",
             "failures": [failure(&f)],
         }))?;
     }
@@ -93,7 +93,8 @@ fn failure(f: &Failure) -> serde_json::Value {
 fn compare_root(root: Digest, report: &mut VerifyReport) -> Check {
     // A decoded root counts only when the tensors were decoded in this run.
     let decoded = report.decoded == Check::Ok && root == report.decoded_root;
-    if decoded || root == report.stored_root {
+    let effective = report.effective == Check::Ok && report.effective_root == Some(root);
+    if decoded || effective || root == report.stored_root {
         return Check::Ok;
     }
     let also = if report.decoded == Check::NotChecked { " (nothing was decoded)" } else { "" };
@@ -126,6 +127,8 @@ fn print(
             "tensors_checked": report.tensors_checked,
             "exact": report.exact.name(),
             "exact_checked": report.exact_checked,
+            "effective": report.effective.name(),
+            "effective_checked": report.effective_checked,
             "stored_root": report.stored_root.to_string(),
             "decoded_root": report.decoded_root.to_string(),
             "failures": report.failures.iter().map(failure).collect::<Vec<_>>(),
@@ -146,6 +149,13 @@ fn print(
         report.tensors_checked,
         compared.name(),
     ))?;
+    if report.effective != Check::NotChecked {
+        console.print(format!(
+            "effective {} ({} tensors with overlays)",
+            report.effective.name(),
+            report.effective_checked
+        ))?;
+    }
     if report.exact != Check::NotChecked {
         console.print(format!(
             "exact {} ({} tensors equal to their source digests)",

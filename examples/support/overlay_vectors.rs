@@ -1,0 +1,552 @@
+//! Vectors of overlays: spec/overlay.md, weight by weight.
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+use serde_json::{Value, json};
+use ultracompress::codec::convert_raw;
+use ultracompress::format::{TreeHasher, tensor_leaf};
+use ultracompress::{Digest, Dtype};
+
+use super::{File, Planes, Record, VectorSet, alias, hex, plain, raw};
+
+/// A block, field by field.
+#[derive(Clone)]
+struct Block {
+    tensor: String,
+    factors: u8,
+    rank: u32,
+    rows: u64,
+    cols: u64,
+    scaling: u32,
+    /// What is stored, without padding.
+    content: Vec<u8>,
+    /// What it makes of values in binary32, given their place.
+    product: Vec<f32>,
+    effective: Option<Digest>,
+    reserved: u8,
+}
+
+fn int8(i: usize, seed: usize) -> i8 {
+    i8::try_from((i * 37 + seed * 61) % 255).map_or_else(
+        |_| i8::try_from((i * 37 + seed * 61) % 255 - 128).expect("below 128"),
+        |v| if seed.is_multiple_of(2) { v } else { -v },
+    )
+}
+
+impl Block {
+    fn int8(tensor: &str, rows: usize, cols: usize, rank: usize, seed: usize) -> Self {
+        let a: Vec<i8> = (0..rows * rank).map(|i| int8(i, seed)).collect();
+        let b: Vec<i8> = (0..rank * cols).map(|i| int8(i, seed + 1)).collect();
+        let scale = |i: usize, base: u16| base + u16::try_from(i * 29 % 120).expect("small");
+        let row_scales: Vec<u16> = (0..rows).map(|i| scale(i, 0x3c80)).collect();
+        let column_scales: Vec<u16> = (0..cols).map(|i| scale(i, 0x3c00)).collect();
+        let mut content = vec![];
+        content.extend(row_scales.iter().chain(&column_scales).flat_map(|s| s.to_le_bytes()));
+        content.extend(a.iter().chain(&b).map(|v| v.cast_unsigned()));
+        let value = |bits: u16| bf16::from_bits(bits).to_f32();
+        let product = |i: usize| {
+            let (r, c) = (i / cols, i % cols);
+            let sum: i32 =
+                (0..rank).map(|k| i32::from(a[r * rank + k]) * i32::from(b[k * cols + c])).sum();
+            #[allow(clippy::cast_precision_loss, reason = "below 2^24")]
+            let sum = sum as f32;
+            sum * (value(row_scales[r]) * value(column_scales[c]))
+        };
+        Self::new(
+            tensor,
+            1,
+            rows,
+            cols,
+            rank,
+            0.0,
+            content,
+            (0..rows * cols).map(product).collect(),
+        )
+    }
+
+    fn f16(tensor: &str, rows: usize, cols: usize, rank: usize, scaling: f32) -> Self {
+        let factor = |i: usize, seed: usize| {
+            // Sizes far apart, so that the order of the sum shows.
+            let size = 2f32.powi(i32::try_from(i * 7 % 19).expect("small") - 15);
+            f16::from_f32(f32::from(int8(i, seed)) * size)
+        };
+        let a: Vec<f16> = (0..rows * rank).map(|i| factor(i, 3)).collect();
+        let b: Vec<f16> = (0..rank * cols).map(|i| factor(i, 4)).collect();
+        let content = a.iter().chain(&b).flat_map(|v| v.to_le_bytes()).collect();
+        let product = |i: usize| {
+            let mut sum = 0f32;
+            for k in 0..rank {
+                sum += a[i / cols * rank + k].to_f32() * b[k * cols + i % cols].to_f32();
+            }
+            sum * scaling
+        };
+        let product = (0..rows * cols).map(product).collect();
+        Self::new(tensor, 2, rows, cols, rank, scaling, content, product)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of a block")]
+    fn new(
+        tensor: &str,
+        factors: u8,
+        rows: usize,
+        cols: usize,
+        rank: usize,
+        scaling: f32,
+        content: Vec<u8>,
+        product: Vec<f32>,
+    ) -> Self {
+        Self {
+            tensor: tensor.into(),
+            factors,
+            rank: u32::try_from(rank).expect("small"),
+            rows: rows as u64,
+            cols: cols as u64,
+            scaling: scaling.to_bits(),
+            content,
+            product,
+            effective: None,
+            reserved: 0,
+        }
+    }
+
+    fn record(&self) -> Vec<u8> {
+        let name_len = u16::try_from(self.tensor.len()).expect("short");
+        let mut out = name_len.to_le_bytes().to_vec();
+        out.extend([self.factors, self.reserved]);
+        out.extend(self.rank.to_le_bytes());
+        out.extend(self.rows.to_le_bytes());
+        out.extend(self.cols.to_le_bytes());
+        out.extend(self.scaling.to_le_bytes());
+        out.extend([0; 4]);
+        out.extend(self.effective.unwrap_or(Digest([0; 32])).0);
+        out.extend(self.tensor.as_bytes());
+        out.resize(out.len().next_multiple_of(8), 0);
+        out
+    }
+}
+
+/// An overlay, field by field.
+#[derive(Clone)]
+struct Overlay {
+    name: &'static str,
+    order: u16,
+    blocks: Vec<Block>,
+    info: Vec<u8>,
+    base_root: Option<Digest>,
+    effective_root: Option<Digest>,
+    n_blocks: Option<u32>,
+    reserved: u16,
+    /// What padding behind blocks is made of.
+    padding: u8,
+    /// Bytes behind the last field.
+    tail: Vec<u8>,
+    /// Bytes of the part more or less.
+    extra: i32,
+}
+
+impl Overlay {
+    fn new(name: &'static str, order: u16, blocks: Vec<Block>) -> Self {
+        Self {
+            name,
+            order,
+            blocks,
+            info: br#"{"kind":"vector"}"#.to_vec(),
+            base_root: None,
+            effective_root: None,
+            n_blocks: None,
+            reserved: 0,
+            padding: 0,
+            tail: vec![],
+            extra: 0,
+        }
+    }
+
+    fn record(&self) -> Record {
+        let zero = Digest([0; 32]);
+        let mut body = self.base_root.unwrap_or(zero).0.to_vec();
+        body.extend(self.effective_root.unwrap_or(zero).0);
+        body.extend(self.order.to_le_bytes());
+        body.extend(self.reserved.to_le_bytes());
+        let n = u32::try_from(self.blocks.len()).expect("few");
+        body.extend(self.n_blocks.unwrap_or(n).to_le_bytes());
+        body.extend(u32::try_from(self.info.len()).expect("short").to_le_bytes());
+        body.extend([0; 4]);
+        self.blocks.iter().for_each(|b| body.extend(b.record()));
+        body.extend(&self.info);
+        body.resize(body.len().next_multiple_of(8), 0);
+        body.extend(&self.tail);
+        let mut content = vec![];
+        for block in &self.blocks {
+            content.extend(&block.content);
+            content.resize(content.len().next_multiple_of(64), self.padding);
+        }
+        let len = i32::try_from(content.len()).expect("small") + self.extra;
+        content.resize(usize::try_from(len).expect("positive"), 0);
+        let parts = if content.is_empty() { vec![] } else { vec![plain(1, 0, &content)] };
+        Record { kind: 4, flags: 1, name: self.name.into(), body, parts, ..Record::default() }
+    }
+}
+
+/// A tensor below overlays: its record, and its values in binary32.
+struct Base {
+    record: Record,
+    values: Vec<f32>,
+}
+
+fn planes_base(planes: &Planes) -> Base {
+    let values = planes.decode(&planes.stored(), 8, Dtype::F32);
+    let values = values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    Base { record: planes.record(), values }
+}
+
+fn raw_base(name: &str, dtype: Dtype, shape: &[u64], bytes: &[u8]) -> Base {
+    let wide = convert_raw(bytes.to_vec(), dtype, Dtype::F32).0;
+    let values = wide.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    Base { record: raw(name, dtype, shape, bytes), values }
+}
+
+fn root(bases: &[Base], effective: &BTreeMap<String, Digest>) -> Digest {
+    let mut tree = TreeHasher::new();
+    for base in bases {
+        let t = base.record.tensor.as_ref().expect("a tensor");
+        let name = String::from_utf8_lossy(&base.record.name).into_owned();
+        // An alias has its target's.
+        let own = if base.record.body[1] == 3 { "b.planes" } else { &name };
+        let digest = effective.get(own).copied().unwrap_or(Digest::of(&t.decoded));
+        tree.push(tensor_leaf(&name, t.dtype, &t.shape, digest));
+    }
+    tree.root()
+}
+
+/// Applies overlays in the order in which they come; what each leads to.
+fn apply(bases: &[Base], overlays: &mut [Overlay]) -> Vec<Value> {
+    let mut values: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    let mut effective = BTreeMap::new();
+    let mut outputs = vec![];
+    let base_root = root(bases, &effective);
+    for overlay in overlays {
+        let mut tensors = serde_json::Map::new();
+        for block in &mut overlay.blocks {
+            let named = |b: &&Base| b.record.name == block.tensor.as_bytes();
+            let Some(base) = bases.iter().find(named) else { continue };
+            let t = base.record.tensor.as_ref().expect("a tensor");
+            let values = values.entry(block.tensor.clone()).or_insert_with(|| base.values.clone());
+            let size = usize::try_from(t.dtype.bits() / 8).expect("small");
+            let mut bytes = vec![];
+            for (i, (v, d)) in values.iter_mut().zip(&block.product).enumerate() {
+                if v.is_finite() {
+                    *v += d;
+                    let one = v.to_le_bytes().to_vec();
+                    bytes.extend(convert_raw(one, Dtype::F32, t.dtype).0);
+                } else {
+                    bytes.extend(&t.decoded[i * size..][..size]);
+                }
+            }
+            block.effective.get_or_insert(Digest::of(&bytes));
+            effective.insert(block.tensor.clone(), Digest::of(&bytes));
+            tensors.insert(block.tensor.clone(), hex(&bytes).into());
+        }
+        overlay.base_root.get_or_insert(base_root);
+        let effective_root = root(bases, &effective);
+        overlay.effective_root.get_or_insert(effective_root);
+        outputs.push(json!({
+            "name": overlay.name, "effective_root": effective_root.to_string(), "tensors": tensors,
+        }));
+    }
+    outputs
+}
+
+fn file(bases: &[Base], overlays: &[Overlay]) -> File {
+    let mut records: Vec<Record> = bases.iter().map(|b| b.record.clone()).collect();
+    let mut own: Vec<Record> = overlays.iter().map(Overlay::record).collect();
+    own.sort_by(|a, b| a.name.cmp(&b.name));
+    records.extend(own);
+    File::of(records)
+}
+
+/// Tensors of all kinds that overlays may change, and one they may not.
+fn bases() -> Vec<Base> {
+    let planes = Planes::new("b.planes", Dtype::Bf16, &[3, 80], 32, &[5, 4, 5]);
+    let other = Planes::new("c.f16", Dtype::F16, &[2, 2, 24], 0, &[6, 6, 6, 6]);
+    let other = Planes { row_dims: 2, ..other };
+    let f32s: Vec<u8> = [1.0f32, f32::NEG_INFINITY, -0.0, f32::from_bits(0x7fa0_0001), 3e-3, 2e5]
+        .iter()
+        .flat_map(|v| v.to_le_bytes())
+        .collect();
+    let bf16s: Vec<u8> = (0..8u16).flat_map(|i| (0x3c00 + 37 * i).to_le_bytes()).collect();
+    let b = planes_base(&planes);
+    let alias = Base { record: alias("a.alias", "b.planes", &b.record), values: vec![] };
+    vec![
+        alias,
+        b,
+        planes_base(&other),
+        raw_base("d.f32", Dtype::F32, &[2, 3], &f32s),
+        raw_base("e.bf16", Dtype::Bf16, &[8], &bf16s),
+        raw_base("f.i16", Dtype::I16, &[4], &[1; 8]),
+    ]
+}
+
+fn example() -> (Vec<Base>, Vec<Overlay>) {
+    let first = Overlay::new(
+        "first",
+        1,
+        vec![Block::int8("b.planes", 3, 80, 3, 0), Block::int8("d.f32", 2, 3, 1, 2)],
+    );
+    (bases(), vec![first])
+}
+
+fn add(
+    set: &mut VectorSet,
+    id: &str,
+    rules: &[&str],
+    comment: &str,
+    bases: &[Base],
+    mut overlays: Vec<Overlay>,
+) {
+    let outputs = apply(bases, &mut overlays);
+    set.valid_with(id, rules, comment, &file(bases, &overlays), Some(outputs.into()));
+}
+
+pub fn valid(set: &mut VectorSet) {
+    let (bases, overlays) = example();
+    add(
+        set,
+        "overlay-int8",
+        &["OVL-1", "OVL-2", "OVL-4", "OVL-5", "OVL-6", "OVL-8", "OVL-9"],
+        "int8 factors on a tensor of planes, which has an alias, and on a raw one with an infinity and a NaN",
+        &bases,
+        overlays,
+    );
+    let adapter = Overlay::new(
+        "adapter",
+        1,
+        vec![
+            Block::f16("b.planes", 3, 80, 5, 1.0 / 65536.0),
+            Block::f16("c.f16", 4, 24, 2, -1.5 / 65536.0),
+            Block::f16("d.f32", 2, 3, 8, 1.0 / 1024.0),
+            Block::f16("e.bf16", 1, 8, 1, 1.0 / 1024.0),
+        ],
+    );
+    add(
+        set,
+        "overlay-binary16",
+        &["OVL-2", "OVL-4", "OVL-7", "OVL-8"],
+        "binary16 factors whose sums depend on their order; a vector as one row",
+        &bases,
+        vec![adapter.clone()],
+    );
+    // Names sort the other way round.
+    let stack = vec![
+        Overlay { name: "second", ..adapter },
+        Overlay::new(
+            "first",
+            2,
+            vec![Block::int8("b.planes", 3, 80, 16, 5), Block::int8("c.f16", 2, 48, 2, 6)],
+        ),
+    ];
+    add(
+        set,
+        "overlay-stack",
+        &["OVL-3", "OVL-8", "OVL-9"],
+        "two overlays: the one whose name comes last is applied first; rows as another product of dimensions",
+        &bases,
+        stack,
+    );
+    let (bases, mut overlays) = example();
+    apply(&bases, &mut overlays);
+    let records = overlays.iter().map(Overlay::record).collect();
+    set.valid_with(
+        "overlay-file",
+        &["OVL-10"],
+        "an overlay without its base",
+        &File::of(records),
+        None,
+    );
+}
+
+#[allow(clippy::too_many_lines, reason = "a list")]
+pub fn invalid(set: &mut VectorSet) {
+    type Change = fn(&mut Overlay);
+    let mut one = |id: &str, rule: &str, comment: &str, expect: &str, change: Change| {
+        let (bases, mut overlays) = example();
+        apply(&bases, &mut overlays);
+        change(&mut overlays[0]);
+        set.invalid(id, &[rule], comment, expect, &file(&bases, &overlays).bytes());
+    };
+    let m = "malformed";
+    one("overlay-reserved", "OVL-1", "a reserved byte of the body is set", m, |o| o.reserved = 1);
+    one("overlay-block-reserved", "OVL-2", "a reserved byte of a block is set", m, |o| {
+        o.blocks[0].reserved = 1;
+    });
+    one("overlay-order-zero", "OVL-1", "order 0", m, |o| o.order = 0);
+    one("overlay-no-blocks", "OVL-1", "no blocks", m, |o| o.n_blocks = Some(0));
+    one("overlay-more-blocks", "OVL-1 NAM-1 OVL-2", "more blocks than there are", m, |o| {
+        o.n_blocks = Some(3);
+    });
+    one("overlay-unsorted", "OVL-1", "blocks in another order", m, |o| o.blocks.swap(0, 1));
+    one("overlay-block-twice", "OVL-1", "two blocks for one tensor", m, |o| {
+        o.blocks[1] = o.blocks[0].clone();
+    });
+    one("overlay-tail", "OVL-1", "bytes behind the info", m, |o| o.tail = vec![0; 8]);
+    one("overlay-info-spaces", "OVL-1", "info isn't canonical JSON", m, |o| {
+        o.info = br#"{ "kind":"vector"}"#.to_vec();
+    });
+    one("overlay-info-array", "OVL-1", "info isn't an object", m, |o| o.info = b"[]".to_vec());
+    one("overlay-info-fraction", "OVL-1", "info has a number that isn't an integer", m, |o| {
+        o.info = br#"{"x":0.5}"#.to_vec();
+    });
+    one("overlay-factor-type", "OVL-2", "factors of type 3", m, |o| o.blocks[0].factors = 3);
+    one("overlay-rank-zero", "OVL-2", "rank 0", m, |o| o.blocks[0].rank = 0);
+    one("overlay-rank-high", "OVL-2", "rank 1025", m, |o| o.blocks[0].rank = 1025);
+    one("overlay-rows-zero", "OVL-2", "no rows", m, |o| o.blocks[0].rows = 0);
+    one("overlay-int8-scaling", "OVL-2", "int8 factors with a scaling", m, |o| {
+        o.blocks[0].scaling = 1f32.to_bits();
+    });
+    one("overlay-huge", "OVL-2", "factors that no file can hold", m, |o| {
+        (o.blocks[0].rows, o.blocks[0].cols) = (u64::MAX / 2, u64::MAX / 2);
+    });
+    one("overlay-part-short", "OVL-2", "the part is shorter than the blocks", m, |o| o.extra = -64);
+    one("overlay-part-long", "OVL-2", "the part is longer than the blocks", m, |o| o.extra = 64);
+    one("overlay-padding", "OVL-2", "padding behind a block is not zero", m, |o| o.padding = 1);
+    one("overlay-order-gap", "OVL-3", "the only overlay is the second", m, |o| o.order = 2);
+    one("overlay-other-base", "OVL-3", "for another base", m, |o| {
+        o.base_root = Some(Digest::of(b"another"));
+    });
+    one("overlay-no-tensor", "OVL-4", "for a tensor that isn't there", m, |o| {
+        o.blocks[1].tensor = "e.bf17".into();
+    });
+    one("overlay-other-shape", "OVL-4", "rows that are no product of first dimensions", m, |o| {
+        (o.blocks[1].rows, o.blocks[1].cols) = (3, 2);
+    });
+    one("overlay-on-alias", "OVL-4", "for an alias", m, |o| o.blocks[0].tensor = "a.alias".into());
+    one("overlay-on-integers", "OVL-4", "for a tensor of integers", m, |o| {
+        o.blocks[1] = Block::int8("f.i16", 1, 4, 1, 0);
+    });
+    one("overlay-scale-zero", "OVL-5", "a row scale of zero", m, |o| {
+        o.blocks[0].content[4..6].fill(0);
+    });
+    one("overlay-scale-negative", "OVL-5", "a negative column scale", m, |o| {
+        o.blocks[0].content[7] |= 0x80;
+    });
+    one("overlay-scale-nan", "OVL-5", "a row scale that is no number", m, |o| {
+        o.blocks[0].content[..2].copy_from_slice(&[0xc0, 0x7f]);
+    });
+    one("overlay-scale-large", "OVL-5", "a row scale above 2^40", m, |o| {
+        o.blocks[0].content[..2].copy_from_slice(&bf16::from_f32(2e12).to_le_bytes());
+    });
+    one("overlay-scale-small", "OVL-5", "a row scale below 2^-60", m, |o| {
+        o.blocks[0].content[..2].copy_from_slice(&bf16::from_f32(4e-19).to_le_bytes());
+    });
+    one("overlay-digest", "OVL-9", "a tensor leads to other bytes", "integrity", |o| {
+        o.blocks[0].effective = Some(Digest::of(b"others"));
+    });
+    one("overlay-factor-changed", "OVL-9", "a factor was changed", "integrity", |o| {
+        *o.blocks[0].content.last_mut().expect("there") ^= 0x40;
+    });
+    one("overlay-root", "OVL-9", "the effective root is another", "integrity", |o| {
+        o.effective_root = Some(Digest::of(b"another"));
+    });
+
+    let adapter = |change: fn(&mut Block)| {
+        let (bases, mut overlays) = (
+            bases(),
+            vec![Overlay::new("adapter", 1, vec![Block::f16("c.f16", 4, 24, 2, 1.0 / 65536.0)])],
+        );
+        apply(&bases, &mut overlays);
+        change(&mut overlays[0].blocks[0]);
+        file(&bases, &overlays).bytes()
+    };
+    for (id, rule, comment, bytes) in [
+        (
+            "overlay-f16-infinite",
+            "OVL-5",
+            "a binary16 factor is infinite",
+            adapter(|b| b.content[..2].copy_from_slice(&[0, 0x7c])),
+        ),
+        (
+            "overlay-scaling-zero",
+            "OVL-2",
+            "binary16 factors with a scaling of zero",
+            adapter(|b| b.scaling = 0),
+        ),
+        (
+            "overlay-scaling-nan",
+            "OVL-2",
+            "a scaling that is no number",
+            adapter(|b| b.scaling = f32::NAN.to_bits()),
+        ),
+        (
+            "overlay-scaling-large",
+            "OVL-2",
+            "a scaling above 2^64",
+            adapter(|b| b.scaling = 4e19f32.to_bits()),
+        ),
+    ] {
+        set.invalid(id, &[rule], comment, m, &bytes);
+    }
+
+    let (bases, mut overlays) = example();
+    apply(&bases, &mut overlays);
+    let mut same = overlays.clone();
+    same.push(Overlay { name: "zweite", ..overlays[0].clone() });
+    set.invalid(
+        "overlay-order-twice",
+        &["OVL-3"],
+        "two overlays of order 1",
+        m,
+        &file(&bases, &same).bytes(),
+    );
+    let mut required = file(&bases, &overlays);
+    required.records.last_mut().expect("the overlay").flags = 0;
+    set.invalid(
+        "overlay-required",
+        &["IDX-5"],
+        "an overlay that isn't optional",
+        m,
+        &required.bytes(),
+    );
+    let mut second = file(&bases, &overlays);
+    (second.shard, second.manifest) = (Some((2, 2)), Some(vec![]));
+    set.invalid(
+        "overlay-in-second-shard",
+        &["OVL-3"],
+        "an overlay in a shard that isn't the first",
+        m,
+        &second.bytes(),
+    );
+    let mut only = file(&bases, &overlays);
+    only.required = Some(4);
+    set.invalid(
+        "overlays-only-with-tensors",
+        &["OVL-10"],
+        "tensors in a file of overlays",
+        m,
+        &only.bytes(),
+    );
+    let none = File { required: Some(4), ..File::default() };
+    set.invalid(
+        "overlays-only-empty",
+        &["OVL-10"],
+        "a file of overlays without any",
+        m,
+        &none.bytes(),
+    );
+    let mut without = File::of(overlays.iter().map(Overlay::record).collect());
+    without.required = Some(0);
+    set.invalid(
+        "overlay-without-base",
+        &["OVL-3"],
+        "an overlay and no tensors, without the feature",
+        m,
+        &without.bytes(),
+    );
+    let mut zstd = file(&bases, &overlays);
+    let part = &mut zstd.records.last_mut().expect("the overlay").parts[0];
+    part.storage = 1;
+    set.invalid("overlay-zstd", &["PRT-7"], "factors in a part of storage zstd", m, &zstd.bytes());
+    let mut two = file(&bases, &overlays);
+    let record = two.records.last_mut().expect("the overlay");
+    record.parts.push(plain(2, 0, &[0; 64]));
+    set.invalid("overlay-two-parts", &["OVL-2"], "an overlay with two parts", m, &two.bytes());
+}

@@ -1,0 +1,157 @@
+//! Tensors with overlays: reading factors, and decoding (spec/overlay.md).
+
+use super::read_at::ReadAt;
+use super::reader::Container;
+use super::view::{DecodeOptions, TensorView};
+use crate::codec::{Factors, convert_raw, read_f32, round_to};
+use crate::error::{Error, Result};
+use crate::format::{Dtype, Encoding, OverlayBlock, OverlayEntry, reserve_more, to_usize};
+use crate::kernels::Kernel;
+
+impl<R: ReadAt> Container<R> {
+    /// The overlays of this file, in the order in which they are applied.
+    pub fn overlays(&self) -> Vec<&OverlayEntry> {
+        let mut all: Vec<_> = self.index().overlays.iter().collect();
+        all.sort_by_key(|o| o.order);
+        all
+    }
+
+    /// The factors of a block of one of the overlays of this file.
+    ///
+    /// # Errors
+    /// `Malformed` (UC-OVL-2, UC-OVL-5), `Integrity`, `Truncated`, `Io`.
+    pub fn read_factors(&self, overlay: &OverlayEntry, block: &OverlayBlock) -> Result<Factors> {
+        let read = || {
+            let part = &overlay.parts[0];
+            let len = block.padded_bytes().unwrap_or(u64::MAX);
+            let bytes = self.read_part(part, block.start..block.start.saturating_add(len))?;
+            Factors::parse(block, &bytes).map_err(|e| e.at(part.offset + block.start))
+        };
+        let place = |e: Error| self.place(e.in_part(&block.tensor).in_tensor(&overlay.name));
+        read().map_err(place)
+    }
+}
+
+/// A tensor together with what overlays add to it. Made by [`Pack::effective_tensor`](crate::Pack::effective_tensor).
+#[derive(Debug)]
+pub struct EffectiveTensor<'a, R> {
+    view: TensorView<'a, R>,
+    factors: Vec<Factors>,
+}
+
+impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
+    /// A tensor with factors in the order of the overlays; `view` is no alias.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn new(view: TensorView<'a, R>, factors: Vec<Factors>) -> Self {
+        Self { view, factors }
+    }
+
+    /// A tensor with the first `overlays` of the file `first`. An alias has what its target has.
+    ///
+    /// # Errors
+    /// As [`Container::read_factors`].
+    pub(crate) fn read(
+        first: &Container<R>,
+        view: &TensorView<'a, R>,
+        overlays: usize,
+    ) -> Result<Self> {
+        let view = view.resolve()?;
+        let stack = first.overlays().into_iter().take(overlays);
+        let blocks = stack.filter_map(|o| Some((o, o.block(view.name())?)));
+        let factors = blocks.map(|(o, block)| first.read_factors(o, block));
+        Ok(Self { view, factors: factors.collect::<Result<_>>()? })
+    }
+
+    /// The tensor without overlays.
+    pub fn base(&self) -> TensorView<'a, R> {
+        self.view
+    }
+
+    /// What overlays add, in their order.
+    pub fn factors(&self) -> &[Factors] {
+        &self.factors
+    }
+
+    /// All values at the source's type, little-endian.
+    ///
+    /// # Errors
+    /// As [`EffectiveTensor::decode_tiles`].
+    pub fn decode(&self, options: &DecodeOptions) -> Result<Vec<u8>> {
+        let mut all = vec![];
+        self.decode_tiles(options, |bytes| {
+            reserve_more(&mut all, bytes.len())?;
+            all.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Decodes tile by tile, in order: calls `emit` with the bytes of each tile.
+    ///
+    /// # Errors
+    /// As [`DecodeOptions::decode_tiles`]; `InvalidArgument` for a rung or exact values, which overlays don't belong to.
+    ///
+    /// # Spec
+    /// UC-OVL-6 to UC-OVL-8.
+    pub fn decode_tiles(
+        &self,
+        options: &DecodeOptions,
+        mut emit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        if self.factors.is_empty() {
+            return options.decode_tiles(&self.view, emit);
+        }
+        if options.planes.is_some() || options.exact {
+            return Err(Error::argument("overlays belong to all planes of the base"));
+        }
+        let kernel = options.kernel.map_or_else(Kernel::selected, Ok)?;
+        let target = options.target(&self.view);
+        let planes = matches!(self.view.entry().encoding, Encoding::Planes { .. });
+        let from = if planes { Dtype::F32 } else { self.view.dtype() };
+        let mut base = options.clone();
+        base.dtype = Some(from);
+        // The first element of the rows that are decoded.
+        let mut at = match &options.rows {
+            Some(rows) => rows.start.saturating_mul(self.view.row_len()?),
+            None => 0,
+        };
+        let (mut values, mut out) = (vec![], vec![]);
+        base.decode_tiles(&self.view, |bytes| {
+            values.clear();
+            out.clear();
+            read_f32(bytes, from, &mut values);
+            let n = values.len() as u64;
+            for factors in &self.factors {
+                factors.add(kernel, at, &mut values)?;
+            }
+            at += n;
+            round_to(&values, target, &mut out)?;
+            if !planes {
+                keep_what_is_not_finite(bytes, from, target, &mut out)?;
+            }
+            emit(&out)
+        })
+    }
+
+    /// About how many bytes of memory [`EffectiveTensor::decode_tiles`] needs on top of the base's.
+    pub(crate) fn cost(overlays: &[&OverlayEntry], tensor: &str) -> u64 {
+        let blocks = overlays.iter().filter_map(|o| o.block(tensor));
+        // Widened twice at most, and a tile as binary32 and as rounded.
+        blocks.map(|b| 5 * b.bytes()).fold(8 << 20, u64::saturating_add)
+    }
+}
+
+/// UC-OVL-8: elements of a raw tensor that are not finite stay as they are.
+fn keep_what_is_not_finite(bytes: &[u8], from: Dtype, to: Dtype, out: &mut [u8]) -> Result<()> {
+    let mut values = vec![];
+    read_f32(bytes, from, &mut values);
+    if values.iter().all(|v| v.is_finite()) {
+        return Ok(());
+    }
+    let size = to_usize(to.bits() / 8)?;
+    let plain = convert_raw(bytes.to_vec(), from, to).0;
+    for (i, _) in values.iter().enumerate().filter(|(_, v)| !v.is_finite()) {
+        out[i * size..][..size].copy_from_slice(&plain[i * size..][..size]);
+    }
+    Ok(())
+}

@@ -1,0 +1,630 @@
+//! Training factors against a teacher: AdamW (Loshchilov and Hutter, 2017, arXiv:1711.05101) on the outputs of blocks or on
+//! logits, with a probe set that undoes what makes things worse.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
+use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+
+use super::super::failed;
+use super::super::linear::{Observer, Pass};
+use super::super::network::Network;
+use super::super::states::States;
+use super::super::weights::Weights;
+use super::closed::Product;
+use crate::error::{Error, Result};
+use crate::par;
+use crate::progress::{Progress, step};
+
+/// What training makes small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Objective {
+    /// Squared differences of hidden states behind each block, block by block.
+    Hidden,
+    /// KL divergence of the next-token distributions.
+    Kl,
+    /// Both: the divergence, and the mean over blocks of their relative squared differences.
+    Hybrid,
+}
+
+impl Objective {
+    /// Its name on the command line and in recipes: `hidden`, `kl` or `hybrid`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hidden => "hidden",
+            Self::Kl => "kl",
+            Self::Hybrid => "hybrid",
+        }
+    }
+}
+
+/// Share of hidden states in the hybrid objective.
+const HYBRID_SHARE: f64 = 0.1;
+/// Sequences that run together on a thread.
+const MICRO: usize = 2;
+/// Memory for what runs at a time.
+const RUNNING_BYTES: u64 = 4 << 30;
+
+/// How the gradient is followed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Schedule {
+    pub objective: Objective,
+    /// Optimizer steps of all rounds; of each block's, when blocks are trained one by one.
+    pub steps: usize,
+    /// Steps between two looks at the probe set.
+    pub round: usize,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Step size at the start, relative to the root mean square of a factor.
+    pub lr: f64,
+    pub seed: u64,
+    /// Rounds that may be undone before training stops.
+    pub max_rescues: usize,
+    /// Least relative gain of a round on the probe set; training stops below it.
+    pub min_gain: f64,
+    /// Blocks get the states that the trained blocks before them give; else those of the teacher.
+    pub refreshed: bool,
+}
+
+/// Why training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stopped {
+    Steps,
+    Rescues,
+    Gain,
+}
+
+impl Stopped {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Steps => "steps",
+            Self::Rescues => "rescues",
+            Self::Gain => "gain",
+        }
+    }
+}
+
+/// One look at the probe set.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    /// The block that was trained, when they are one by one.
+    pub block: Option<usize>,
+    pub steps: usize,
+    /// The objective on the probe set.
+    pub probe: f64,
+    /// The round before was undone.
+    pub rescued: bool,
+}
+
+/// Factors under training, of about size 1; what they were scaled by comes back in the product.
+struct Trained {
+    rows: usize,
+    cols: usize,
+    a: Var,
+    b: Var,
+    by: Scales,
+}
+
+/// What the factors of a layer are divided by while they are trained: powers of two, so that nothing is rounded.
+pub(super) type Scales = [f64; 2];
+
+/// Products by layer, on top of its output.
+pub(super) struct Factors(BTreeMap<String, Trained>);
+
+/// The power of two next to the root mean square.
+fn size(values: &[f32]) -> f64 {
+    let sum: f64 = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+    #[allow(clippy::cast_precision_loss, reason = "a mean")]
+    let mean = sum / values.len().max(1) as f64;
+    if mean > 0.0 { mean.sqrt().log2().round().exp2() } else { 1.0 }
+}
+
+impl Factors {
+    /// Of products by layer; those of rank 0 are left out. `scales` are those of training that goes on.
+    pub(super) fn new(
+        products: &BTreeMap<String, Product>,
+        scales: &BTreeMap<String, Scales>,
+    ) -> Result<Self> {
+        let mut all = BTreeMap::new();
+        for (name, p) in products.iter().filter(|(_, p)| p.rank > 0) {
+            let by = scales.get(name).copied().unwrap_or_else(|| [size(&p.a), size(&p.b)]);
+            let var = |values: &[f32], shape: (usize, usize), by: f64| {
+                let scaled = (Tensor::from_slice(values, shape, &Device::Cpu)? / by)?;
+                Var::from_tensor(&scaled)
+            };
+            let trained = Trained {
+                rows: p.rows,
+                cols: p.cols,
+                a: var(&p.a, (p.rows, p.rank), by[0]).map_err(failed)?,
+                b: var(&p.b, (p.rank, p.cols), by[1]).map_err(failed)?,
+                by,
+            };
+            all.insert(name.clone(), trained);
+        }
+        Ok(Self(all))
+    }
+
+    /// The products as they are now.
+    pub(super) fn products(&self) -> Result<BTreeMap<String, Product>> {
+        let of = |t: &Trained| -> CandleResult<Product> {
+            let values = |v: &Var, by: f64| (v.as_tensor() * by)?.flatten_all()?.to_vec1::<f32>();
+            let rank = t.a.dim(1)?;
+            let (a, b) = (values(&t.a, t.by[0])?, values(&t.b, t.by[1])?);
+            Ok(Product { rows: t.rows, cols: t.cols, rank, a, b })
+        };
+        self.0.iter().map(|(n, t)| Ok((n.clone(), of(t).map_err(failed)?))).collect()
+    }
+
+    /// What factors are scaled by, by layer.
+    pub(super) fn scales(&self) -> BTreeMap<String, Scales> {
+        self.0.iter().map(|(name, t)| (name.clone(), t.by)).collect()
+    }
+
+    fn vars(&self, layers: Option<&BTreeSet<String>>) -> Vec<Var> {
+        let own = self.0.iter().filter(|(name, _)| layers.is_none_or(|l| l.contains(*name)));
+        own.flat_map(|(_, t)| [t.a.clone(), t.b.clone()]).collect()
+    }
+}
+
+impl Observer for Factors {
+    fn linear(&self, name: &str, input: &Tensor, output: Tensor) -> CandleResult<Tensor> {
+        let Some(t) = self.0.get(name) else { return Ok(output) };
+        let flat = input.reshape(((), t.cols))?;
+        let thin = (flat.matmul(&t.b.as_tensor().t()?)? * (t.by[0] * t.by[1]))?;
+        let product = thin.matmul(&t.a.as_tensor().t()?)?;
+        output.broadcast_add(&product.reshape(output.shape())?)
+    }
+}
+
+/// Names of the linear layers of a block.
+#[derive(Default)]
+struct Met(Mutex<BTreeSet<String>>);
+
+impl Observer for Met {
+    fn linear(&self, name: &str, _: &Tensor, output: Tensor) -> CandleResult<Tensor> {
+        self.0.lock().expect("no panic before").insert(name.to_owned());
+        Ok(output)
+    }
+}
+
+/// Model and teacher, with all that they are compared on.
+pub(super) struct Training<'a> {
+    pub student: &'a mut dyn Network,
+    pub student_weights: &'a Weights<'a>,
+    pub teacher: &'a mut dyn Network,
+    pub teacher_weights: &'a Weights<'a>,
+    pub sequences: &'a [Vec<u32>],
+    pub probe: &'a [Vec<u32>],
+    pub schedule: Schedule,
+    pub progress: &'a dyn Progress,
+}
+
+/// Where training is, so that it can go on from there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Place {
+    /// The block that is trained, when they are one by one.
+    pub block: usize,
+    /// Steps done, of the block.
+    pub steps: usize,
+    /// Rounds undone, of the block.
+    pub rescues: usize,
+    /// Of all.
+    pub all_rescues: usize,
+    /// The objective on the probe set, when it was looked at.
+    pub best: Option<f64>,
+    /// Products of the step size.
+    pub lr_scale: f64,
+}
+
+/// What calls back after each round, with the factors and the place.
+pub(super) type AfterRound<'a> = dyn FnMut(&Factors, &Place, &Look) -> Result<()> + 'a;
+
+/// The loss of sequences, with gradients or without: as a tensor and as a number.
+type Loss<'a, T> = dyn Fn(&[&T], bool) -> CandleResult<(Tensor, f64)> + Sync + 'a;
+
+/// A loss and its gradients.
+type Found = (f64, Vec<Tensor>);
+
+fn ids_of(sequences: &[&Vec<u32>]) -> CandleResult<Tensor> {
+    let n = sequences.first().map_or(0, |s| s.len());
+    let all: Vec<u32> = sequences.iter().flat_map(|s| s.iter().copied()).collect();
+    Tensor::from_vec(all, (sequences.len(), n), &Device::Cpu)
+}
+
+/// Mean squared difference over the mean square of what is expected.
+fn relative(found: &Tensor, expected: &Tensor) -> CandleResult<Tensor> {
+    let scale = f64::from(expected.sqr()?.mean_all()?.to_scalar::<f32>()?).max(1e-20);
+    (found - expected)?.sqr()?.mean_all()? / scale
+}
+
+/// KL divergence of the predictions, mean over positions.
+fn divergence(teacher: &Tensor, student: &Tensor) -> CandleResult<Tensor> {
+    let log_p = candle_nn::ops::log_softmax(teacher, D::Minus1)?;
+    let log_q = candle_nn::ops::log_softmax(student, D::Minus1)?;
+    let kl = (log_p.exp()? * (log_p - log_q)?)?.sum(D::Minus1)?;
+    kl.mean_all()
+}
+
+impl Training<'_> {
+    /// Trains `factors` in place. Returns why it ended, and the place.
+    ///
+    /// # Errors
+    /// `Source` for losses that are not finite; as reading the models; `Cancelled`; what `after` returns.
+    pub(super) fn run(
+        &mut self,
+        factors: &Factors,
+        place: Place,
+        states: &States,
+        after: &mut AfterRound<'_>,
+    ) -> Result<(Stopped, Place)> {
+        match self.schedule.objective {
+            Objective::Hidden => self.blocks(factors, place, states, after),
+            Objective::Kl | Objective::Hybrid => {
+                for i in 0..self.student.blocks() {
+                    self.student.hold(i, Some(self.student_weights))?;
+                    self.teacher.hold(i, Some(self.teacher_weights))?;
+                }
+                let (student, teacher) = (&*self.student, &*self.teacher);
+                let hybrid = self.schedule.objective == Objective::Hybrid;
+                let loss = |sequences: &[&Vec<u32>], gradients: bool| {
+                    whole_loss(student, teacher, factors, sequences, hybrid, gradients)
+                };
+                let train: Vec<&Vec<u32>> = self.sequences.iter().collect();
+                let probe: Vec<&Vec<u32>> = self.probe.iter().collect();
+                let vars = factors.vars(None);
+                self.rounds(factors, &vars, &train, &probe, &loss, None, place, after)
+            }
+        }
+    }
+
+    /// Rounds of steps, each with a look at the probe set behind it.
+    #[allow(clippy::too_many_arguments, reason = "one loop for both ways of training")]
+    fn rounds<T: Sync>(
+        &self,
+        factors: &Factors,
+        vars: &[Var],
+        train: &[&T],
+        probe: &[&T],
+        loss: &Loss<'_, T>,
+        block: Option<usize>,
+        mut place: Place,
+        after: &mut AfterRound<'_>,
+    ) -> Result<(Stopped, Place)> {
+        let s = self.schedule;
+        if place.lr_scale == 0.0 {
+            place.lr_scale = 1.0;
+        }
+        let mut best = match place.best {
+            Some(best) => best,
+            None => {
+                let best = self.probe_loss(probe, loss)?;
+                let look = Look { block, steps: place.steps, probe: best, rescued: false };
+                place.best = Some(best);
+                after(factors, &place, &look)?;
+                best
+            }
+        };
+        if vars.is_empty() {
+            return Ok((Stopped::Steps, place));
+        }
+        while place.steps < s.steps {
+            let kept = vars.iter().map(|v| v.as_tensor().copy()).collect::<CandleResult<Vec<_>>>();
+            let kept = kept.map_err(failed)?;
+            let params =
+                ParamsAdamW { lr: s.lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
+            let mut adam = AdamW::new(vars.to_vec(), params).map_err(failed)?;
+            let end = s.steps.min(place.steps + s.round);
+            for at in place.steps..end {
+                #[allow(clippy::cast_precision_loss, reason = "a share")]
+                let left = 1.0 - at as f64 / s.steps as f64;
+                // Each round warms up: its optimizer knows nothing yet.
+                #[allow(clippy::cast_precision_loss, reason = "a share")]
+                let warm = ((at - place.steps + 1) as f64 / 5.0).min(1.0);
+                adam.set_learning_rate(s.lr * place.lr_scale * warm * (0.1 + 0.9 * left));
+                self.step(
+                    &mut adam,
+                    vars,
+                    train,
+                    loss,
+                    at as u64 + ((block.unwrap_or(0) as u64) << 32),
+                )?;
+            }
+            let found = self.probe_loss(probe, loss)?;
+            place.steps = end;
+            let rescued = found.is_nan() || found > best;
+            if rescued {
+                for (var, kept) in vars.iter().zip(&kept) {
+                    var.set(kept).map_err(failed)?;
+                }
+                place.rescues += 1;
+                place.all_rescues += 1;
+                place.lr_scale /= 2.0;
+            }
+            let gain = 1.0 - found / best;
+            best = best.min(found);
+            place.best = Some(best);
+            let look = Look { block, steps: place.steps, probe: found, rescued };
+            after(factors, &place, &look)?;
+            if place.rescues > s.max_rescues {
+                return Ok((Stopped::Rescues, place));
+            }
+            if !rescued && gain < s.min_gain {
+                return Ok((Stopped::Gain, place));
+            }
+        }
+        Ok((Stopped::Steps, place))
+    }
+
+    /// One step of the optimizer.
+    fn step<T: Sync>(
+        &self,
+        adam: &mut AdamW,
+        vars: &[Var],
+        train: &[&T],
+        loss: &Loss<'_, T>,
+        at: u64,
+    ) -> Result<()> {
+        let s = self.schedule;
+        let chosen: Vec<&T> = (0..s.batch as u64)
+            .map(|i| train[draw(s.seed, at * s.batch as u64 + i, train.len())])
+            .collect();
+        let parts: Vec<&[&T]> = chosen.chunks(MICRO).collect();
+        let found = par::map_within(
+            parts.len(),
+            RUNNING_BYTES,
+            |_| 1,
+            |i| -> Result<Found> {
+                step(self.progress, 0)?;
+                let run = || {
+                    let (loss, value) = loss(parts[i], true)?;
+                    let gradients = loss.backward()?;
+                    let of = |v: &Var| match gradients.get(v.as_tensor()) {
+                        Some(g) => Ok(g.clone()),
+                        None => v.zeros_like(),
+                    };
+                    Ok((value, vars.iter().map(of).collect::<CandleResult<Vec<_>>>()?))
+                };
+                run().map_err(failed)
+            },
+        )?;
+        let value: f64 = found.iter().map(|(value, _)| value).sum();
+        if !value.is_finite() {
+            return Err(Error::source_file("the loss of a step is not finite"));
+        }
+        let mut run = || -> CandleResult<()> {
+            // A store for the optimizer; what it holds is replaced.
+            let mut store = (vars[0].as_tensor().sum_all()? * 0.0)?.backward()?;
+            for (i, var) in vars.iter().enumerate() {
+                let mut sum = found[0].1[i].clone();
+                for (_, gradients) in &found[1..] {
+                    sum = (sum + &gradients[i])?;
+                }
+                store.insert(var.as_tensor(), sum);
+            }
+            adam.step(&store)
+        };
+        run().map_err(failed)?;
+        step(self.progress, 1)
+    }
+
+    fn probe_loss<T: Sync>(&self, probe: &[&T], loss: &Loss<'_, T>) -> Result<f64> {
+        let parts: Vec<&[&T]> = probe.chunks(MICRO).collect();
+        let found = par::map_within(
+            parts.len(),
+            RUNNING_BYTES,
+            |_| 1,
+            |i| -> Result<f64> {
+                step(self.progress, 0)?;
+                #[allow(clippy::cast_precision_loss, reason = "few")]
+                let n = parts[i].len() as f64;
+                loss(parts[i], false).map(|(_, value)| value * n).map_err(failed)
+            },
+        )?;
+        #[allow(clippy::cast_precision_loss, reason = "few")]
+        let n = probe.len().max(1) as f64;
+        Ok(found.iter().sum::<f64>() / n)
+    }
+
+    /// Block by block, on hidden states.
+    fn blocks(
+        &mut self,
+        factors: &Factors,
+        mut place: Place,
+        states: &States,
+        after: &mut AfterRound<'_>,
+    ) -> Result<(Stopped, Place)> {
+        let all: Vec<&Vec<u32>> = self.sequences.iter().chain(self.probe).collect();
+        let n = self.sequences.len();
+        let blocks = self.student.blocks();
+        let seq_len = all.first().map_or(0, |s| s.len());
+        // Teacher's states before and behind the block, and the student's before it.
+        let mut hidden = 0;
+        for (i, sequence) in all.iter().enumerate() {
+            let ids = ids_of(&[sequence]).map_err(failed)?;
+            for (slot, network) in [(0, &*self.teacher), (2, &*self.student)] {
+                let x = network.embed(&ids).map_err(failed)?;
+                hidden = x.dim(D::Minus1).map_err(failed)?;
+                if i == 0 && slot == 0 {
+                    states.layout(4, all.len(), seq_len * hidden);
+                }
+                keep(states, slot, i, &x)?;
+            }
+        }
+        let read = |slot: usize, i: usize| -> CandleResult<Tensor> {
+            let values = states.read(slot, i).map_err(candle_core::Error::wrap)?;
+            Tensor::from_vec(values, (1, seq_len, hidden), &Device::Cpu)
+        };
+        let indices: Vec<usize> = (0..all.len()).collect();
+        let (train, probe): (Vec<&usize>, Vec<&usize>) =
+            (indices[..n].iter().collect(), indices[n..].iter().collect());
+        let mut stopped = Stopped::Steps;
+        for block in 0..blocks {
+            self.teacher.hold(block, Some(self.teacher_weights))?;
+            self.student.hold(block, Some(self.student_weights))?;
+            let (student, teacher) = (&*self.student, &*self.teacher);
+            let each = |slot: usize, to: usize, network: &dyn Network, pass: Pass<'_>| {
+                par::map_within(
+                    all.len(),
+                    RUNNING_BYTES,
+                    |_| 1,
+                    |i| -> Result<()> {
+                        step(self.progress, 0)?;
+                        let y = read(slot, i).and_then(|x| network.block(block, &x, pass));
+                        keep(states, to, i, &y.map_err(failed)?)
+                    },
+                )
+            };
+            each(0, 1, teacher, Pass::default())?;
+            // What has been trained before an interruption is only run again.
+            if block >= place.block {
+                let met = Met::default();
+                let pass = Pass { observer: Some(&met), gradients: false };
+                for i in 0..all.len() {
+                    let x = read(2, i).map_err(failed)?;
+                    student.block(block, &x, pass).map_err(failed)?;
+                }
+                let layers = met.0.into_inner().expect("no panic before");
+                let vars = factors.vars(Some(&layers));
+                let from = if self.schedule.refreshed { 2 } else { 0 };
+                let loss = |chosen: &[&usize], gradients: bool| {
+                    let together = |slot: usize| {
+                        let all = chosen.iter().map(|&&i| read(slot, i));
+                        Tensor::cat(&all.collect::<CandleResult<Vec<_>>>()?, 0)
+                    };
+                    let pass = Pass { observer: Some(factors), gradients };
+                    let y = student.block(block, &together(from)?, pass)?;
+                    let loss = relative(&y, &together(1)?)?;
+                    let value = f64::from(loss.to_scalar::<f32>()?);
+                    Ok((loss, value))
+                };
+                let start = match block == place.block {
+                    true => place.clone(),
+                    false => Place { block, all_rescues: place.all_rescues, ..Place::default() },
+                };
+                let ended =
+                    self.rounds(factors, &vars, &train, &probe, &loss, Some(block), start, after)?;
+                (stopped, place) = ended;
+                place.block = block;
+            }
+            each(2, 3, student, Pass { observer: Some(factors), gradients: false })?;
+            for i in 0..all.len() {
+                for (from, to) in [(1, 0), (3, 2)] {
+                    states.write(to, i, &states.read(from, i)?)?;
+                }
+            }
+            self.teacher.hold(block, None)?;
+            self.student.hold(block, None)?;
+        }
+        Ok((stopped, place))
+    }
+}
+
+fn keep(states: &States, slot: usize, i: usize, x: &Tensor) -> Result<()> {
+    let values = x.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(failed)?;
+    if values.iter().any(|v| !v.is_finite()) {
+        return Err(Error::source_file("a hidden state is not finite"));
+    }
+    states.write(slot, i, &values)
+}
+
+/// The loss of whole sequences, from tokens to logits.
+fn whole_loss(
+    student: &dyn Network,
+    teacher: &dyn Network,
+    factors: &Factors,
+    sequences: &[&Vec<u32>],
+    hybrid: bool,
+    gradients: bool,
+) -> CandleResult<(Tensor, f64)> {
+    let ids = ids_of(sequences)?;
+    let (mut x, mut y) = (student.embed(&ids)?, teacher.embed(&ids)?);
+    let pass = Pass { observer: Some(factors), gradients };
+    let mut hidden: Option<Tensor> = None;
+    let blocks = student.blocks();
+    for i in 0..blocks {
+        x = student.block(i, &x, pass)?;
+        y = teacher.block(i, &y, Pass::default())?;
+        if hybrid {
+            let own = relative(&x, &y)?;
+            hidden = Some(match hidden {
+                Some(sum) => (sum + own)?,
+                None => own,
+            });
+        }
+    }
+    let mut loss = divergence(&teacher.head(&y, Pass::default())?, &student.head(&x, pass)?)?;
+    if let Some(hidden) = hidden {
+        #[allow(clippy::cast_precision_loss, reason = "few")]
+        let share = HYBRID_SHARE / blocks as f64;
+        loss = (loss + (hidden * share)?)?;
+    }
+    let value = f64::from(loss.to_scalar::<f32>()?);
+    Ok((loss, value))
+}
+
+/// The sequence of a place of a step.
+fn draw(seed: u64, place: u64, n: usize) -> usize {
+    // Each pass over the sequences has an order of its own.
+    let (pass, at) = (place / n as u64, place % n as u64);
+    let mut order: Vec<usize> = (0..n).collect();
+    let mut state = seed ^ pass.wrapping_mul(0xd134_2543_de82_ef95);
+    for i in (1..n).rev() {
+        let share = (super::closed::noise(&mut state) + 1.0) / 2.0;
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an index"
+        )]
+        order.swap(i, ((share * (i + 1) as f64) as usize).min(i));
+    }
+    order.get(usize::try_from(at).unwrap_or(0)).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pass_draws_every_sequence_once() {
+        for pass in 0..3u64 {
+            let mut drawn: Vec<usize> = (0..7).map(|i| draw(5, pass * 7 + i, 7)).collect();
+            drawn.sort_unstable();
+            assert_eq!(drawn, [0, 1, 2, 3, 4, 5, 6]);
+        }
+        let order = |seed: u64| (0..14).map(|i| draw(seed, i, 14)).collect::<Vec<_>>();
+        assert!(order(1) != order(2) && order(1) == order(1));
+    }
+
+    #[test]
+    fn products_survive_their_scales() {
+        let p = Product {
+            rows: 3,
+            cols: 2,
+            rank: 2,
+            a: vec![1.0, 2.0, 0.5, -4.0, 0.25, 8.0],
+            b: vec![0.001, 0.002, -0.004, 0.003],
+        };
+        let products = BTreeMap::from([("x".to_owned(), p.clone())]);
+        let factors = Factors::new(&products, &BTreeMap::new()).expect("fits");
+        assert_eq!(factors.products().expect("fits"), products, "bit for bit");
+        let near = |a: &[f32], b: &[f32]| {
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6 * (1.0 + b.abs()))
+        };
+        // x B^T A^T.
+        let x = Tensor::new(&[[1f32, 10.0]], &Device::Cpu).expect("fits");
+        let zeros = Tensor::zeros((1, 3), candle_core::DType::F32, &Device::Cpu).expect("fits");
+        let y = factors.linear("x", &x, zeros.clone()).expect("computes");
+        let y = y.to_vec2::<f32>().expect("floats").remove(0);
+        let thin = [0.021f32, 0.026];
+        let expected = [
+            thin[0] + 2.0 * thin[1],
+            0.5 * thin[0] - 4.0 * thin[1],
+            0.25 * thin[0] + 8.0 * thin[1],
+        ];
+        assert!(near(&y, &expected), "{y:?}");
+        let other = factors.linear("other", &x, zeros).expect("computes");
+        assert_eq!(other.to_vec2::<f32>().expect("floats"), [[0.0; 3]]);
+    }
+}

@@ -1,0 +1,240 @@
+//! Training overlays on a tiny trained model: what is kept and why, interruption, every method and objective.
+#![cfg(feature = "lm")]
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ultracompress::import::{Model, OverlayOptions, PackOptions, Source};
+use ultracompress::lm::{CalibrateOptions, Method, Objective, TrainOptions, TrainReport};
+use ultracompress::{Check, Error, ErrorKind, NoProgress, Pack, Progress, VerifyOptions};
+
+fn tiny_llama() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/tiny-llama")
+}
+
+/// English text of ours.
+fn text() -> Vec<u8> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    ["README.md", "spec/container.md"]
+        .iter()
+        .flat_map(|name| std::fs::read(root.join(name)).expect("the page is there"))
+        .take(12_000)
+        .collect()
+}
+
+fn packed(folder: &Path) -> PathBuf {
+    let pack = folder.join("base.uc");
+    let recipe = ultracompress::import::Recipe::default();
+    let source = Source::open(&tiny_llama()).expect("readable");
+    PackOptions::new().with_recipe(recipe).pack(&source, &pack).expect("packs");
+    pack
+}
+
+/// Statistics of the model, made once.
+fn calibration() -> PathBuf {
+    static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let make = || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("calibration");
+        let model = Model::open(&tiny_llama()).expect("opens");
+        let options = CalibrateOptions::new().with_seq_len(64).with_max_tokens(Some(1536));
+        let prepared = options.prepare(&model, &text()).expect("a text");
+        prepared.run(&file, &NoProgress).expect("calibrates");
+        (folder, file)
+    };
+    FILE.get_or_init(make).1.clone()
+}
+
+fn options(method: Method) -> TrainOptions {
+    let mut options = TrainOptions::new();
+    options.calibration = Some(calibration());
+    options.method = method;
+    options.seq_len = 64;
+    options.max_tokens = Some(1536);
+    (options.steps, options.round, options.batch) = (4, 2, 4);
+    options.frozen_base = true;
+    options.min_gain = -1.0;
+    options
+}
+
+fn train(
+    options: &TrainOptions,
+    pack: &Path,
+    output: &Path,
+    progress: &dyn Progress,
+) -> Result<TrainReport, Error> {
+    let pack = Model::open(pack).expect("opens");
+    let source = Model::open(&tiny_llama()).expect("opens");
+    options.train(&pack, &source, &text(), output, progress)
+}
+
+fn kld(report: &TrainReport) -> (f64, f64) {
+    let of = |r: &ultracompress::EvalRecord| r.figure("kld_mean").expect("a divergence");
+    (of(&report.before), of(&report.after))
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).expect("readable")
+}
+
+fn state_of(output: &Path) -> PathBuf {
+    let mut name = output.file_name().expect("a name").to_owned();
+    name.push(".train-state");
+    output.with_file_name(name)
+}
+
+#[test]
+fn whitening_beats_plain_vectors_and_training_beats_both() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = packed(folder.path());
+    let mut found = vec![];
+    for method in [Method::Svd, Method::Whitened, Method::Gradient] {
+        let output = folder.path().join(method.name());
+        let mut options = options(method);
+        (options.steps, options.round) = (12, 6);
+        let report = train(&options, &base, &output, &NoProgress).expect("trains");
+        let (before, after) = kld(&report);
+        assert!(report.bpw_after <= report.bpw_before + 0.5);
+        assert!(report.bpw_after > report.bpw_before + 0.4, "{}", report.bpw_after);
+        assert_eq!(report.table.len(), 2, "the base alone is compared");
+        found.push((after, before, report.kept));
+        if report.kept {
+            let pack = Pack::open_path(&output).expect("opens");
+            let verified = VerifyOptions::new().verify_pack(&pack).expect("readable");
+            assert!(verified.is_ok() && verified.effective == Check::Ok);
+            assert_eq!(pack.effective_root(), report.effective_root);
+            let without = folder.path().join("without.uc");
+            let remove = OverlayOptions::new().with_force(true);
+            remove.remove(&pack, "trained", &without, &NoProgress).expect("removes");
+            assert!(read(&without) == read(&base));
+        } else {
+            assert!(read(&output) == read(&base));
+        }
+        assert!(!state_of(&output).exists());
+    }
+    let [(svd, base, _), (whitened, _, kept), (trained, ..)] = found[..] else { panic!("three") };
+    assert!(whitened < svd && trained < whitened && whitened < 0.8 * base, "{found:?}");
+    assert!(kept);
+}
+
+#[test]
+fn bits_in_the_base_win_and_the_overlay_is_left_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = packed(folder.path());
+    let output = folder.path().join("o.uc");
+    let mut options = options(Method::Whitened);
+    options.frozen_base = false;
+    let report = train(&options, &base, &output, &NoProgress).expect("trains");
+    let names: Vec<_> = report.table.iter().map(|r| r.name.as_str()).collect();
+    assert!(names.contains(&"overlay") && names.contains(&"calibrated"), "{names:?}");
+    let of = |name: &str| report.table.iter().find(|r| r.name == name).expect("compared");
+    assert!(of("calibrated").body_bpw <= of("overlay").body_bpw, "no more bits than the overlay");
+    let wins = report.table.iter().all(|r| r.kld_mean >= of("overlay").kld_mean);
+    assert_eq!(report.kept, wins);
+    assert!(!report.kept && report.reason.contains("the same bits"), "{}", report.reason);
+    assert!(read(&output) == read(&base), "the pack as it was");
+}
+
+/// Stops after so many steps.
+struct StopAfter(u64, AtomicU64);
+
+impl Progress for StopAfter {
+    fn advance(&self, steps: u64) {
+        self.1.fetch_add(steps, Ordering::SeqCst);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.1.load(Ordering::SeqCst) >= self.0
+    }
+}
+
+#[test]
+fn interrupted_training_goes_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = packed(folder.path());
+    for objective in [Objective::Kl, Objective::Hidden, Objective::Hybrid] {
+        let at = |name: &str| folder.path().join(format!("{}-{name}", objective.name()));
+        let mut options = options(Method::Gradient);
+        options.objective = objective;
+        options.keep = true;
+        let whole = train(&options, &base, &at("whole.uc"), &NoProgress).expect("trains");
+        assert!(whole.steps >= options.steps && whole.probes.len() >= 3, "{:?}", whole.probes);
+        let stops: &[u64] = match objective {
+            Objective::Kl => &[1, 3],
+            Objective::Hidden => &[7],
+            Objective::Hybrid => &[],
+        };
+        for &after in stops {
+            let output = at("parts.uc");
+            options.force = true;
+            let stop = StopAfter(after, AtomicU64::new(0));
+            let stopped = train(&options, &base, &output, &stop).expect_err("stopped");
+            assert_eq!(*stopped.kind(), ErrorKind::Cancelled);
+            assert!(state_of(&output).exists());
+            // Another recipe doesn't go on from there.
+            let mut other = options.clone();
+            (other.resume, other.seed) = (true, 7);
+            let refused = train(&other, &base, &output, &NoProgress).expect_err("another run");
+            assert!(refused.to_string().contains("another run"), "{refused}");
+            options.resume = true;
+            train(&options, &base, &output, &NoProgress).expect("goes on");
+            options.resume = false;
+            assert!(read(&output) == read(&at("whole.uc")), "after {after}");
+            assert!(!state_of(&output).exists());
+        }
+    }
+}
+
+#[test]
+fn rounds_that_make_it_worse_are_undone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = packed(folder.path());
+    let closed = folder.path().join("closed.uc");
+    let mut closed_options = options(Method::Whitened);
+    closed_options.keep = true;
+    let closed = train(&closed_options, &base, &closed, &NoProgress).expect("trains");
+    let mut wild = options(Method::Gradient);
+    wild.keep = true;
+    // Steps as large as the factors themselves.
+    wild.learning_rate = 5.0;
+    (wild.steps, wild.round, wild.max_rescues) = (4, 1, 1);
+    let output = folder.path().join("wild.uc");
+    let found = train(&wild, &base, &output, &NoProgress).expect("trains");
+    assert_eq!((found.rescues, found.stopped, found.steps), (2, "rescues", 2));
+    assert!(found.probes[1..].iter().all(|p| p.undone && p.loss > found.probes[0].loss));
+    assert_eq!(found.ranks, closed.ranks);
+    let pack = Pack::open_path(&output).expect("opens");
+    let info = ultracompress::manifest::overlay_info(pack.overlays()[0]).expect("an object");
+    assert_eq!(info["recipe"]["learning_rate"], "5");
+    assert_eq!(info["outcome"]["stopped"], "rescues");
+    // Undone, so it is the closed form, but for the last bits of scaling.
+    let (a, b) = (kld(&found).1, kld(&closed).1);
+    assert!((a - b).abs() < 0.05 * b, "{a} {b}");
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = packed(folder.path());
+    let output = folder.path().join("o.uc");
+    let refused = |change: &dyn Fn(&mut TrainOptions)| {
+        let mut options = options(Method::Svd);
+        change(&mut options);
+        train(&options, &base, &output, &NoProgress).expect_err("refused").to_string()
+    };
+    assert!(refused(&|o| o.bpw = Some(4.0)).contains("leaves nothing"));
+    assert!(refused(&|o| o.bpw = Some(f64::NAN)).contains("leaves nothing"));
+    assert!(refused(&|o| o.bpw = Some(5.2)).contains("too small") || !output.exists());
+    assert!(refused(&|o| o.seq_len = 1).contains("2 tokens"));
+    assert!(refused(&|o| o.learning_rate = -1.0).contains("positive"));
+    assert!(refused(&|o| (o.method, o.steps) = (Method::Gradient, 0)).contains("one step"));
+    let source = Model::open(&tiny_llama()).expect("opens");
+    let swapped = options(Method::Svd).train(&source, &source, &text(), &output, &NoProgress);
+    assert!(swapped.expect_err("no pack").to_string().contains("not for checkpoints"));
+    let short = options(Method::Gradient);
+    let pack = Model::open(&base).expect("opens");
+    let none = short.train(&pack, &source, b"Too short.", &output, &NoProgress);
+    assert!(none.expect_err("no text").to_string().contains("too short"));
+    assert!(!output.exists());
+}
