@@ -29,3 +29,14 @@ pub(crate) fn step(progress: &dyn Progress, bytes: u64) -> Result<()> {
     }
     Ok(())
 }
+
+/// Passes on that the work should stop, not how much of it is done.
+#[cfg(feature = "safetensors")]
+pub(crate) struct Silent<'a>(pub &'a dyn Progress);
+
+#[cfg(feature = "safetensors")]
+impl Progress for Silent<'_> {
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}

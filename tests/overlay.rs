@@ -252,6 +252,12 @@ fn files_of_overlays_are_for_their_base_alone() {
     PackOptions::new().with_recipe(recipe).pack(&opened, &at("six.uc")).expect("packs");
     let refused = add_from(&at("six.uc"), None, "x.uc").expect_err("another base");
     assert_eq!(*refused.kind(), ErrorKind::Integrity);
+    for refused in [
+        Model::open(&at("two.uc")).map(drop),
+        UnpackOptions::new().unpack(&file, &at("x")).map(drop),
+    ] {
+        assert!(refused.expect_err("no base").to_string().contains("without a base"));
+    }
     let nothing = options().add(&file, &[overlay("x", 1, &LAYERS, 1)], &at("x.uc"), &NoProgress);
     assert!(matches!(nothing.expect_err("no base").kind(), ErrorKind::InvalidArgument));
     assert!(!at("x.uc").exists());

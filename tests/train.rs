@@ -23,6 +23,12 @@ fn text() -> Vec<u8> {
         .collect()
 }
 
+/// Other text of ours.
+fn held_out() -> Vec<u8> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/codec.md");
+    std::fs::read(page).expect("the page is there").into_iter().take(3000).collect()
+}
+
 fn packed(folder: &Path) -> PathBuf {
     let pack = folder.join("base.uc");
     let recipe = ultracompress::import::Recipe::default();
@@ -54,6 +60,7 @@ fn options(method: Method) -> TrainOptions {
     options.max_tokens = Some(1536);
     (options.steps, options.round, options.batch) = (4, 2, 4);
     options.frozen_base = true;
+    options.held_out = Some(held_out());
     options.min_gain = -1.0;
     options
 }
@@ -187,6 +194,25 @@ fn interrupted_training_goes_on_to_the_same_bytes() {
 }
 
 #[test]
+fn training_that_has_ended_is_not_gone_on_with() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = packed(folder.path());
+    let (whole, parts) = (folder.path().join("whole.uc"), folder.path().join("parts.uc"));
+    let mut options = options(Method::Gradient);
+    // The first round doesn't gain everything there is.
+    (options.min_gain, options.keep) = (0.99, true);
+    let report = train(&options, &base, &whole, &NoProgress).expect("trains");
+    assert_eq!((report.stopped, report.steps), ("gain", 2));
+    // Stopped while what was trained is compared.
+    let stop = StopAfter(2, AtomicU64::new(0));
+    assert!(train(&options, &base, &parts, &stop).is_err());
+    options.resume = true;
+    let report = train(&options, &base, &parts, &NoProgress).expect("goes on");
+    assert_eq!((report.stopped, report.steps), ("gain", 2));
+    assert!(read(&whole) == read(&parts));
+}
+
+#[test]
 fn rounds_that_make_it_worse_are_undone() {
     let folder = tempfile::tempdir().expect("a folder");
     let base = packed(folder.path());
@@ -232,6 +258,25 @@ fn options_that_make_no_sense_are_refused() {
     let source = Model::open(&tiny_llama()).expect("opens");
     let swapped = options(Method::Svd).train(&source, &source, &text(), &output, &NoProgress);
     assert!(swapped.expect_err("no pack").to_string().contains("not for checkpoints"));
+    assert!(refused(&|o| o.batch = 3).contains("even"));
+    assert!(refused(&|o| o.name = String::new()).contains("name"));
+    assert!(refused(&|o| o.seed = u64::MAX).contains("2^53"));
+    assert!(refused(&|o| o.held_out = Some(text())).contains("nothing would be held out"));
+    assert!(refused(&|o| o.held_out = Some(b"Short.".to_vec())).contains("too short"));
+    // Another model of the same shapes.
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).expect("a folder");
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let mut bytes = read(&tiny_llama().join(file));
+        if file == "model.safetensors" {
+            *bytes.last_mut().expect("weights") ^= 1;
+        }
+        std::fs::write(other.join(file), bytes).expect("writes");
+    }
+    let other = Model::open(&other).expect("opens");
+    let pack = Model::open(&base).expect("opens");
+    let mixed = options(Method::Svd).train(&pack, &other, &text(), &output, &NoProgress);
+    assert!(mixed.expect_err("another").to_string().contains("another model"));
     let short = options(Method::Gradient);
     let pack = Model::open(&base).expect("opens");
     let none = short.train(&pack, &source, b"Too short.", &output, &NoProgress);

@@ -379,7 +379,7 @@ pub fn invalid(set: &mut VectorSet) {
     one("overlay-block-reserved", "OVL-2", "a reserved byte of a block is set", m, |o| {
         o.blocks[0].reserved = 1;
     });
-    one("overlay-order-zero", "OVL-1", "order 0", m, |o| o.order = 0);
+    one("overlay-order-zero", "OVL-3", "order 0", m, |o| o.order = 0);
     one("overlay-no-blocks", "OVL-1", "no blocks", m, |o| o.n_blocks = Some(0));
     one("overlay-more-blocks", "OVL-1 NAM-1 OVL-2", "more blocks than there are", m, |o| {
         o.n_blocks = Some(3);
@@ -497,6 +497,17 @@ pub fn invalid(set: &mut VectorSet) {
         m,
         &file(&bases, &same).bytes(),
     );
+    let names: Vec<String> = (0..257).map(|i| format!("o{i:03}")).collect();
+    let many = names.iter().zip(1..).map(|(name, order)| {
+        let blocks = vec![overlays[0].blocks[1].clone()];
+        let mut record = Overlay { order, blocks, ..overlays[0].clone() }.record();
+        record.name = name.as_bytes().to_vec();
+        record
+    });
+    let mut records: Vec<Record> = bases.iter().map(|b| b.record.clone()).collect();
+    records.extend(many);
+    let bytes = File::of(records).bytes();
+    set.invalid("overlay-too-many", &["OVL-3"], "257 overlays", m, &bytes);
     let mut required = file(&bases, &overlays);
     required.records.last_mut().expect("the overlay").flags = 0;
     set.invalid(

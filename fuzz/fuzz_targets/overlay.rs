@@ -4,9 +4,9 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use ultracompress::Kernel;
 use ultracompress::codec::Factors;
 use ultracompress::format::{FactorType, OverlayBlock};
-use ultracompress::Kernel;
 
 #[derive(Debug, Arbitrary)]
 struct Input {

@@ -44,6 +44,9 @@ pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
     check_placement(index, preamble)
 }
 
+/// Most overlays of one pack: each is decoded by itself when a pack is verified.
+const MAX_OVERLAYS: usize = 256;
+
 /// Overlays of one file: their places, and what they are for. Of a sharded pack only the pack knows its root.
 fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
     let only = preamble.is_overlays_only();
@@ -54,8 +57,9 @@ fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
     }
     let mut orders: Vec<u16> = index.overlays.iter().map(|o| o.order).collect();
     orders.sort_unstable();
-    if !orders.iter().copied().eq((1..=u16::MAX).take(orders.len())) {
-        let text = format!("overlays are numbered {orders:?}, not 1, 2, ...");
+    let n = orders.len();
+    if n > MAX_OVERLAYS || !orders.into_iter().eq((1..=u16::MAX).take(n)) {
+        let text = format!("{n} overlays aren't numbered 1, 2, ..., at most {MAX_OVERLAYS}");
         return Err(Error::malformed(Rule::OVL_3, text));
     }
     let first = index.overlays.first().map(|o| o.base_root);

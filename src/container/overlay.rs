@@ -1,11 +1,13 @@
 //! Tensors with overlays: reading factors, and decoding (spec/overlay.md).
 
+use sha2::{Digest as _, Sha256};
+
 use super::read_at::ReadAt;
 use super::reader::Container;
 use super::view::{DecodeOptions, TensorView};
 use crate::codec::{Factors, convert_raw, read_f32, round_to};
 use crate::error::{Error, Result};
-use crate::format::{Dtype, Encoding, OverlayBlock, OverlayEntry, reserve_more, to_usize};
+use crate::format::{Digest, Dtype, Encoding, OverlayBlock, OverlayEntry, reserve_more, to_usize};
 use crate::kernels::Kernel;
 
 impl<R: ReadAt> Container<R> {
@@ -30,7 +32,39 @@ impl<R: ReadAt> Container<R> {
         let place = |e: Error| self.place(e.in_part(&block.tensor).in_tensor(&overlay.name));
         read().map_err(place)
     }
+
+    /// Checks the factors of all blocks of an overlay, in one pass over its part.
+    ///
+    /// # Errors
+    /// As [`Container::read_factors`], and whatever `each` returns, which is called before each block.
+    pub(crate) fn check_factors(
+        &self,
+        overlay: &OverlayEntry,
+        mut each: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let part = &overlay.parts[0];
+        let (mut from, mut window) = (0u64, vec![]);
+        for block in &overlay.blocks {
+            each()?;
+            let mut check = || {
+                let end = block.start.saturating_add(block.padded_bytes().unwrap_or(u64::MAX));
+                if end > from + window.len() as u64 {
+                    from = block.start;
+                    let ahead = part.len.min(from.saturating_add(WINDOW_BYTES));
+                    window = self.read_part(part, from..ahead.max(end))?;
+                }
+                let own = &window[to_usize(block.start - from)?..to_usize(end - from)?];
+                Factors::parse(block, own).map_err(|e| e.at(part.offset + block.start))
+            };
+            let place = |e: Error| self.place(e.in_part(&block.tensor).in_tensor(&overlay.name));
+            check().map_err(place)?;
+        }
+        Ok(())
+    }
 }
+
+/// Bytes of a part that are read at a time when all its blocks are checked.
+const WINDOW_BYTES: u64 = 4 << 20;
 
 /// A tensor together with what overlays add to it. Made by [`Pack::effective_tensor`](crate::Pack::effective_tensor).
 #[derive(Debug)]
@@ -101,13 +135,29 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
         if self.factors.is_empty() {
             return options.decode_tiles(&self.view, emit);
         }
+        let target = options.target(&self.view);
+        let mut out = vec![];
+        self.each_tile(options, |base, values, level| {
+            if level + 1 < self.factors.len() {
+                return Ok(());
+            }
+            out.clear();
+            self.round(base, values, target, &mut out)?;
+            emit(&out)
+        })
+    }
+
+    /// Calls `take` with the base's bytes and the values of a tile, after each overlay with its place.
+    fn each_tile(
+        &self,
+        options: &DecodeOptions,
+        mut take: impl FnMut(&[u8], &[f32], usize) -> Result<()>,
+    ) -> Result<()> {
         if options.planes.is_some() || options.exact {
             return Err(Error::argument("overlays belong to all planes of the base"));
         }
         let kernel = options.kernel.map_or_else(Kernel::selected, Ok)?;
-        let target = options.target(&self.view);
-        let planes = matches!(self.view.entry().encoding, Encoding::Planes { .. });
-        let from = if planes { Dtype::F32 } else { self.view.dtype() };
+        let from = self.read_type();
         let mut base = options.clone();
         base.dtype = Some(from);
         // The first element of the rows that are decoded.
@@ -115,22 +165,53 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
             Some(rows) => rows.start.saturating_mul(self.view.row_len()?),
             None => 0,
         };
-        let (mut values, mut out) = (vec![], vec![]);
+        let mut values = vec![];
         base.decode_tiles(&self.view, |bytes| {
             values.clear();
-            out.clear();
             read_f32(bytes, from, &mut values);
             let n = values.len() as u64;
-            for factors in &self.factors {
+            for (level, factors) in self.factors.iter().enumerate() {
                 factors.add(kernel, at, &mut values)?;
+                take(bytes, &values, level)?;
             }
             at += n;
-            round_to(&values, target, &mut out)?;
-            if !planes {
-                keep_what_is_not_finite(bytes, from, target, &mut out)?;
-            }
-            emit(&out)
+            Ok(())
         })
+    }
+
+    /// The type that the base is read as.
+    fn read_type(&self) -> Dtype {
+        let planes = matches!(self.view.entry().encoding, Encoding::Planes { .. });
+        if planes { Dtype::F32 } else { self.view.dtype() }
+    }
+
+    /// Rounds values of a tile, of which `base` are the base's bytes.
+    fn round(&self, base: &[u8], values: &[f32], target: Dtype, out: &mut Vec<u8>) -> Result<()> {
+        round_to(values, target, out)?;
+        match self.view.entry().encoding {
+            Encoding::Planes { .. } => Ok(()),
+            _ => keep_what_is_not_finite(base, self.read_type(), target, out),
+        }
+    }
+
+    /// SHA-256 of the tensor at its own type after each of its overlays. The base is decoded once.
+    ///
+    /// # Errors
+    /// As [`EffectiveTensor::decode_tiles`].
+    pub(crate) fn digests(
+        &self,
+        mut emitted: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Digest>> {
+        let mut hashers = vec![Sha256::new(); self.factors.len()];
+        let mut out = vec![];
+        let options = DecodeOptions::new();
+        self.each_tile(&options, |base, values, level| {
+            out.clear();
+            self.round(base, values, self.view.dtype(), &mut out)?;
+            hashers[level].update(&out);
+            emitted(out.len() as u64)
+        })?;
+        Ok(hashers.into_iter().map(|sha| Digest(sha.finalize().into())).collect())
     }
 
     /// About how many bytes of memory [`EffectiveTensor::decode_tiles`] needs on top of the base's.

@@ -170,11 +170,8 @@ pub(super) fn parse_overlay(body: &[u8], parts: Vec<Part>, name: &str) -> Result
     let mut rest = body;
     let fixed = take(&mut rest, HEADER_BYTES)?;
     let h = OverlayHeader::read(&mut Cursor::new(fixed)).expect("80 bytes hold the header");
-    if (h.reserved, h.reserved2) != (0, 0) || h.order == 0 || h.n_blocks == 0 {
-        return fail(
-            Rule::OVL_1,
-            format!("order {}, {} blocks, or reserved bytes", h.order, h.n_blocks),
-        );
+    if (h.reserved, h.reserved2) != (0, 0) || h.n_blocks == 0 {
+        return fail(Rule::OVL_1, format!("{} blocks, or reserved bytes", h.n_blocks));
     }
     let mut blocks: Vec<OverlayBlock> = vec![];
     let mut start = 0u64;

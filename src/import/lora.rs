@@ -14,7 +14,7 @@ use super::safetensors_file::read_header;
 use crate::codec::read_f32;
 use crate::container::ReadAt;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, MAX_OVERLAY_RANK, to_usize};
+use crate::format::{Digest, Dtype, Encoding, MAX_OVERLAY_RANK, to_usize};
 use crate::manifest::Pack;
 
 const CONFIG: &str = "adapter_config.json";
@@ -23,6 +23,8 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 /// Most bytes of a configuration.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Most patterns of a configuration.
+const MAX_PATTERNS: usize = 1000;
 
 #[derive(Debug, Deserialize)]
 struct Config {
@@ -37,6 +39,12 @@ struct Config {
     fan_in_fan_out: bool,
     #[serde(default)]
     bias: Option<String>,
+    #[serde(default)]
+    init_lora_weights: Value,
+    #[serde(default)]
+    alora_invocation_tokens: Option<Value>,
+    #[serde(default)]
+    layer_replication: Option<Value>,
     #[serde(default)]
     alpha_pattern: BTreeMap<String, f64>,
     #[serde(default)]
@@ -80,6 +88,7 @@ pub fn read_lora<R: ReadAt>(folder: &Path, name: &str, pack: &Pack<R>) -> Result
         largest_error: 0.0,
         left_out: vec![],
     };
+    let patterns = Patterns::new(&config).map_err(|e| named(e, &config_path))?;
     let modules = pair_up(matrices, &mut report.left_out).map_err(|e| named(e, &path))?;
     for (module, (a, b, embedding)) in modules {
         let add = || -> Result<NewBlock> {
@@ -87,7 +96,14 @@ pub fn read_lora<R: ReadAt>(folder: &Path, name: &str, pack: &Pack<R>) -> Result
             if pack.tensor(&tensor).is_none() {
                 return Err(Error::source_file("the pack has no such tensor"));
             }
-            let scaling = config.scaling(&module, a.shape[0])?;
+            let aliases = pack.tensors().find(
+                |t| matches!(&t.entry().encoding, Encoding::Alias { target } if *target == tensor),
+            );
+            if let Some(alias) = aliases {
+                let text = format!("is tied to {}, which PEFT leaves as it is", alias.name());
+                return Err(Error::source_file(text));
+            }
+            let scaling = patterns.scaling(&config, &module, a.shape[0])?;
             block(&config, tensor, a, b, embedding, scaling, &mut report)
         };
         let block = add().map_err(|e| named(e.in_tensor(&module), &path))?;
@@ -124,39 +140,67 @@ fn read_config(path: &Path) -> Result<(Config, Digest)> {
     if config.bias.as_deref().is_some_and(|b| b != "none") {
         return refuse("biases were trained: they can't be part of an overlay".into());
     }
+    // They start from a base that was changed for it.
+    let changed = ["pissa", "olora", "corda", "loftq"];
+    let init = config.init_lora_weights.as_str().unwrap_or("").to_ascii_lowercase();
+    if changed.iter().any(|name| init.starts_with(name)) {
+        return refuse(format!("initialised by {init}: it belongs to a base that was changed"));
+    }
+    if config.alora_invocation_tokens.is_some() {
+        return refuse("it works behind some tokens only: it is no sum of base and product".into());
+    }
+    if config.layer_replication.is_some() {
+        return refuse("it repeats layers of the base".into());
+    }
+    if config.alpha_pattern.len() + config.rank_pattern.len() > MAX_PATTERNS {
+        return refuse(format!("more than {MAX_PATTERNS} patterns"));
+    }
     if config.r == 0 || !config.lora_alpha.is_finite() {
         return refuse(format!("r is {}, lora_alpha {}", config.r, config.lora_alpha));
     }
     Ok((config, Digest::of(&json)))
 }
 
-impl Config {
+/// Patterns of single modules, compiled.
+struct Patterns {
+    ranks: Vec<(Regex, u64)>,
+    alphas: Vec<(Regex, f64)>,
+}
+
+impl Patterns {
+    fn new(config: &Config) -> Result<Self> {
+        Ok(Self { ranks: compile(&config.rank_pattern)?, alphas: compile(&config.alpha_pattern)? })
+    }
+
     /// `alpha / r`, or by its root for rank-stabilised adapters, with the patterns of single modules.
-    fn scaling(&self, module: &str, rank: usize) -> Result<f32> {
-        let expected = pattern(&self.rank_pattern, module)?.copied().unwrap_or(self.r);
+    fn scaling(&self, config: &Config, module: &str, rank: usize) -> Result<f32> {
+        let expected = pattern(&self.ranks, module).unwrap_or(config.r);
         if expected != rank as u64 {
             let text = format!("rank {rank}, the configuration says {expected}");
             return Err(Error::source_file(text));
         }
-        let alpha = pattern(&self.alpha_pattern, module)?.copied().unwrap_or(self.lora_alpha);
+        let alpha = pattern(&self.alphas, module).unwrap_or(config.lora_alpha);
         #[allow(clippy::cast_precision_loss, reason = "small")]
         let rank = rank as f64;
-        let scaling = alpha / if self.use_rslora { rank.sqrt() } else { rank };
+        let scaling = alpha / if config.use_rslora { rank.sqrt() } else { rank };
         #[allow(clippy::cast_possible_truncation, reason = "stored as binary32")]
         Ok(scaling as f32)
     }
 }
 
-/// What applies to a module, as PEFT finds it: a pattern that ends the module's name.
-fn pattern<'a, T>(patterns: &'a BTreeMap<String, T>, module: &str) -> Result<Option<&'a T>> {
-    for (pattern, value) in patterns {
+/// Patterns match at the end of a module's name, as PEFT has it.
+fn compile<T: Copy>(patterns: &BTreeMap<String, T>) -> Result<Vec<(Regex, T)>> {
+    let compile = |(pattern, value): (&String, &T)| {
         let end = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
         let end = end.map_err(|e| Error::source_file(format!("pattern {pattern:?}: {e}")))?;
-        if end.is_match(module) {
-            return Ok(Some(value));
-        }
-    }
-    Ok(None)
+        Ok((end, *value))
+    };
+    patterns.iter().map(compile).collect()
+}
+
+/// What applies to a module.
+fn pattern<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
 }
 
 fn read_matrices(path: &Path) -> Result<(BTreeMap<String, Matrix>, Digest)> {
@@ -298,10 +342,12 @@ mod tests {
     #[test]
     fn patterns_end_names() {
         let patterns = BTreeMap::from([("q_proj".to_owned(), 1), (r"layers\.1\..*".to_owned(), 2)]);
-        assert_eq!(pattern(&patterns, "model.layers.0.self_attn.q_proj").expect("fits"), Some(&1));
-        assert_eq!(pattern(&patterns, "model.layers.1.mlp.up_proj").expect("fits"), Some(&2));
-        assert_eq!(pattern(&patterns, "model.layers.0.mlp.up_proj").expect("fits"), None);
-        assert!(pattern(&BTreeMap::from([("(".to_owned(), 1)]), "x").is_err());
+        let patterns = compile(&patterns).expect("patterns");
+        let of = |module: &str| pattern(&patterns, module);
+        assert_eq!(of("model.layers.0.self_attn.q_proj"), Some(1));
+        assert_eq!(of("model.layers.1.mlp.up_proj"), Some(2));
+        assert_eq!(of("model.layers.0.mlp.up_proj"), None);
+        assert!(compile(&BTreeMap::from([("(".to_owned(), 1)])).is_err());
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl Model {
         }
         let pack = Pack::open_path(path)?;
         pack.require_complete()?;
+        pack.require_base()?;
         Ok(Self::Pack(pack))
     }
 

@@ -1,5 +1,6 @@
 //! Overlays on packs: adding, removing, and files of their own (spec/overlay.md).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -7,19 +8,19 @@ use serde_json::{Map, Value};
 use super::reshard::{CopyOptions, copy_pack};
 use super::shards::{NewPack, ShardWriter};
 use crate::codec::Factors;
-use crate::container::{DecodeOptions, EffectiveTensor, ReadAt, check_block};
+use crate::container::{Container, DecodeOptions, EffectiveTensor, ReadAt, check_block};
 use crate::error::{Error, Result};
 use crate::format::{
-    ALIGN_BYTES, CHUNK_BYTES, Digest, FactorType, OverlayBlock, OverlayEntry, TreeHasher, align_up,
-    check_name, to_usize,
+    ALIGN_BYTES, CHUNK_BYTES, Digest, FactorType, MAX_OVERLAY_RANK, OverlayBlock, OverlayEntry,
+    Rule, TreeHasher, align_up, check_name, to_usize,
 };
 use crate::manifest::{
-    EffectiveDigests, Manifest, Pack, effective_digest, effective_root, overlay_info,
+    EffectiveDigests, Manifest, Pack, effective_digests, effective_root, overlay_info,
     overlay_info_bytes,
 };
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
-use crate::progress::{NoProgress, Progress, step};
+use crate::progress::{Progress, Silent, step};
 
 /// Names what writes files of overlays.
 const ENCODER_ID: &str = "uc-overlay-1";
@@ -77,15 +78,26 @@ pub struct NewOverlay {
 
 impl NewBlock {
     fn entry(&self) -> Result<OverlayBlock> {
-        let long = |_| Error::argument("rank is too high").in_tensor(&self.tensor);
+        let wrong = |text: String| Error::argument(text).in_tensor(&self.tensor);
+        let ranks = 1..=MAX_OVERLAY_RANK as usize;
+        if !ranks.contains(&self.rank) || self.rows == 0 || self.cols == 0 {
+            return Err(wrong(format!("{} x {} of rank {}", self.rows, self.cols, self.rank)));
+        }
+        if (self.rows as u64).checked_add(self.cols as u64).is_none_or(|sides| sides > 1 << 48) {
+            return Err(wrong("factors are too large".into()));
+        }
         let (factors, scaling) = match &self.factors {
             NewFactors::Int8 { .. } => (FactorType::Int8, 0.0),
             NewFactors::F16 { scaling, .. } => (FactorType::F16, *scaling),
         };
+        let sizes = 2f32.powi(-64)..=2f32.powi(64);
+        if factors == FactorType::F16 && !sizes.contains(&scaling.abs()) {
+            return Err(wrong(format!("products times {scaling:e}: 2^-64 to 2^64 are possible")));
+        }
         Ok(OverlayBlock {
             tensor: self.tensor.clone(),
             factors,
-            rank: u32::try_from(self.rank).map_err(long)?,
+            rank: u32::try_from(self.rank).map_err(|_| wrong("rank is too high".into()))?,
             rows: self.rows as u64,
             cols: self.cols as u64,
             scaling,
@@ -139,12 +151,45 @@ pub(super) struct PlannedOverlay {
 
 #[derive(Debug)]
 enum Bytes {
-    /// As they are in the overlay of this name of the pack that is copied.
-    Kept(String),
+    /// As they are in the overlay of this name of the pack that is copied. Where nothing beneath it changed, it must lead to what it says.
+    Kept {
+        name: String,
+        unchanged: bool,
+    },
     New(Vec<Vec<u8>>),
 }
 
 impl PlannedOverlay {
+    /// Whether what it says of itself is compared, not replaced.
+    fn compared(&self) -> bool {
+        matches!(self.bytes, Bytes::Kept { unchanged: true, .. })
+    }
+
+    fn disagrees<R: ReadAt>(&self, file: &Container<R>, tensor: &str) -> Error {
+        let text = format!("the overlay doesn't lead to the digest that it has ({})", Rule::OVL_9);
+        file.place(Error::integrity(text).in_part(&self.entry.name).in_tensor(tensor))
+    }
+
+    fn held_bytes(&self) -> u64 {
+        match &self.bytes {
+            Bytes::Kept { .. } => 0,
+            Bytes::New(blocks) => blocks.iter().map(|b| b.len() as u64).sum(),
+        }
+    }
+
+    /// The factors of block `b`; `file` holds those that are kept.
+    fn factors<R: ReadAt>(&self, file: &Container<R>, b: usize) -> Result<Factors> {
+        let block = &self.entry.blocks[b];
+        match &self.bytes {
+            Bytes::New(blocks) => Factors::parse(block, &blocks[b])
+                .map_err(|e| e.in_part(&self.entry.name).in_tensor(&block.tensor)),
+            Bytes::Kept { name, .. } => {
+                let old = file.index().overlays.iter().find(|o| o.name == *name);
+                file.read_factors(old.ok_or_else(|| Error::argument("no such overlay"))?, block)
+            }
+        }
+    }
+
     /// Writes the factors and lists the overlay.
     pub(super) fn write<R: ReadAt>(
         &self,
@@ -166,7 +211,7 @@ impl PlannedOverlay {
             Ok(())
         };
         match &self.bytes {
-            Bytes::Kept(name) => {
+            Bytes::Kept { name, .. } => {
                 let first = &pack.containers()[0];
                 let old = first.index().overlays.iter().find(|o| o.name == *name);
                 let old = old.ok_or_else(|| Error::argument("no such overlay").in_tensor(name))?;
@@ -235,6 +280,15 @@ impl OverlayOptions {
     pub fn with_max_ram(mut self, bytes: u64) -> Self {
         self.max_ram = bytes;
         self
+    }
+
+    /// Whether the files of such a pack may be made, as far as that can be seen.
+    ///
+    /// # Errors
+    /// `Io`; `InvalidArgument` for a name that can't be used.
+    #[cfg(feature = "lm")]
+    pub(crate) fn check<R: ReadAt>(&self, pack: &Pack<R>, output: &Path) -> Result<()> {
+        NewPack::check(output, self.force, pack.containers().len())
     }
 
     /// Writes `pack` again as `output`, with `overlays` on top of those that it has, in this order. Everything else stays byte for
@@ -327,6 +381,7 @@ impl OverlayOptions {
         output: &Path,
         progress: &dyn Progress,
     ) -> Result<OverlayReport> {
+        pack.require_complete()?;
         let found = pack.overlays().into_iter().find(|o| o.name == name);
         let found =
             found.ok_or_else(|| Error::argument("the pack has no such overlay").in_tensor(name))?;
@@ -353,16 +408,19 @@ impl OverlayOptions {
     /// The overlays that a pack has, but for one.
     fn kept<R: ReadAt>(&self, pack: &Pack<R>, but: Option<&str>) -> Result<Vec<PlannedOverlay>> {
         pack.require_complete()?;
-        if pack.containers()[0].preamble().is_overlays_only() {
-            let e = Error::argument("holds overlays without a base: add it to the pack it is for");
-            return Err(pack.containers()[0].place(e));
+        pack.require_base()?;
+        let mut unchanged = true;
+        let mut kept = vec![];
+        for o in pack.overlays() {
+            overlay_info(o).map_err(|e| pack.containers()[0].place(e))?;
+            if Some(o.name.as_str()) == but {
+                unchanged = false;
+                continue;
+            }
+            let bytes = Bytes::Kept { name: o.name.clone(), unchanged };
+            kept.push(PlannedOverlay { entry: o.clone(), bytes });
         }
-        let kept = pack.overlays().into_iter().filter(|o| Some(o.name.as_str()) != but);
-        let keep = |o: &OverlayEntry| PlannedOverlay {
-            entry: o.clone(),
-            bytes: Bytes::Kept(o.name.clone()),
-        };
-        Ok(kept.map(keep).collect())
+        Ok(kept)
     }
 
     /// Numbers overlays, decodes what each leads to and notes the digests.
@@ -373,51 +431,59 @@ impl OverlayOptions {
         progress: &dyn Progress,
     ) -> Result<()> {
         let views: Vec<_> = pack.tensors().collect();
-        let mut below: Vec<(String, Factors)> = vec![];
+        let first = &pack.containers()[0];
+        // Blocks of each tensor, from the first overlay on.
+        let mut blocks: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
+        for (o, overlay) in stack.iter().enumerate() {
+            for (b, block) in overlay.entry.blocks.iter().enumerate() {
+                let tensor = pack.tensor(&block.tensor).map(|t| t.entry());
+                check_block(block, tensor)
+                    .map_err(|e| e.in_part(&overlay.entry.name).in_tensor(&block.tensor))?;
+                blocks.entry(&block.tensor).or_default().push((o, b));
+            }
+        }
+        let blocks: Vec<_> = blocks.into_iter().collect();
+        let cost = |i: usize| {
+            let (name, own) = &blocks[i];
+            let bytes = own.iter().map(|&(o, b)| stack[o].entry.blocks[b].bytes());
+            let base = pack.tensor(name).map_or(0, |v| DecodeOptions::tiles_cost(&v, 0));
+            bytes.fold(base + (8 << 20), |sum, bytes| sum.saturating_add(5 * bytes))
+        };
+        let held: u64 = stack.iter().map(PlannedOverlay::held_bytes).sum();
+        let most = (0..blocks.len()).map(cost).max().unwrap_or(0);
+        let held = pack.tables_bytes().saturating_add(held);
+        let budget = memory::for_work(self.max_ram, held, most)?;
+        let found = par::map_within(blocks.len(), budget, cost, |i| {
+            let (name, own) = &blocks[i];
+            let factors = own.iter().map(|&(o, b)| stack[o].factors(first, b));
+            let view = pack.tensor(name).ok_or_else(|| Error::argument("no such tensor"))?;
+            effective_digests(
+                &EffectiveTensor::new(view, factors.collect::<Result<_>>()?),
+                progress,
+            )
+        })?;
+        let found: Vec<_> =
+            blocks.into_iter().flat_map(|(_, own)| own).zip(found.into_iter().flatten()).collect();
+        for ((o, b), digest) in found {
+            let block = &stack[o].entry.blocks[b];
+            if stack[o].compared() && digest != block.effective_sha256 {
+                return Err(stack[o].disagrees(first, &block.tensor));
+            }
+            stack[o].entry.blocks[b].effective_sha256 = digest;
+        }
         let mut digests = EffectiveDigests::new();
         for (i, overlay) in stack.iter_mut().enumerate() {
-            let PlannedOverlay { entry, bytes } = overlay;
-            let bytes = &*bytes;
-            let in_overlay = |e: Error| e.in_part(&entry.name);
-            let read = |b: usize| -> Result<Factors> {
-                match bytes {
-                    Bytes::New(blocks) => Factors::parse(&entry.blocks[b], &blocks[b]),
-                    Bytes::Kept(name) => {
-                        let first = &pack.containers()[0];
-                        let old = first.index().overlays.iter().find(|o| o.name == *name);
-                        let missing = || Error::argument("no such overlay");
-                        first.read_factors(old.ok_or_else(missing)?, &entry.blocks[b])
-                    }
-                }
-            };
-            for block in &entry.blocks {
-                let tensor = pack.tensor(&block.tensor).map(|t| t.entry());
-                check_block(block, tensor).map_err(|e| in_overlay(e).in_tensor(&block.tensor))?;
+            for block in &overlay.entry.blocks {
+                digests.insert(block.tensor.clone(), block.effective_sha256);
             }
-            let cost = |b: usize| {
-                let block = &entry.blocks[b];
-                let view = pack.tensor(&block.tensor);
-                view.map_or(0, |v| DecodeOptions::tiles_cost(&v, 0)) + 6 * block.bytes() + (8 << 20)
-            };
-            let most = (0..entry.blocks.len()).map(cost).max().unwrap_or(0);
-            let budget = memory::for_work(self.max_ram, pack.tables_bytes(), most)?;
-            let found = par::map_within(entry.blocks.len(), budget, cost, |b| {
-                let name = &entry.blocks[b].tensor;
-                let own = read(b).map_err(|e| in_overlay(e).in_tensor(name))?;
-                let view = pack.tensor(name).ok_or_else(|| Error::argument("no such tensor"))?;
-                let beneath = below.iter().filter(|(n, _)| n == name).map(|(_, f)| f.clone());
-                let factors = beneath.chain([own.clone()]).collect();
-                let digest = effective_digest(&EffectiveTensor::new(view, factors), progress)?;
-                Ok((digest, own))
-            })?;
-            for (block, (digest, own)) in entry.blocks.iter_mut().zip(found) {
-                block.effective_sha256 = digest;
-                digests.insert(block.tensor.clone(), digest);
-                below.push((block.tensor.clone(), own));
+            let root = effective_root(&views, &digests);
+            if overlay.compared() && root != overlay.entry.effective_root {
+                return Err(overlay.disagrees(first, "all tensors"));
             }
-            entry.base_root = pack.decoded_root();
-            entry.effective_root = effective_root(&views, &digests);
-            entry.order = u16::try_from(i + 1).map_err(|_| Error::argument("too many overlays"))?;
+            overlay.entry.base_root = pack.decoded_root();
+            overlay.entry.effective_root = root;
+            overlay.entry.order =
+                u16::try_from(i + 1).map_err(|_| Error::argument("too many overlays"))?;
         }
         Ok(())
     }
@@ -437,7 +503,7 @@ impl OverlayOptions {
         let manifest = pack.containers()[0].manifest_bytes()?;
         let shards: Vec<usize> = pack.shards_of_tensors().collect();
         let options = CopyOptions { overlays: Some(stack), ..CopyOptions::default() };
-        let written = copy_pack(pack, &shards, &mut new, &manifest, &options, &NoProgress)?;
+        let written = copy_pack(pack, &shards, &mut new, &manifest, &options, &Silent(progress))?;
         report(new, &written)
     }
 }

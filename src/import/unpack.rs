@@ -154,6 +154,7 @@ impl UnpackOptions {
         output: &Path,
         progress: &dyn Progress,
     ) -> Result<UnpackReport> {
+        pack.require_base()?;
         let budget = self.budget(pack)?;
         let manifest = pack.manifest()?;
         let wanted = self.wanted()?;

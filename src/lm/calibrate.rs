@@ -25,7 +25,7 @@ use crate::format::{Digest, to_usize};
 use crate::import::{Model, decoded_root};
 use crate::kernels::Kernel;
 use crate::par;
-use crate::progress::{Progress, step};
+use crate::progress::{Progress, Silent, step};
 use crate::receipt::TextRecord;
 
 /// How to calibrate.
@@ -216,8 +216,9 @@ impl PreparedCalibration<'_> {
     /// `Source` for missing tensors and statistics that are not finite; as reading the model; `Cancelled`; `Io`.
     pub fn run(&self, output: &Path, progress: &dyn Progress) -> Result<CalibrationRecord> {
         let kernel = Kernel::selected()?;
-        let root = decoded_root(self.model, &super::eval::Silent(progress))?;
-        let weights = Weights::new(self.model).with_progress(progress);
+        let root = decoded_root(self.model, &Silent(progress))?;
+        // The record names the base's root.
+        let weights = Weights::new(self.model).without_overlays().with_progress(progress);
         let mut network = load_ends(self.config.clone(), &weights, self.options.seq_len)?;
         let batches: Vec<&[Vec<u32>]> = self.cut.sequences.chunks(BATCH).collect();
         let states = States::new(output)?;

@@ -20,7 +20,7 @@ use crate::kernels::exp_shifted;
 use crate::manifest::overlay_checks;
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::par;
-use crate::progress::{Progress, step};
+use crate::progress::{Progress, Silent, step};
 use crate::receipt::{EvalRecord, Measured, Metric, ModelRecord, Protocol, Rows, TextRecord};
 
 /// How to evaluate.
@@ -351,15 +351,6 @@ pub(super) fn checked_root(model: &Model, progress: &dyn Progress) -> Result<Dig
         checks.0.into_iter().next().map_or(Ok(()), Err)?;
     }
     Ok(found)
-}
-
-/// Passes on that the work should stop, not how much of it is done.
-pub(super) struct Silent<'a>(pub &'a dyn Progress);
-
-impl Progress for Silent<'_> {
-    fn cancelled(&self) -> bool {
-        self.0.cancelled()
-    }
 }
 
 /// What a sequence gives for one contestant.

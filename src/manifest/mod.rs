@@ -18,7 +18,9 @@ pub use model::{FileRole, Manifest, SourceFile, TensorSource};
 pub(crate) use overlays::overlay_checks;
 pub use overlays::overlay_info;
 #[cfg(feature = "safetensors")]
-pub(crate) use overlays::{EffectiveDigests, effective_digest, effective_root, overlay_info_bytes};
+pub(crate) use overlays::{
+    EffectiveDigests, effective_digests, effective_root, overlay_info_bytes,
+};
 pub use pack::Pack;
 pub(crate) use rungs::rung_root;
 #[cfg(feature = "safetensors")]

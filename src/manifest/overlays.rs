@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
 use super::json;
+use super::verify::MAX_FAILURES;
 use crate::container::{Container, DecodeOptions, EffectiveTensor, ReadAt, TensorView};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Digest, Encoding, OverlayEntry, Rule, TreeHasher, tensor_leaf};
@@ -15,23 +15,18 @@ use crate::progress::{Progress, step};
 /// Effective digests of tensors, by name; those that aren't here are the decoded ones.
 pub(crate) type EffectiveDigests = BTreeMap<String, Digest>;
 
-/// SHA-256 of a tensor with overlays, at its own type.
+/// SHA-256 of a tensor at its own type after each of its overlays.
 ///
 /// # Errors
 /// As for decoding; `Cancelled`.
-pub(crate) fn effective_digest<R: ReadAt>(
+pub(crate) fn effective_digests<R: ReadAt>(
     tensor: &EffectiveTensor<'_, R>,
     progress: &dyn Progress,
-) -> Result<Digest> {
-    let mut sha = Sha256::new();
+) -> Result<Vec<Digest>> {
     let view = tensor.base();
     tensor
-        .decode_tiles(&DecodeOptions::new(), |bytes| {
-            sha.update(bytes);
-            step(progress, bytes.len() as u64)
-        })
-        .map_err(|e| view.container().place(e.in_tensor(view.name())))?;
-    Ok(Digest(sha.finalize().into()))
+        .digests(|bytes| step(progress, bytes))
+        .map_err(|e| view.container().place(e.in_tensor(view.name())))
 }
 
 /// The root over tensors of which some have effective digests (UC-OVL-9). `views` are all tensors, by name.
@@ -86,17 +81,15 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
 ) -> Result<(Vec<Error>, usize)> {
     let (mut wrong, mut compared) = (vec![], 0);
     let stack = first.overlays();
-    // A file of overlays has no base: what they say of themselves is all there is to check.
     for overlay in &stack {
         wrong.extend(overlay_info(overlay).err().map(|e| first.place(e)));
     }
     if first.preamble().is_overlays_only() {
+        // There is no base: what they say of themselves is all there is to check.
         for overlay in &stack {
-            for block in &overlay.blocks {
-                match first.read_factors(overlay, block) {
-                    Err(e) if is_fatal(&e) => return Err(e),
-                    read => wrong.extend(read.err()),
-                }
+            match first.check_factors(overlay, || step(progress, 0)) {
+                Err(e) if is_fatal(&e) => return Err(e),
+                checked => wrong.extend(checked.err()),
             }
         }
         return Ok((wrong, 0));
@@ -105,43 +98,51 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
         let at = views.binary_search_by(|v| v.name().cmp(name));
         at.map(|at| &views[at]).map_err(|_| Error::argument("no such tensor").in_tensor(name))
     };
+    let mut names: Vec<&str> =
+        stack.iter().flat_map(|o| o.blocks.iter().map(|b| b.tensor.as_str())).collect();
+    names.sort_unstable();
+    names.dedup();
+    let cost = |i: usize| {
+        let base = view(names[i]).map_or(0, |v| DecodeOptions::tiles_cost(v, 0));
+        base.saturating_add(EffectiveTensor::<R>::cost(&stack, names[i]))
+    };
+    let found = par::map_within(names.len(), budget, cost, |i| {
+        let digests = view(names[i])
+            .and_then(|view| EffectiveTensor::read(first, view, stack.len()))
+            .and_then(|tensor| effective_digests(&tensor, progress));
+        match digests {
+            Err(e) if is_fatal(&e) => Err(e),
+            digests => Ok(digests.map(Vec::into_iter)),
+        }
+    })?;
+    let mismatch = |what: &str, found: Digest, expected: Digest| {
+        let text = format!("{what} is {found}, the overlay says {expected} ({})", Rule::OVL_9);
+        Error::integrity(text)
+    };
+    let mut left: BTreeMap<&str, _> = BTreeMap::new();
+    for (name, digests) in names.into_iter().zip(found) {
+        match digests {
+            Ok(digests) => drop(left.insert(name, digests)),
+            Err(e) if wrong.len() < MAX_FAILURES => wrong.push(e),
+            Err(_) => {}
+        }
+    }
     let mut digests = EffectiveDigests::new();
-    for (i, overlay) in stack.iter().enumerate() {
-        let blocks = &overlay.blocks;
-        let cost = |b: usize| {
-            let name = &blocks[b].tensor;
-            let base = view(name).map_or(0, |v| DecodeOptions::tiles_cost(v, 0));
-            base.saturating_add(EffectiveTensor::<R>::cost(&stack[..=i], name))
-        };
-        let found = par::map_within(blocks.len(), budget, cost, |b| {
-            let digest = view(&blocks[b].tensor)
-                .and_then(|view| EffectiveTensor::read(first, view, i + 1))
-                .and_then(|tensor| effective_digest(&tensor, progress));
-            match digest {
-                Err(e) if is_fatal(&e) => Err(e),
-                digest => Ok(digest),
+    for overlay in &stack {
+        step(progress, 0)?;
+        for block in &overlay.blocks {
+            let next = left.get_mut(block.tensor.as_str()).and_then(Iterator::next);
+            let Some(found) = next else { continue };
+            compared += 1;
+            if found != block.effective_sha256 && wrong.len() < MAX_FAILURES {
+                let e = mismatch("effective SHA-256", found, block.effective_sha256);
+                wrong.push(first.place(e.in_part(&overlay.name).in_tensor(&block.tensor)));
             }
-        })?;
-        let mismatch = |what: String, found: Digest, expected: Digest| {
-            let text = format!("{what} is {found}, the overlay says {expected} ({})", Rule::OVL_9);
-            Error::integrity(text)
-        };
-        for (block, found) in blocks.iter().zip(found) {
-            match found {
-                Err(e) => wrong.push(e),
-                Ok(found) => {
-                    compared += 1;
-                    if found != block.effective_sha256 {
-                        let e = mismatch("effective SHA-256".into(), found, block.effective_sha256);
-                        wrong.push(first.place(e.in_part(&overlay.name).in_tensor(&block.tensor)));
-                    }
-                    digests.insert(block.tensor.clone(), found);
-                }
-            }
+            digests.insert(block.tensor.clone(), found);
         }
         let root = effective_root(views, &digests);
         if wrong.is_empty() && root != overlay.effective_root {
-            let e = mismatch("effective root".into(), root, overlay.effective_root);
+            let e = mismatch("effective root", root, overlay.effective_root);
             wrong.push(first.place(e.in_tensor(&overlay.name)));
         }
     }

@@ -176,9 +176,7 @@ impl<R: ReadAt> Pack<R> {
             }
         }
         let pack = Self { containers, order, index: Some(index), index_name: None, complete };
-        if complete {
-            pack.check_overlays()?;
-        }
+        pack.check_overlays()?;
         Ok(pack)
     }
 
@@ -267,7 +265,20 @@ impl<R: ReadAt> Pack<R> {
         self.overlays().last().map(|o| o.effective_root)
     }
 
-    /// UC-OVL-3, UC-OVL-4 over all shards.
+    /// Fails for a file of overlays, which has no tensors of its own.
+    ///
+    /// # Errors
+    /// `InvalidArgument`.
+    pub fn require_base(&self) -> Result<()> {
+        if !self.first().preamble().is_overlays_only() {
+            return Ok(());
+        }
+        let text =
+            "holds overlays without a base: add it to the pack that it is for (`uc overlay add`)";
+        Err(self.first().place(Error::argument(text)))
+    }
+
+    /// UC-OVL-3, UC-OVL-4 over all shards that are open.
     fn check_overlays(&self) -> Result<()> {
         for overlay in &self.first().index().overlays {
             let place = |e: Error| self.first().place(e.in_tensor(&overlay.name));
@@ -281,6 +292,9 @@ impl<R: ReadAt> Pack<R> {
             }
             for block in &overlay.blocks {
                 let entry = self.tensor(&block.tensor).map(|t| t.entry());
+                if entry.is_none() && !self.complete {
+                    continue;
+                }
                 check_block(block, entry).map_err(|e| place(e.in_part(&block.tensor)))?;
             }
         }

@@ -119,7 +119,7 @@ pub struct VerifyReport {
     pub exact_checked: usize,
     /// Every tensor with its overlays, and the effective roots. Not checked when there are no overlays.
     pub effective: Check,
-    /// The root with all overlays, as they say and, when they were checked, as computed.
+    /// The root with all overlays, as computed when they were checked.
     pub effective_root: Option<Digest>,
     /// Tensors with overlays that were decoded and compared, one for each overlay on each.
     pub effective_checked: usize,

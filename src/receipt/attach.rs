@@ -65,6 +65,15 @@ pub fn attach<R: ReadAt>(
 ) -> Result<String> {
     let parsed = EvalRecord::parse(record)?;
     check_roots(&parsed, roots.0, roots.1)?;
+    let effective = pack.overlays().last().map(|o| o.effective_root.to_string());
+    let said = &parsed.model.effective_root;
+    if said.is_some() && *said != effective {
+        let expected = effective.as_deref().unwrap_or("none");
+        let found = said.as_deref().unwrap_or("none");
+        return Err(Error::integrity(format!(
+            "the record is of another pack: its effective root is {found}, this pack's is {expected}"
+        )));
+    }
     let name = format!("eval-{}", &Digest::of(record).to_string()[..16]);
     let mut attachments = pack.attachments()?;
     if attachments.iter().any(|a| a.kind == AttachmentKind::Receipt && a.name == name) {

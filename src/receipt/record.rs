@@ -247,6 +247,9 @@ impl EvalRecord {
         if self.model.rung.is_some_and(|r| !(3..=8).contains(&r)) {
             return fail("a rung has 3 to 8 planes".into());
         }
+        if self.model.rung.is_some() && self.model.effective_root.is_some() {
+            return fail("rungs are without overlays".into());
+        }
         let Protocol { seq_len, max_tokens, sequences, tokens } = self.protocol;
         // Of a sequence of a language model the first token isn't scored, of one of an encoder the ends.
         let ends = if self.metric == Metric::Kld { 1 } else { 2 };

@@ -12,7 +12,7 @@ use crate::import::{
     Source,
 };
 use crate::manifest::Pack;
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use crate::receipt::EvalRecord;
 
 /// One contestant of the comparison.
@@ -55,6 +55,8 @@ pub(super) struct Verdict {
     pub table: Vec<GateRow>,
 }
 
+/// Sequences below which standard errors say too little.
+const LEAST_SEQUENCES: u64 = 8;
 /// Standard errors that the overlay must be better by than the base without it.
 const LEAST_ERRORS: f64 = 2.0;
 
@@ -65,7 +67,7 @@ impl Gate<'_> {
         overlay: &NewOverlay,
         progress: &dyn Progress,
     ) -> Result<Verdict> {
-        let silent = super::super::eval::Silent(progress);
+        let silent = Silent(progress);
         let with = self.folder.join("overlay.uc");
         let options = OverlayOptions::new().with_max_ram(self.options.max_ram);
         options.add(base, std::slice::from_ref(overlay), &with, &silent)?;
@@ -116,7 +118,12 @@ impl Gate<'_> {
         let useless = table[1..].iter().find(|row| !gains(row));
         let better = table[1..].iter().filter(|row| row.kld_mean < table[0].kld_mean);
         let better = better.min_by(|a, b| a.kld_mean.total_cmp(&b.kld_mean));
+        let sequences = after.protocol.sequences;
+        let few = sequences < LEAST_SEQUENCES;
         let reason = match (useless, better) {
+            _ if few => format!(
+                "{sequences} sequences are too few to tell: {LEAST_SEQUENCES} are the least"
+            ),
             (Some(_), _) => "it is not clearly better than the base without it".to_owned(),
             (None, Some(row)) => format!(
                 "the same bits do more in the base: {} has a KL divergence of {:.6} at {:.4} bpw, the overlay {:.6}",
@@ -130,13 +137,13 @@ impl Gate<'_> {
                 None => "nothing at its bits is better".to_owned(),
             },
         };
-        let kept = useless.is_none() && better.is_none();
+        let kept = !few && useless.is_none() && better.is_none();
         Ok(Verdict { kept, reason, bpw_after, before, after, table })
     }
 
     fn eval(&self, model: &Model, progress: &dyn Progress) -> Result<EvalRecord> {
         let options = EvalOptions::new().with_seq_len(self.options.seq_len);
-        let silent = super::super::eval::Silent(progress);
+        let silent = Silent(progress);
         options.prepare(model, self.source, self.held_out)?.run(&silent)
     }
 
@@ -150,7 +157,7 @@ impl Gate<'_> {
     ) -> Result<(String, f64, EvalRecord)> {
         let calibration = self.calibration.ok_or_else(|| Error::argument("no calibration"))?;
         // No more bits than the overlay has.
-        let bpw: Bpw = format!("{:.4}", (bpw * 1e4).floor() / 1e4).parse()?;
+        let bpw = budget(bpw)?;
         let mut recipe = Recipe::default();
         let mut calibrated = CalibratedRecipe { bpw: Some(bpw), ..CalibratedRecipe::default() };
         if let Some(group) = group {
@@ -163,12 +170,20 @@ impl Gate<'_> {
             .with_recipe(recipe)
             .with_calibration(Some(calibration.path().into()))
             .with_max_ram(self.options.max_ram);
-        let silent = super::super::eval::Silent(progress);
+        let silent = Silent(progress);
         options.pack_with(self.checkpoint, &path, &silent)?;
         let model = Model::open(&path)?;
         let record = self.eval(&model, progress)?;
         Ok((name.to_owned(), body_bpw(&model).unwrap_or(0.0), record))
     }
+}
+
+/// A budget of so many bits at most.
+///
+/// # Errors
+/// `InvalidArgument` for one that no base can have.
+pub(super) fn budget(bpw: f64) -> Result<Bpw> {
+    format!("{:.4}", (bpw * 1e4).floor() / 1e4).parse()
 }
 
 fn body_bpw(model: &Model) -> Option<f64> {

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use serde::{Deserialize, Serialize};
 
 use super::super::failed;
 use super::super::linear::{Observer, Pass};
@@ -68,7 +69,7 @@ pub(super) struct Schedule {
 }
 
 /// Why training ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Stopped {
     Steps,
     Rescues,
@@ -90,7 +91,6 @@ impl Stopped {
 pub(super) struct Look {
     /// The block that was trained, when they are one by one.
     pub block: Option<usize>,
-    pub steps: usize,
     /// The objective on the probe set.
     pub probe: f64,
     /// The round before was undone.
@@ -201,7 +201,8 @@ pub(super) struct Training<'a> {
 }
 
 /// Where training is, so that it can go on from there.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Place {
     /// The block that is trained, when they are one by one.
     pub block: usize,
@@ -215,6 +216,10 @@ pub(super) struct Place {
     pub best: Option<f64>,
     /// Products of the step size.
     pub lr_scale: f64,
+    /// Steps done, of all blocks.
+    pub done: usize,
+    /// Why training of the block ended, when it did.
+    pub stopped: Option<Stopped>,
 }
 
 /// What calls back after each round, with the factors and the place.
@@ -299,22 +304,26 @@ impl Training<'_> {
             Some(best) => best,
             None => {
                 let best = self.probe_loss(probe, loss)?;
-                let look = Look { block, steps: place.steps, probe: best, rescued: false };
+                let look = Look { block, probe: best, rescued: false };
                 place.best = Some(best);
                 after(factors, &place, &look)?;
                 best
             }
         };
         if vars.is_empty() {
-            return Ok((Stopped::Steps, place));
+            place.stopped = Some(Stopped::Steps);
         }
-        while place.steps < s.steps {
+        loop {
+            if let Some(stopped) = place.stopped {
+                return Ok((stopped, place));
+            }
             let kept = vars.iter().map(|v| v.as_tensor().copy()).collect::<CandleResult<Vec<_>>>();
             let kept = kept.map_err(failed)?;
             let params =
                 ParamsAdamW { lr: s.lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
             let mut adam = AdamW::new(vars.to_vec(), params).map_err(failed)?;
             let end = s.steps.min(place.steps + s.round);
+            let mut finite = true;
             for at in place.steps..end {
                 #[allow(clippy::cast_precision_loss, reason = "a share")]
                 let left = 1.0 - at as f64 / s.steps as f64;
@@ -322,17 +331,15 @@ impl Training<'_> {
                 #[allow(clippy::cast_precision_loss, reason = "a share")]
                 let warm = ((at - place.steps + 1) as f64 / 5.0).min(1.0);
                 adam.set_learning_rate(s.lr * place.lr_scale * warm * (0.1 + 0.9 * left));
-                self.step(
-                    &mut adam,
-                    vars,
-                    train,
-                    loss,
-                    at as u64 + ((block.unwrap_or(0) as u64) << 32),
-                )?;
+                let number = at as u64 + ((block.unwrap_or(0) as u64) << 32);
+                finite = finite && self.step(&mut adam, vars, train, loss, number)?;
             }
-            let found = self.probe_loss(probe, loss)?;
+            // What isn't a number is worse than anything.
+            let found = if finite { self.probe_loss(probe, loss)? } else { f64::MAX };
+            let found = if found.is_finite() { found } else { f64::MAX };
+            place.done += end - place.steps;
             place.steps = end;
-            let rescued = found.is_nan() || found > best;
+            let rescued = found > best;
             if rescued {
                 for (var, kept) in vars.iter().zip(&kept) {
                     var.set(kept).map_err(failed)?;
@@ -344,19 +351,20 @@ impl Training<'_> {
             let gain = 1.0 - found / best;
             best = best.min(found);
             place.best = Some(best);
-            let look = Look { block, steps: place.steps, probe: found, rescued };
-            after(factors, &place, &look)?;
-            if place.rescues > s.max_rescues {
-                return Ok((Stopped::Rescues, place));
-            }
-            if !rescued && gain < s.min_gain {
-                return Ok((Stopped::Gain, place));
-            }
+            place.stopped = if place.rescues > s.max_rescues {
+                Some(Stopped::Rescues)
+            } else if !rescued && gain < s.min_gain {
+                Some(Stopped::Gain)
+            } else if place.steps >= s.steps {
+                Some(Stopped::Steps)
+            } else {
+                None
+            };
+            after(factors, &place, &Look { block, probe: found, rescued })?;
         }
-        Ok((Stopped::Steps, place))
     }
 
-    /// One step of the optimizer.
+    /// One step of the optimizer; whether its loss was a number.
     fn step<T: Sync>(
         &self,
         adam: &mut AdamW,
@@ -364,7 +372,7 @@ impl Training<'_> {
         train: &[&T],
         loss: &Loss<'_, T>,
         at: u64,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let s = self.schedule;
         let chosen: Vec<&T> = (0..s.batch as u64)
             .map(|i| train[draw(s.seed, at * s.batch as u64 + i, train.len())])
@@ -390,7 +398,8 @@ impl Training<'_> {
         )?;
         let value: f64 = found.iter().map(|(value, _)| value).sum();
         if !value.is_finite() {
-            return Err(Error::source_file("the loss of a step is not finite"));
+            step(self.progress, 1)?;
+            return Ok(false);
         }
         let mut run = || -> CandleResult<()> {
             // A store for the optimizer; what it holds is replaced.
@@ -405,7 +414,8 @@ impl Training<'_> {
             adam.step(&store)
         };
         run().map_err(failed)?;
-        step(self.progress, 1)
+        step(self.progress, 1)?;
+        Ok(true)
     }
 
     fn probe_loss<T: Sync>(&self, probe: &[&T], loss: &Loss<'_, T>) -> Result<f64> {
@@ -500,7 +510,12 @@ impl Training<'_> {
                 };
                 let start = match block == place.block {
                     true => place.clone(),
-                    false => Place { block, all_rescues: place.all_rescues, ..Place::default() },
+                    false => Place {
+                        block,
+                        all_rescues: place.all_rescues,
+                        done: place.done,
+                        ..Place::default()
+                    },
                 };
                 let ended =
                     self.rounds(factors, &vars, &train, &probe, &loss, Some(block), start, after)?;

@@ -24,6 +24,8 @@ use self::gradient::{Factors, Look, Place, Schedule, Training};
 use self::ranks::{Offer, allocate};
 use self::state::{Saved, StateFile};
 use super::calibrate::CalibrateOptions;
+use super::config::Config;
+use super::eval::EvalOptions;
 use super::network::{SPARE, check_positions, config_of, load_ends};
 use super::states::States;
 use super::text::{cut, tokenizer_of};
@@ -33,11 +35,15 @@ use crate::codec::read_f32;
 use crate::container::{DecodeOptions, Input, TensorView};
 use crate::encoder::Metric;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Encoding, Role, elements, to_usize};
-use crate::import::{Model, NewBlock, NewFactors, NewOverlay, OverlayOptions, PackStats};
+use crate::format::{
+    Digest, Dtype, Encoding, Role, TreeHasher, check_name, elements, tensor_leaf, to_usize,
+};
+use crate::import::{
+    Model, NewBlock, NewFactors, NewOverlay, OverlayOptions, PackStats, decoded_root,
+};
 use crate::manifest::Pack;
 use crate::par;
-use crate::progress::{Progress, step};
+use crate::progress::{Progress, Silent, step};
 use crate::receipt::EvalRecord;
 
 pub use gate::GateRow;
@@ -170,6 +176,10 @@ pub struct TrainReport {
     pub stopped: &'static str,
     /// Looks at the probe set.
     pub probes: Vec<Probe>,
+    /// Threads that factors were trained with.
+    pub threads: u64,
+    /// The comparison was on a text of its own; else on the probe set, which rounds were chosen by.
+    pub held_out: bool,
     /// SHA-256 over the trained factors, in the order of tensors.
     pub factors_sha256: Digest,
     /// The files that were written.
@@ -197,6 +207,11 @@ const PROBE_PART: usize = 8;
 const MORE_BPW: f64 = 0.5;
 /// Ranks that a layer may get, over what an even distribution gives.
 const RANK_RANGE: usize = 4;
+
+/// Highest rank of a layer: its singular vectors are found by rotations in all pairs.
+const MOST_RANK: usize = 256;
+/// Seeds are part of the record, whose numbers are safe integers.
+const MOST_SEED: u64 = (1 << 53) - 1;
 
 /// A layer that may get ranks.
 struct Layer {
@@ -242,7 +257,34 @@ impl TrainOptions {
         if !self.min_gain.is_finite() {
             return fail("the least gain is a number");
         }
-        Ok(())
+        if !self.batch.is_multiple_of(2) {
+            return fail("a batch has an even number of sequences: they run two by two");
+        }
+        if self.seed > MOST_SEED {
+            return fail("seeds are below 2^53");
+        }
+        check_name(&self.name)
+    }
+
+    /// What would stop the work only at its end.
+    fn check_ends(
+        &self,
+        pack: &Model,
+        source: &Model,
+        held_out: &[u8],
+        target: f64,
+        output: &Path,
+    ) -> Result<()> {
+        if let Model::Pack(pack) = pack {
+            OverlayOptions::new().with_force(self.force).check(pack, output)?;
+        }
+        if matches!(config_of(source)?, Config::Bert(_)) {
+            return Err(Error::argument("an encoder doesn't predict tokens: it can't be trained"));
+        }
+        if !self.frozen_base {
+            gate::budget(target)?;
+        }
+        EvalOptions::new().with_seq_len(self.seq_len).prepare(pack, source, held_out).map(drop)
     }
 
     /// Trains an overlay for `pack` against `source`, the model that it was made from, compares, and writes `output`: the pack with the
@@ -266,7 +308,6 @@ impl TrainOptions {
         let Model::Checkpoint(checkpoint) = source else {
             return Err(Error::argument("the source is a checkpoint, not a pack"));
         };
-        check_source(base, source)?;
         if base.overlays().iter().any(|o| o.name == self.name) {
             let text = "the pack has an overlay of this name: choose another with --name";
             return Err(Error::argument(text).in_tensor(&self.name));
@@ -287,13 +328,25 @@ impl TrainOptions {
 
         let (train_text, probe_text) = split(text);
         let held_out = self.held_out.as_deref().unwrap_or(probe_text);
+        if held_out == text {
+            let text = "the held-out text is the one that is trained on: nothing would be held out";
+            return Err(Error::argument(text));
+        }
+        self.check_ends(pack, source, held_out, target, output)?;
+        let source_root = check_source(base, source, progress)?;
         let folder =
             tempfile::Builder::new().prefix(".uc-train-").tempdir_in(parent(output)).map_err(
                 |e| Error::io("can't write here", e).in_file(parent(output).display().to_string()),
             )?;
         let calibration = self.calibration(source, train_text, folder.path(), progress)?;
-        let recipe =
-            self.recipe(base, source, text, calibration.as_ref().map(Calibration::sha256), target)?;
+        if let Some(calibration) = &calibration
+            && calibration.record().model_root != source_root.to_string()
+        {
+            let e = Error::source_file("is the calibration of another model than the source");
+            return Err(calibration.place(e));
+        }
+        let digest = calibration.as_ref().map(Calibration::sha256);
+        let recipe = self.recipe(base, source_root, text, digest, target);
 
         let layers = layers_of(base)?;
         if layers.is_empty() {
@@ -328,7 +381,7 @@ impl TrainOptions {
         let kept = verdict.kept || self.keep;
         let overlays =
             if kept { vec![self.with_outcome(overlay, &trained, &verdict)] } else { vec![] };
-        let written = options.add(base, &overlays, output, &super::eval::Silent(progress))?;
+        let written = options.add(base, &overlays, output, &Silent(progress))?;
         StateFile::new(output).remove()?;
         let reason = match (verdict.kept, self.keep) {
             (false, true) => format!("{} (kept as asked for)", verdict.reason),
@@ -347,6 +400,8 @@ impl TrainOptions {
             rescues: trained.rescues,
             stopped: trained.stopped,
             probes: trained.probes,
+            threads: par::threads(),
+            held_out: self.held_out.is_some(),
             factors_sha256,
             files: written.files,
             stored_root: written.stored_root,
@@ -371,7 +426,7 @@ impl TrainOptions {
         let path = folder.join("calibration");
         let options =
             CalibrateOptions::new().with_seq_len(self.seq_len).with_max_tokens(self.max_tokens);
-        options.prepare(source, text)?.run(&path, &super::eval::Silent(progress))?;
+        options.prepare(source, text)?.run(&path, &Silent(progress))?;
         Calibration::open(&path).map(Some)
     }
 
@@ -379,14 +434,13 @@ impl TrainOptions {
     fn recipe(
         &self,
         pack: &Pack<Input>,
-        source: &Model,
+        source_root: Digest,
         text: &[u8],
         calibration: Option<Digest>,
         target: f64,
-    ) -> Result<Map<String, Value>> {
+    ) -> Map<String, Value> {
         let mut all = Map::new();
         let mut put = |key: &str, value: Value| all.insert(key.to_owned(), value);
-        put("kind", json!("trained"));
         put("method", json!(self.method.name()));
         put("bpw", json!(format!("{target:.6}")));
         put("seq_len", json!(self.seq_len));
@@ -395,12 +449,7 @@ impl TrainOptions {
         put("calibration_sha256", json!(calibration.map(|c| c.to_string())));
         put("base_root", json!(pack.decoded_root().to_string()));
         put("beneath", json!(pack.effective_root().map(|r| r.to_string())));
-        let source = match source {
-            Model::Checkpoint(_) => pack.manifest()?.tensors,
-            Model::Pack(_) => return Err(Error::argument("the source is a checkpoint")),
-        };
-        let digests: String = source.values().map(|t| t.sha256.as_str()).collect();
-        put("source_sha256", json!(Digest::of(digests.as_bytes()).to_string()));
+        put("source_root", json!(source_root.to_string()));
         if self.method == Method::Gradient {
             put("objective", json!(self.objective.name()));
             put("steps", json!(self.steps));
@@ -411,9 +460,8 @@ impl TrainOptions {
             put("max_rescues", json!(self.max_rescues));
             put("min_gain", json!(self.min_gain.to_string()));
             put("refreshed", json!(self.refreshed));
-            put("threads", json!(par::threads()));
         }
-        Ok(all)
+        all
     }
 
     /// Factors of all layers under the budget.
@@ -440,7 +488,7 @@ impl TrainOptions {
                     Metric::new(layer.rows, layer.cols, &statistics).map_err(place)?
                 }
             };
-            let most = (RANK_RANGE * even).min(layer.rows.min(layer.cols));
+            let most = (RANK_RANGE * even).min(layer.rows.min(layer.cols)).min(MOST_RANK);
             let found = spectrum(&error, layer.rows, layer.cols, &metric, most);
             spectra.push(found.map_err(place)?);
         }
@@ -521,17 +569,15 @@ impl TrainOptions {
             schedule,
             progress,
         };
-        let mut steps = 0;
         let mut after = |factors: &Factors, place: &Place, look: &Look| {
             probes.push(Probe { block: look.block, loss: look.probe, undone: look.rescued });
-            steps = steps.max(look.block.unwrap_or(0) * self.steps + look.steps);
             state_file.write(recipe, factors, place, &probes)
         };
         let (stopped, place) = training.run(&factors, place, &states, &mut after)?;
         teacher_weights.check_all_used(SPARE)?;
         Ok(Trained {
             products: factors.products()?,
-            steps,
+            steps: place.done,
             rescues: place.all_rescues,
             stopped: stopped.name(),
             probes,
@@ -551,6 +597,8 @@ impl TrainOptions {
         };
         let blocks = trained.products.iter().map(block).collect::<Result<_>>()?;
         let mut info = Map::new();
+        info.insert("kind".into(), json!("trained"));
+        info.insert("tool".into(), json!(concat!("ultracompress ", env!("CARGO_PKG_VERSION"))));
         info.insert("recipe".into(), Value::Object(recipe.clone()));
         let mut overlay = NewOverlay { name: self.name.clone(), info, blocks };
         let digest = digest_of(&overlay).to_string();
@@ -598,13 +646,14 @@ fn parent(output: &Path) -> &Path {
 fn split(text: &[u8]) -> (&[u8], &[u8]) {
     let from = text.len() - text.len() / PROBE_PART;
     let line = text[from..].iter().position(|&b| b == b'\n').map_or(0, |at| at + 1);
-    // A text in one line is cut between characters.
-    let at = (from + line..text.len()).find(|&i| text[i] & 0xc0 != 0x80).unwrap_or(from);
+    // Where that leaves little, it is cut between characters.
+    let line = if line > (text.len() - from) / 2 { 0 } else { line };
+    let at = (from + line..text.len()).find(|&i| text[i] & 0xc0 != 0x80).unwrap_or(text.len());
     text.split_at(at)
 }
 
-/// Fails when the pack was made from another model.
-fn check_source(pack: &Pack<Input>, source: &Model) -> Result<()> {
+/// The root of the source; fails when the pack was made from another model.
+fn check_source(pack: &Pack<Input>, source: &Model, progress: &dyn Progress) -> Result<Digest> {
     let differs = |name: &str, text: &str| Err(Error::source_file(text).in_tensor(name));
     for view in pack.tensors() {
         match source.tensor(view.name()) {
@@ -613,7 +662,20 @@ fn check_source(pack: &Pack<Input>, source: &Model) -> Result<()> {
             None => return differs(view.name(), "the source has no such tensor"),
         }
     }
-    Ok(())
+    let manifest = pack.manifest()?;
+    let mut tree = TreeHasher::new();
+    for (name, dtype, shape) in source.tensors() {
+        let listed = manifest.tensors.get(name).and_then(|t| Digest::from_hex(&t.sha256));
+        let Some(listed) = listed else { return differs(name, "the pack has no such tensor") };
+        tree.push(tensor_leaf(name, dtype, shape, listed));
+    }
+    let (found, expected) = (decoded_root(source, &Silent(progress))?, tree.root());
+    if found != expected {
+        return Err(Error::source_file(format!(
+            "the pack was made from another model: its manifest lists tensors with the root {expected}, the source's is {found}"
+        )));
+    }
+    Ok(found)
 }
 
 fn is_trainable(view: &TensorView<'_, Input>) -> bool {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::import::{ClosedFile, NewFile};
 
 const FORMAT: &str = "ultracompress-train-state-1";
+const TOOL: &str = concat!("ultracompress ", env!("CARGO_PKG_VERSION"));
 
 /// What lies beside the output until it is complete.
 pub(super) struct StateFile(PathBuf);
@@ -30,13 +31,9 @@ pub(super) struct Saved {
 #[serde(deny_unknown_fields)]
 struct Stored {
     format: String,
+    tool: String,
     recipe: Map<String, Value>,
-    block: usize,
-    steps: usize,
-    rescues: usize,
-    all_rescues: usize,
-    best: Option<f64>,
-    lr_scale: f64,
+    place: Place,
     probes: Vec<Probe>,
     products: BTreeMap<String, StoredProduct>,
 }
@@ -95,13 +92,9 @@ impl StateFile {
         };
         let stored = Stored {
             format: FORMAT.to_owned(),
+            tool: TOOL.to_owned(),
             recipe: recipe.clone(),
-            block: place.block,
-            steps: place.steps,
-            rescues: place.rescues,
-            all_rescues: place.all_rescues,
-            best: place.best,
-            lr_scale: place.lr_scale,
+            place: place.clone(),
             probes: probes.to_vec(),
             products: products.iter().map(|(n, p)| (n.clone(), product(n, p))).collect(),
         };
@@ -126,7 +119,7 @@ impl StateFile {
         };
         let stored: Stored = serde_json::from_slice(&bytes)
             .map_err(|e| place(Error::source_file(format!("is no state of training: {e}"))))?;
-        if stored.format != FORMAT || stored.recipe != *recipe {
+        if stored.format != FORMAT || stored.tool != TOOL || stored.recipe != *recipe {
             let text = "is the state of another run: its recipe differs; remove it to start again";
             return Err(place(Error::source_file(text)));
         }
@@ -143,18 +136,6 @@ impl StateFile {
             scales.insert(name.clone(), p.scales);
             products.insert(name, Product { rows: p.rows, cols: p.cols, rank: p.rank, a, b });
         }
-        Ok(Some(Saved {
-            products,
-            scales,
-            place: Place {
-                block: stored.block,
-                steps: stored.steps,
-                rescues: stored.rescues,
-                all_rescues: stored.all_rescues,
-                best: stored.best,
-                lr_scale: stored.lr_scale,
-            },
-            probes: stored.probes,
-        }))
+        Ok(Some(Saved { products, scales, place: stored.place, probes: stored.probes }))
     }
 }

@@ -141,11 +141,12 @@ pub fn overlay_line(overlay: &OverlayEntry) -> String {
     #[allow(clippy::cast_precision_loss, reason = "for display")]
     let mean = ranks.sum::<u64>() as f64 / overlay.blocks.len() as f64;
     format!(
-        "overlay {} {}: {} tensors, mean rank {mean:.1}, {bytes} bytes, effective root {}\n",
+        "overlay {} {}: {} tensors, mean rank {mean:.1}, {bytes} bytes, effective root {}, for the base {}\n",
         overlay.order,
         overlay.name,
         overlay.blocks.len(),
-        overlay.effective_root
+        overlay.effective_root,
+        overlay.base_root
     )
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use ultracompress::ErrorKind;
-use ultracompress::import::{Model, write_new};
+use ultracompress::import::Model;
 use ultracompress::lm::train::GateRow;
 use ultracompress::lm::{Method, Objective, TrainOptions};
 
@@ -61,11 +61,6 @@ pub fn run(args: &Train, console: &mut Console) -> Outcome {
     check_outside(&args.model, &args.output)?;
     let options = options(args)?;
     let (pack, source) = (Model::open(&args.file)?, Model::open(&args.model)?);
-    if let Model::Pack(pack) = &pack
-        && pack.shard_index().is_none()
-    {
-        write_new(&args.output, args.force, None)?;
-    }
     let text = read(&args.text)?;
     console.start_steps("training", options.work(&source)?);
     let report = options.train(&pack, &source, &text, &args.output, console);
@@ -100,6 +95,8 @@ pub fn run(args: &Train, console: &mut Console) -> Outcome {
             "steps": report.steps,
             "rescues": report.rescues,
             "stopped": report.stopped,
+            "threads": report.threads,
+            "held_out": report.held_out,
             "probes": report.probes,
             "factors_sha256": report.factors_sha256.to_string(),
             "stored_root": report.stored_root.to_string(),
@@ -109,7 +106,12 @@ pub fn run(args: &Train, console: &mut Console) -> Outcome {
     }
     console.print(format!(
         "{:<26} {:>8} {:>10} {:>9} {:>11} {:>9}",
-        "held-out text", "body bpw", "KL", "+-", "more by", "+-"
+        if report.held_out { "held-out text" } else { "probe set" },
+        "body bpw",
+        "KL",
+        "+-",
+        "more by",
+        "+-"
     ))?;
     let number = |v: Option<f64>| v.map_or("none".to_owned(), |v| format!("{v:.6}"));
     for row in &report.table {

@@ -131,6 +131,7 @@ fn print(
             "effective_checked": report.effective_checked,
             "stored_root": report.stored_root.to_string(),
             "decoded_root": report.decoded_root.to_string(),
+            "effective_root": report.effective_root.map(|root| root.to_string()),
             "failures": report.failures.iter().map(failure).collect::<Vec<_>>(),
         }));
     }
