@@ -920,7 +920,8 @@ fn every_valid_container_keeps_all_it_holds_when_it_is_written_again() {
             let mut index = index.clone();
             let tensors = index.tensors.iter_mut().flat_map(|t| &mut t.parts);
             let parts = tensors.chain(index.files.iter_mut().flat_map(|f| &mut f.parts));
-            parts.for_each(|part| part.offset = 0);
+            let overlays = index.overlays.iter_mut().flat_map(|o| &mut o.parts);
+            parts.chain(overlays).for_each(|part| part.offset = 0);
             // The names of tables only put them in order.
             index.levels.iter_mut().for_each(|table| table.name.clear());
             index
