@@ -438,7 +438,9 @@ fn other_versions_and_unknown_features_are_refused_by_kind() {
     assert_eq!(kind(16, &2u64.to_le_bytes()), ErrorKind::Malformed(Rule::HDR_8));
     // Bit 0 is known too; it allows coded tensors, which need not be there.
     Container::open(patched(&file, 16, &1u64.to_le_bytes())).expect("known");
-    for bit in 2..64 {
+    // And bit 2: a file of overlays has no tensors.
+    assert_eq!(kind(16, &4u64.to_le_bytes()), ErrorKind::Malformed(Rule::OVL_10));
+    for bit in 3..64 {
         assert_eq!(kind(16, &(1u64 << bit).to_le_bytes()), ErrorKind::UnsupportedFeature);
     }
     // Later minor versions and optional features are read; only the stored root speaks of them.

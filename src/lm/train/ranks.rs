@@ -69,7 +69,9 @@ mod tests {
         let cost = |rank| bytes(64, 64, rank);
         assert_eq!(cost(1), 3 * 128);
         assert_eq!(allocate(&offers, 0), [0, 0, 0]);
-        assert_eq!(allocate(&offers, cost(1)), [1, 0, 0]);
+        // Two ranks gain more for their bytes than one, which bears the scales alone: they come together.
+        assert_eq!(allocate(&offers, cost(1)), [0, 0, 0]);
+        assert_eq!(allocate(&offers, cost(2)), [2, 0, 0]);
         assert_eq!(allocate(&offers, cost(2) + cost(2)), [2, 2, 0]);
         assert_eq!(allocate(&offers, 1 << 20), [4, 3, 0]);
         for budget in (0..4000).step_by(100) {
