@@ -24,6 +24,8 @@ for path in sorted(VECTORS.glob("*/**/*.json")):
         continue
     target = path.parent.name if path.parent.name in ("manifest", "receipt") else "open"
     write(target, path.stem, bytes.fromhex(vector["input"]))
+    if target == "open" and vector["expect"] == "ok":
+        write("index", path.stem, bytes.fromhex(vector["input"]))
 write("safetensors", "two-tensors", HEADER + bytes(range(256)) + b"\0\0\x80\x3f")
 
 RECORD = {

@@ -55,6 +55,7 @@
 //! | `zstd` | parts stored as zstd frames | with `cli` |
 //! | `rayon` | threads; results never depend on them | with `cli` |
 //! | `http` | packs on web servers, read by ranges | with `cli` |
+//! | `sign` | `sign`: signatures in minisign's format | with `cli` |
 //! | `lm` | `lm`: running language models, calibration, evaluation, training overlays | with `cli` |
 //!
 //! With `default-features = false` the crate reads, decodes, multiplies, verifies and writes packs.
@@ -87,6 +88,8 @@ mod memory;
 mod par;
 mod progress;
 pub mod receipt;
+#[cfg(feature = "sign")]
+pub mod sign;
 
 pub use container::{
     Container, DecodeOptions, EffectiveTensor, EncodeOptions, EncodedTensor, Input, PackWriter,

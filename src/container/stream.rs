@@ -2,8 +2,14 @@
 
 use std::io::{Seek, Write};
 
+#[cfg(feature = "safetensors")]
+use super::read_at::ReadAt;
 use super::writer::PackWriter;
+#[cfg(feature = "safetensors")]
+use crate::error::ErrorKind;
 use crate::error::{Error, Result};
+#[cfg(feature = "safetensors")]
+use crate::format::{ALIGN_BYTES, align_up, to_usize};
 use crate::format::{
     CHUNK_BYTES, Chunk, Digest, ExactModelEntry, FileEntry, OtherEntry, OverlayEntry, Part,
     PartKind, TensorEntry,
@@ -172,6 +178,49 @@ impl<W: Write + Seek> PackWriter<W> {
             at += bytes.len() as u64;
         }
         Ok(offset)
+    }
+
+    /// Takes over parts that an interrupted run wrote to the same place: `there` has its bytes. Says no, and leaves the
+    /// writer as it is, when they aren't what the run recorded.
+    ///
+    /// # Errors
+    /// `Io`.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn restore(&mut self, parts: &[Part], there: &impl ReadAt) -> Result<bool> {
+        let mut end = self.end;
+        for part in parts {
+            if Some(part.offset) != align_up(end, ALIGN_BYTES) {
+                return Ok(false);
+            }
+            for chunk in &part.chunks {
+                let mut bytes = vec![0; chunk.stored_len as usize];
+                match there.read_exact_at(part.offset + chunk.start, &mut bytes) {
+                    Ok(()) if crc32fast::hash(&bytes) == chunk.crc32 => {}
+                    Err(e) if *e.kind() == ErrorKind::Io => return Err(e),
+                    _ => return Ok(false),
+                }
+            }
+            end = part.offset + part.stored_len;
+        }
+        for part in parts {
+            self.copy_there(part, there)?;
+        }
+        Ok(true)
+    }
+
+    /// Hashes a part that is there, with the padding in front of it, which may not have been written yet.
+    #[cfg(feature = "safetensors")]
+    fn copy_there(&mut self, part: &Part, there: &impl ReadAt) -> Result<()> {
+        self.allot(0)?;
+        self.end += part.stored_len;
+        let mut at = part.offset;
+        while at < self.end {
+            let mut bytes = vec![0; to_usize((self.end - at).min(CHUNK_BYTES))?];
+            there.read_exact_at(at, &mut bytes)?;
+            self.take_over(at, &bytes);
+            at += bytes.len() as u64;
+        }
+        Ok(())
     }
 
     /// Lists a carried file that is written.

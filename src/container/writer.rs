@@ -285,6 +285,33 @@ impl<W: Write + Seek> PackWriter<W> {
         Ok(())
     }
 
+    /// Hashes bytes of the core that are written already.
+    #[cfg(feature = "safetensors")]
+    pub(super) fn take_over(&mut self, at: u64, bytes: &[u8]) {
+        self.hasher.update(at, bytes);
+    }
+
+    /// Passes what is written on to where it is kept.
+    ///
+    /// # Errors
+    /// `Io`.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.out.flush().map_err(|e| self.io(e))
+    }
+
+    /// Where the next part goes, unless it is aligned further.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The tensor and the carried file that were listed last.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn last_listed(&self) -> (Option<&TensorEntry>, Option<&crate::format::FileEntry>) {
+        (self.index.tensors.last(), self.index.files.last())
+    }
+
     /// Writes bytes that the stored root doesn't cover, or not yet.
     fn emit(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {

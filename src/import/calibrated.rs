@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
 use super::plan::{Allocation, CalibratedRecipe, Decision, Plan, Recipe};
 use super::scan::Scan;
 use super::source::{Source, SourceTensor};
@@ -39,6 +42,22 @@ pub(super) struct Calibrated<'a> {
 struct Placement {
     group: u32,
     counts: PlaneCounts,
+}
+
+/// What surveying and fitting came to, by name of the tensor.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    placements: BTreeMap<String, SavedPlacement>,
+    fitted: [Option<Vec<i8>>; 6],
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedPlacement {
+    group: u32,
+    /// One for all rows, or one for each.
+    counts: Vec<u8>,
 }
 
 /// Refuses a calibration of another model.
@@ -79,6 +98,7 @@ impl<'a> Calibrated<'a> {
         plan: &mut Plan,
         recipe: &Recipe,
         calibration: &'a Calibration,
+        saved: Option<&Value>,
         budget: u64,
         progress: &dyn Progress,
     ) -> Result<Self> {
@@ -98,11 +118,16 @@ impl<'a> Calibrated<'a> {
             levels: with_fitted(&Default::default()),
             fitted: Default::default(),
         };
-        this.place(source, plan, recipe, &calibrated, &chosen, budget, progress)?;
-        let body: u64 =
-            chosen.iter().map(|&i| elements(&source.tensors()[i].shape).unwrap_or(0)).sum();
-        if calibrated.fit_levels && body >= FIT_WEIGHTS {
-            this.fit(source, budget)?;
+        match saved {
+            Some(saved) => this.restore(source, &chosen, saved)?,
+            None => {
+                this.place(source, plan, recipe, &calibrated, &chosen, budget, progress)?;
+                let body: u64 =
+                    chosen.iter().map(|&i| elements(&source.tensors()[i].shape).unwrap_or(0)).sum();
+                if calibrated.fit_levels && body >= FIT_WEIGHTS {
+                    this.fit(source, budget)?;
+                }
+            }
         }
         for (&i, placement) in &this.placements {
             let t = &source.tensors()[i];
@@ -117,6 +142,57 @@ impl<'a> Calibrated<'a> {
             plan.tensors[i].reason = format!("calibrated: {mean:.2} planes, {group}");
         }
         Ok(this)
+    }
+
+    /// What surveying and fitting came to, for [`Calibrated::new`] of the same run.
+    ///
+    /// # Errors
+    /// Never, for what this program makes.
+    pub(super) fn save(&self, source: &Source) -> Result<Value> {
+        let placement = |(&i, p): (&usize, &Placement)| {
+            let counts = match &p.counts {
+                PlaneCounts::Uniform(n) => vec![*n],
+                PlaneCounts::PerRow(counts) => counts.clone(),
+            };
+            (source.tensors()[i].name.clone(), SavedPlacement { group: p.group, counts })
+        };
+        let placements = self.placements.iter().map(placement).collect();
+        serde_json::to_value(Saved { placements, fitted: self.fitted.clone() })
+            .map_err(|e| Error::argument(format!("state: {e}")).with_source(e))
+    }
+
+    fn restore(&mut self, source: &Source, chosen: &[usize], saved: &Value) -> Result<()> {
+        let wrong = || {
+            Error::source_file(
+                "the state of the earlier run is damaged; start again without --resume",
+            )
+        };
+        let saved = Saved::deserialize(saved).map_err(|e| wrong().with_source(e))?;
+        for &i in chosen {
+            let t = &source.tensors()[i];
+            let SavedPlacement { group, counts } =
+                saved.placements.get(&t.name).ok_or_else(wrong)?.clone();
+            let rows = to_usize(t.shape[0])?;
+            let counts = match &counts[..] {
+                _ if !counts.iter().all(|n| (3..=8).contains(n)) => return Err(wrong()),
+                [n] => PlaneCounts::Uniform(*n),
+                _ if counts.len() == rows => PlaneCounts::PerRow(counts),
+                _ => return Err(wrong()),
+            };
+            PlaneLayout::new(&t.shape, 1, group).map_err(|_| wrong())?;
+            self.placements.insert(i, Placement { group, counts });
+        }
+        let tables = saved
+            .fitted
+            .iter()
+            .zip(3..)
+            .all(|(t, n)| t.as_ref().is_none_or(|t| t.len() == (2 << n) - 8));
+        if saved.placements.len() != chosen.len() || !tables {
+            return Err(wrong());
+        }
+        self.fitted = saved.fitted;
+        self.levels = with_fitted(&self.fitted);
+        Ok(())
     }
 
     /// Whether a tensor is encoded by the calibration.

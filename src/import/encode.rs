@@ -5,7 +5,10 @@ use std::fs::File;
 use sha2::{Digest as _, Sha256};
 
 use super::calibrated::Calibrated;
+use super::output::partial_set_len;
 use super::plan::{Decision, Plan, Recipe};
+use super::resume::{PackState, Written};
+use super::reuse::Reused;
 use super::scan::{Scan, Scans};
 use super::shards::{NewPack, ShardWriter};
 use super::source::Source;
@@ -48,6 +51,16 @@ pub(super) struct Jobs {
     /// Memory of each tensor that is encoded by a calibration, as a whole.
     whole: Vec<Option<u64>>,
     zstd_bytes: u64,
+}
+
+/// What all jobs work with.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    pub source: &'a Source,
+    pub plan: &'a Plan,
+    pub recipe: &'a Recipe,
+    pub calibrated: Option<&'a Calibrated<'a>>,
+    pub reused: &'a Reused,
 }
 
 impl Jobs {
@@ -167,9 +180,11 @@ fn tile_encoder(source: &Source, plan: &Plan, recipe: &Recipe, i: usize) -> Resu
     TileEncoder::new(t.dtype, &t.shape, &options).map_err(|e| e.in_tensor(&t.name))
 }
 
-/// Reads the source bytes of a job.
-pub(super) fn read(source: &Source, job: &Job) -> Result<Vec<u8>> {
+/// Reads the source bytes of a job; none for what is taken over.
+pub(super) fn read(task: Task<'_>, job: &Job) -> Result<Vec<u8>> {
+    let source = task.source;
     match job.item {
+        Item::Tensor(i) if task.reused.has(i) => Ok(vec![]),
         Item::Tensor(i) => source.read(&source.tensors()[i], job.from, job.len),
         Item::File(i) => {
             let file = &source.files[i];
@@ -194,25 +209,26 @@ enum Encoded {
     Tile(EncodedTile, Option<TensorEntry>),
     /// A tensor, encoded by a calibration.
     Whole(Box<EncodedTensor>),
+    /// A tensor of an older pack.
+    Reused(Box<EncodedTensor>),
     /// Content length and stored bytes of each chunk.
     Chunks(Vec<(usize, Vec<u8>)>),
 }
 
 /// Encodes the source bytes of a job.
-pub(super) fn encode(
-    source: &Source,
-    plan: &Plan,
-    recipe: &Recipe,
-    calibrated: Option<&Calibrated<'_>>,
-    job: &Job,
-    bytes: Vec<u8>,
-) -> Result<Done> {
+pub(super) fn encode(task: Task<'_>, job: &Job, bytes: Vec<u8>) -> Result<Done> {
+    let Task { source, plan, recipe, calibrated, reused } = task;
     let mut crc = crc32fast::Hasher::new();
     crc.update(&bytes);
     let planes = match job.item {
         Item::Tensor(i) if matches!(plan.tensors[i].decision, Decision::Planes { .. }) => Some(i),
         _ => None,
     };
+    if let Item::Tensor(i) = job.item
+        && reused.has(i)
+    {
+        return Ok(Done { crc, what: Encoded::Reused(Box::new(reused.tensor(source, plan, i)?)) });
+    }
     let what = match (planes, calibrated) {
         (Some(i), Some(calibrated)) if calibrated.has(i) => {
             Encoded::Whole(Box::new(calibrated.encode(source, plan, i, &bytes)?))
@@ -242,10 +258,17 @@ fn changed(what: &str) -> Error {
     Error::source_file(format!("changed while it was packed: {what}"))
 }
 
+/// Starts the next file, and opens what is there of it.
+fn start(pack: &NewPack, again: bool) -> Result<(ShardWriter, Option<File>)> {
+    let there = if again { pack.open_partial()? } else { None };
+    Ok((pack.start_from(there.is_some())?, there))
+}
+
 /// An item that is being written.
 enum Open {
     Planes(Box<OpenPlanes>, Sha256),
     Whole(Box<EncodedTensor>),
+    Reused(Box<EncodedTensor>),
     Data(OpenData),
 }
 
@@ -263,19 +286,26 @@ pub(super) struct Output<'a> {
     /// Numbers of the fitted level tables that the open shard has, by native planes less 3.
     tables: [Option<u16>; 6],
     open: Option<(Open, crc32fast::Hasher)>,
+    state: &'a mut PackState,
+    /// The open file, as an earlier run left it.
+    there: Option<File>,
+    restored: usize,
 }
 
 impl<'a> Output<'a> {
+    /// `again` when the first file is there already.
+    #[allow(clippy::too_many_arguments, reason = "what packing works with")]
     pub(super) fn new(
-        source: &'a Source,
-        plan: &'a Plan,
+        task: Task<'a>,
         scans: &'a Scans,
         shards: &'a [usize],
         pack: &'a mut NewPack,
         manifest: &'a [u8],
-        calibrated: Option<&'a Calibrated<'a>>,
+        state: &'a mut PackState,
+        again: bool,
     ) -> Result<Self> {
-        let writer = pack.start()?;
+        let Task { source, plan, calibrated, .. } = task;
+        let (writer, there) = start(pack, again)?;
         Ok(Self {
             source,
             plan,
@@ -288,6 +318,9 @@ impl<'a> Output<'a> {
             writer,
             tables: [None; 6],
             open: None,
+            state,
+            there,
+            restored: 0,
         })
     }
 
@@ -300,7 +333,7 @@ impl<'a> Output<'a> {
             Item::Tensor(i) => (&self.source.tensors()[i].name, self.shards[i]),
             Item::File(i) => (&self.source.files[i].path, 0),
         };
-        let mut output = if shard == self.shard { self } else { self.next_shard(shard)? };
+        let mut output = if shard == self.shard { self } else { self.next_shard(shard, false)? };
         output.write(job, name, done).map_err(|e| e.in_tensor(name))?;
         Ok(output)
     }
@@ -315,6 +348,9 @@ impl<'a> Output<'a> {
             }
             (None, Encoded::Whole(tensor)) => {
                 ((Open::Whole(tensor), None), crc32fast::Hasher::new())
+            }
+            (None, Encoded::Reused(tensor)) => {
+                ((Open::Reused(tensor), None), crc32fast::Hasher::new())
             }
             (None, what) => {
                 ((Open::Data(self.writer.begin_data()?), Some(what)), crc32fast::Hasher::new())
@@ -332,7 +368,7 @@ impl<'a> Output<'a> {
                     self.writer.put_chunk(data, len, &stored)?;
                 }
             }
-            (Open::Whole(_), None) => {}
+            (Open::Whole(_) | Open::Reused(_), None) => {}
             _ => return Err(Error::argument("jobs came in the wrong order")),
         }
         if !job.last {
@@ -343,7 +379,9 @@ impl<'a> Output<'a> {
             Item::Tensor(i) => Some(self.scans.tensors[i]),
             Item::File(i) => self.scans.files[i],
         };
-        let same = |scan: &Scan| scan.crc32 == crc.finalize();
+        // The scan found the digest that the old pack's manifest has.
+        let taken_over = matches!(open, Open::Reused(_));
+        let same = |scan: &Scan| taken_over || scan.crc32 == crc.finalize();
         let file = match job.item {
             Item::Tensor(i) => &self.source.tensors()[i].file,
             Item::File(i) => &self.source.files[i].path,
@@ -358,7 +396,8 @@ impl<'a> Output<'a> {
                 tensor.set_level_ids(self.tables_of(i)?);
                 self.writer.add_tensor(*tensor)?;
             }
-            (Open::Whole(_), Item::File(_)) => {
+            (Open::Reused(tensor), Item::Tensor(_)) => self.writer.add_tensor(*tensor)?,
+            (Open::Whole(_) | Open::Reused(_), Item::File(_)) => {
                 return Err(Error::argument("a file is no tensor"));
             }
             (Open::Data(data), Item::Tensor(i)) => {
@@ -380,7 +419,82 @@ impl<'a> Output<'a> {
                 self.writer.end_file(entry, data);
             }
         }
-        Ok(())
+        self.writer.flush()?;
+        let (tensor, file) = self.writer.last_listed();
+        let written = match job.item {
+            Item::Tensor(_) => tensor.cloned().map(Written::Tensor),
+            Item::File(_) => file.cloned().map(Written::File),
+        };
+        written.map_or(Ok(()), |written| self.state.add(written))
+    }
+
+    /// Takes over what an earlier run wrote, as far as it is whole and in the order of `jobs`. Gives the first job that is left to do.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn restore(mut self, jobs: &Jobs, done: Vec<Written>) -> Result<(Self, usize)> {
+        let (mut job, mut items) = (0, 0);
+        for written in done {
+            let Some(item) = jobs.jobs.get(job).map(|j| j.item) else { break };
+            let shard = match item {
+                Item::Tensor(i) => self.shards[i],
+                Item::File(_) => 0,
+            };
+            if shard != self.shard {
+                self = self.next_shard(shard, true)?;
+            }
+            if !self.take_over(item, written)? {
+                break;
+            }
+            items += 1;
+            job += jobs.jobs[job..].iter().take_while(|j| j.item == item).count();
+        }
+        self.state.keep_first(items)?;
+        self.end_restored()?;
+        self.restored = items;
+        Ok((self, job))
+    }
+
+    /// Takes over one item; says no when it isn't what it should be.
+    fn take_over(&mut self, item: Item, written: Written) -> Result<bool> {
+        let Some(there) = self.there.as_ref() else { return Ok(false) };
+        match (item, written) {
+            (Item::Tensor(i), Written::Tensor(entry)) => {
+                let same = entry.name == self.source.tensors()[i].name;
+                if !same || !self.writer.restore(&entry.parts, there)? {
+                    return Ok(false);
+                }
+                if self.calibrated.is_some_and(|c| c.has(i)) {
+                    self.tables_of(i)?;
+                }
+                self.writer.list(entry);
+            }
+            (Item::File(i), Written::File(entry)) => {
+                let same = entry.path == self.source.files[i].path;
+                if !same || !self.writer.restore(&entry.parts, there)? {
+                    return Ok(false);
+                }
+                self.writer.list_file(entry);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Cuts off what the earlier run wrote behind what is taken over.
+    fn end_restored(&mut self) -> Result<()> {
+        match self.there.take() {
+            Some(there) => {
+                self.writer.flush()?;
+                partial_set_len(&there, self.writer.end())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How many tensors and carried files were taken over.
+    pub(super) fn restored(&self) -> usize {
+        self.restored
     }
 
     /// The numbers of the level tables of a tensor. A table is added to the shard with the first tensor that uses it.
@@ -401,11 +515,12 @@ impl<'a> Output<'a> {
     }
 
     /// Ends the open shard and starts another.
-    fn next_shard(mut self, shard: usize) -> Result<Self> {
+    fn next_shard(mut self, shard: usize, again: bool) -> Result<Self> {
+        self.end_restored()?;
         self.add_aliases()?;
         self.pack.end(self.writer, self.manifest)?;
-        let writer = self.pack.start()?;
-        Ok(Self { shard, writer, tables: [None; 6], ..self })
+        let (writer, there) = start(self.pack, again)?;
+        Ok(Self { shard, writer, there, tables: [None; 6], ..self })
     }
 
     fn add_aliases(&mut self) -> Result<()> {

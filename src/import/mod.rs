@@ -7,6 +7,7 @@
 //! ```
 
 mod against;
+mod audit;
 mod calibrated;
 mod compare;
 mod encode;
@@ -20,7 +21,10 @@ mod overlay;
 mod pack;
 mod plan;
 mod receipt;
+mod rederive;
 mod reshard;
+mod resume;
+mod reuse;
 mod safetensors_file;
 mod scan;
 mod shards;
@@ -36,6 +40,7 @@ pub(crate) use safetensors_file::build_header;
 pub(crate) use safetensors_file::{Header, HeaderTensor, read_header};
 
 pub use against::{AgainstReport, against};
+pub use audit::AuditOptions;
 pub use calibrated::CALIBRATED_ENCODER_ID;
 pub use compare::{DiffReport, SameReport, TensorDiff, decoded_root, diff, same};
 pub use exact::{ExactOptions, ExactReport};

@@ -20,6 +20,40 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// How a file that another run may find is started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Partial {
+    /// What the name ends with.
+    pub stage: &'static str,
+    /// Stay when this run fails.
+    pub keep: bool,
+    /// Go on with the bytes that are there.
+    pub again: bool,
+}
+
+/// Where a file is until it is complete, if another run is to find it.
+pub(crate) fn partial_path(target: &Path, stage: &str) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(stage);
+    target.with_file_name(name)
+}
+
+/// Cuts a partial file.
+///
+/// # Errors
+/// `Io`.
+pub(crate) fn partial_set_len(file: &File, len: u64) -> Result<()> {
+    file.set_len(len).map_err(|e| Error::io("can't write", e))
+}
+
+/// Removes what an earlier run left, if it did.
+pub(crate) fn remove_stale(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 fn temp_beside(target: &Path) -> Result<NamedTempFile> {
     let folder = parent(target);
     tempfile::Builder::new()
@@ -60,12 +94,43 @@ impl NewFile {
         Ok(Self { temp: temp_beside(target)?, target: target.to_owned(), force })
     }
 
+    /// Starts the file that will be called `target` under a name that another run finds: if this run is killed, what it
+    /// wrote lies there.
+    ///
+    /// # Errors
+    /// As [`NewFile::create`].
+    pub(crate) fn partial(target: &Path, force: bool, partial: Partial) -> Result<Self> {
+        Self::check(target, force)?;
+        let path = partial_path(target, partial.stage);
+        let io = |e| Error::io("can't write here", e).in_file(path.display().to_string());
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true);
+        if partial.again {
+            // A link would lead elsewhere.
+            if !path.symlink_metadata().map_err(io)?.is_file() {
+                return Err(Error::new(ErrorKind::Io, "is no file of an earlier run")
+                    .in_file(path.display().to_string()));
+            }
+        } else {
+            remove_stale(&path).map_err(io)?;
+            options.create_new(true);
+        }
+        let file = options.open(&path).map_err(io)?;
+        let mut temp = NamedTempFile::from_parts(file, TempPath::try_from_path(&path).map_err(io)?);
+        temp.disable_cleanup(partial.keep);
+        Ok(Self { temp, target: target.to_owned(), force })
+    }
+
     /// Whether files can be made in the folder of `target`.
     ///
     /// # Errors
     /// `Io` when they can't.
     pub(crate) fn probe(target: &Path) -> Result<()> {
-        temp_beside(target).map(drop)
+        // Without a name, where the system has such files: nothing is left when the process is killed.
+        let folder = parent(target);
+        tempfile::tempfile_in(folder)
+            .map(drop)
+            .map_err(|e| Error::io("can't write here", e).in_file(folder.display().to_string()))
     }
 
     /// Ends the file: syncs it and lets go of it. It still has no name.

@@ -4,11 +4,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::calibrated::{self, CALIBRATED_ENCODER_ID, Calibrated};
-use super::encode::{Item, Jobs, Output, encode, read};
+use super::encode::{Item, Jobs, Output, Task, encode, read};
 use super::exact::{Adder, estimate};
 use super::ladder;
 use super::plan::{Decision, Plan, PlannedTensor, Recipe};
 use super::reshard::{CopyOptions, copy_pack};
+use super::resume::{BASE, EXACT, PackState, ROOTS, RUNGS, STAGES, take_back};
+use super::reuse::{OldPack, Reused};
 use super::scan::{Scans, scan};
 use super::shards::{NewPack, Placed, assign, check_shard_size};
 use super::source::{Source, SourceTensor};
@@ -50,6 +52,11 @@ pub struct PackOptions {
     /// Rungs, 3 to 7: numbers of planes that some readers stop at. Level tables are fitted for them where that pays, and the
     /// manifest records what the pack decodes to at each. Default: none.
     pub rungs: Vec<u8>,
+    /// Go on where an earlier run of the same source and recipe was interrupted, and leave what is done when this one is. Default false.
+    pub resume: bool,
+    /// An older pack: tensors that would be encoded to what they are there are copied. The bytes of the pack never depend on it,
+    /// if this program made the older pack. Default: none.
+    pub reuse: Option<PathBuf>,
 }
 
 /// Whether a pack holds the source's own bits.
@@ -74,6 +81,8 @@ impl Default for PackOptions {
             calibration: None,
             exact: Exact::No,
             rungs: vec![],
+            resume: false,
+            reuse: None,
         }
     }
 }
@@ -193,6 +202,10 @@ pub struct PackReport {
     pub left_out: Vec<String>,
     /// Tensors that were kept raw because they hold NaN, infinities or values beyond binary32.
     pub odd: Vec<String>,
+    /// Tensors and carried files that an interrupted run had written.
+    pub resumed: usize,
+    /// Tensors that were copied from an older pack.
+    pub reused: usize,
 }
 
 impl PackOptions {
@@ -250,6 +263,20 @@ impl PackOptions {
         self
     }
 
+    /// Sets [`PackOptions::resume`].
+    #[must_use]
+    pub fn with_resume(mut self, resume: bool) -> Self {
+        self.resume = resume;
+        self
+    }
+
+    /// Sets [`PackOptions::reuse`].
+    #[must_use]
+    pub fn with_reuse(mut self, pack: Option<PathBuf>) -> Self {
+        self.reuse = pack;
+        self
+    }
+
     /// How much [`PackOptions::pack_with`] reports to its progress, about: bytes of tensors, once hashed, once
     /// encoded, and those of the body once more under a budget.
     pub fn work(&self, source: &Source) -> u64 {
@@ -286,7 +313,9 @@ impl PackOptions {
         let calibration = calibration.as_ref();
         let (scanning, encoding) = self.budget(source, &plan, &recipe, calibration)?;
         let work = Work { source, recipe: &recipe, calibration, scanning, encoding };
-        Ok(work.plan(plan, false, progress)?.0)
+        let (mut plan, scans) = work.scan(plan, false, progress)?;
+        work.calibrate(&mut plan, &scans, None, progress)?;
+        Ok(plan)
     }
 
     /// An upper estimate of the pack's length in bytes, for a look at the free disk.
@@ -356,15 +385,46 @@ impl PackOptions {
         let (scanning, encoding) = self.budget(source, &plan, &recipe, calibration)?;
         // Whether the output can be written shows before hours of reading; equal tensors, which the scan
         // finds, may make fewer shards of it.
+        if self.resume && !self.force {
+            take_back(output)?;
+        }
         NewPack::check(output, self.force, self.shards(source, &plan, &recipe, None)?.1)?;
         let work = Work { source, recipe: &recipe, calibration, scanning, encoding };
-        let (plan, scans, calibrated) = work.plan(plan, true, progress)?;
-
+        let old = self.reuse.as_deref().map(OldPack::open).transpose()?;
+        let mut state = PackState::open(output, self.resume)?;
+        let (mut plan, scans) = work.scan(plan, true, progress)?;
+        let run = self.run(&work.manifest(&plan, &scans)?)?;
+        // An earlier run had as many files: what decides that is in the digest.
+        state.start(run)?;
+        let saved = state.calibrated().cloned();
+        let calibrated = work.calibrate(&mut plan, &scans, saved.as_ref(), progress)?;
+        if let (Some(calibrated), None) = (&calibrated, saved) {
+            state.add_calibrated(calibrated.save(source)?)?;
+        }
         let (shards, count) = self.shards(source, &plan, &recipe, calibrated.as_ref())?;
-        let mut pack = NewPack::create(output, self.force, count)?;
+        let mut pack =
+            NewPack::create(output, self.force, count)?.with_partial_files(BASE, self.resume);
+        let partial: Vec<_> = STAGES.iter().flat_map(|stage| pack.partial_paths(stage)).collect();
+        if state.is_new() {
+            state.add_partial(&partial)?;
+        }
+        let reused = match old {
+            None => Reused::none(source),
+            Some(old) => {
+                pack.refuse_inputs(old.names())?;
+                Reused::choose(old, source, &plan, &scans, &recipe, calibrated.as_ref(), encoding)
+            }
+        };
         let mut manifest = work.manifest(&plan, &scans)?;
         let bytes = manifest.to_bytes()?;
-        work.write(&plan, &scans, &shards, calibrated.as_ref(), &mut pack, &bytes, progress)?;
+        let task = Task {
+            source,
+            plan: &plan,
+            recipe: &recipe,
+            calibrated: calibrated.as_ref(),
+            reused: &reused,
+        };
+        let resumed = work.write(task, &scans, &shards, &mut pack, &bytes, &mut state, progress)?;
 
         if !self.rungs.is_empty() {
             let base = pack.open()?;
@@ -374,7 +434,7 @@ impl PackOptions {
                 let tables = !refitted.is_empty();
                 let refitted = std::mem::take(&mut refitted);
                 let options = CopyOptions { refitted, ..CopyOptions::default() };
-                let mut other = NewPack::create(output, self.force, count)?;
+                let mut other = self.stage(output, count, RUNGS)?;
                 let with = copy_pack(&base, &shards, &mut other, &bytes, &options, &NoProgress)?;
                 // Tables take some bytes, which a budget may not have.
                 let bpw = PackStats::of(&with).body_bpw;
@@ -393,13 +453,13 @@ impl PackOptions {
         if !self.rungs.is_empty() && self.exact == Exact::No {
             // The manifest speaks of the tables, so it comes last.
             let (base, bytes) = (pack.open()?, manifest.to_bytes()?);
-            let mut last = NewPack::create(output, self.force, count)?;
+            let mut last = self.stage(output, count, ROOTS)?;
             copy_pack(&base, &shards, &mut last, &bytes, &CopyOptions::default(), &NoProgress)?;
             pack = last;
         }
         if self.exact != Exact::No {
             let (base, coded) = (pack.open()?, self.exact == Exact::Only);
-            let mut exact = NewPack::create(output, self.force, count)?;
+            let mut exact = self.stage(output, count, EXACT)?;
             let adder =
                 Adder::new(&base, source, &manifest, coded, self.max_ram, output, progress)?;
             adder.write(&shards, &mut exact, &manifest.to_bytes()?)?;
@@ -409,7 +469,9 @@ impl PackOptions {
         written.manifest()?;
         let stats = PackStats::of(&written);
         let (stored_root, decoded_root) = (written.stored_root(), written.decoded_root());
+        state.add_named(pack.names_and_roots())?;
         let files = pack.commit(&written)?;
+        state.end(partial);
         let odd = plan.tensors.iter().zip(&scans.tensors).filter(|(_, s)| s.odd.is_some());
         Ok(PackReport {
             files,
@@ -419,7 +481,24 @@ impl PackOptions {
             odd: odd.map(|(t, _)| t.name.clone()).collect(),
             plan,
             left_out: source.left_out().into_iter().map(str::to_owned).collect(),
+            resumed,
+            reused: reused.count(),
         })
+    }
+
+    /// The pack after one step more. What is left of it by a run that is killed is of no use to the next.
+    fn stage(&self, output: &Path, count: usize, stage: &'static str) -> Result<NewPack> {
+        Ok(NewPack::create(output, self.force, count)?.with_partial_files(stage, false))
+    }
+
+    /// A digest of everything that decides the bytes of the pack: the manifest as far as it is known before encoding has the
+    /// digests of the source, the recipe, the encoder and the calibration.
+    fn run(&self, manifest: &Manifest) -> Result<Digest> {
+        let rest =
+            format!("{} {:?} {:?}\n", env!("CARGO_PKG_VERSION"), self.shard_size, self.exact);
+        let mut bytes = rest.into_bytes();
+        bytes.extend(manifest.to_bytes()?);
+        Ok(Digest::of(&bytes))
     }
 
     /// A build may have been linked with another zstd library than the one that it names.
@@ -533,20 +612,32 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     /// Scans the source and settles what becomes of each tensor.
-    fn plan(
+    fn scan(
         &self,
         mut plan: Plan,
         with_files: bool,
         progress: &dyn Progress,
-    ) -> Result<(Plan, Scans, Option<Calibrated<'a>>)> {
+    ) -> Result<(Plan, Scans)> {
         let scans = scan(self.source, with_files, self.scanning, progress)?;
         plan.refine(&scans.tensors);
-        let Some(calibration) = self.calibration else { return Ok((plan, scans, None)) };
-        calibrated::check_root(self.source, &scans.tensors, calibration)?;
+        if let Some(calibration) = self.calibration {
+            calibrated::check_root(self.source, &scans.tensors, calibration)?;
+        }
+        Ok((plan, scans))
+    }
+
+    /// Finds out how the calibration encodes, or takes over what an earlier run of the same found out.
+    fn calibrate(
+        &self,
+        plan: &mut Plan,
+        scans: &Scans,
+        saved: Option<&serde_json::Value>,
+        progress: &dyn Progress,
+    ) -> Result<Option<Calibrated<'a>>> {
+        let Some(calibration) = self.calibration else { return Ok(None) };
+        debug_assert_eq!(scans.tensors.len(), plan.tensors.len());
         let (source, recipe) = (self.source, self.recipe);
-        let calibrated =
-            Calibrated::new(source, &mut plan, recipe, calibration, self.encoding, progress)?;
-        Ok((plan, scans, Some(calibrated)))
+        Calibrated::new(source, plan, recipe, calibration, saved, self.encoding, progress).map(Some)
     }
 
     fn manifest(&self, plan: &Plan, scans: &Scans) -> Result<Manifest> {
@@ -583,36 +674,49 @@ impl<'a> Work<'a> {
         Ok(manifest)
     }
 
-    /// Reads, encodes and writes everything, one job after the other.
+    /// Reads, encodes and writes everything, one job after the other. Gives the number of tensors and files that an earlier run had
+    /// written.
     #[allow(clippy::too_many_arguments, reason = "one step of `pack_with`")]
     fn write(
         &self,
-        plan: &Plan,
+        task: Task<'_>,
         scans: &Scans,
         shards: &[usize],
-        calibrated: Option<&Calibrated<'_>>,
         pack: &mut NewPack,
         manifest: &[u8],
+        state: &mut PackState,
         progress: &dyn Progress,
-    ) -> Result<()> {
-        let Self { source, recipe, .. } = *self;
-        let jobs = Jobs::new(source, plan, recipe, shards, whole(source, plan, self.calibration))?;
-        let output = Output::new(source, plan, scans, shards, pack, manifest, calibrated)?;
+    ) -> Result<usize> {
+        let source = self.source;
+        let mut whole = whole(source, task.plan, self.calibration);
+        for (i, whole) in whole.iter_mut().enumerate() {
+            *whole = task.reused.cost(i).or(*whole);
+        }
+        let jobs = Jobs::new(source, task.plan, self.recipe, shards, whole)?;
+        let done = state.take_done();
+        let output = Output::new(task, scans, shards, pack, manifest, state, !done.is_empty())?;
+        let (output, first) = output.restore(&jobs, done)?;
+        let restored = output.restored();
+        let of_tensor = |j: usize| match jobs.get(j).item {
+            Item::Tensor(_) => jobs.get(j).len,
+            Item::File(_) => 0,
+        };
+        step(progress, (0..first).map(of_tensor).sum())?;
         let mut output = Some(output);
         par::pipeline(
-            jobs.len(),
+            jobs.len() - first,
             self.encoding,
             Until::Taken,
-            |j| jobs.cost(source, j),
-            |j| read(source, jobs.get(j)),
-            |j, bytes| encode(source, plan, recipe, calibrated, jobs.get(j), bytes),
+            |j| jobs.cost(source, first + j),
+            |j| read(task, jobs.get(first + j)),
+            |j, bytes| encode(task, jobs.get(first + j), bytes),
             |j, done| {
-                let job = jobs.get(j);
-                output = output.take().map(|o| o.take(job, done)).transpose()?;
-                step(progress, if matches!(job.item, Item::Tensor(_)) { job.len } else { 0 })
+                output = output.take().map(|o| o.take(jobs.get(first + j), done)).transpose()?;
+                step(progress, of_tensor(first + j))
             },
         )?;
-        output.map_or(Ok(()), Output::end)
+        output.map_or(Ok(()), Output::end)?;
+        Ok(restored)
     }
 }
 

@@ -1,11 +1,11 @@
 //! Cutting a pack into shards, and naming them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::output::{ClosedFile, NewFile};
+use super::output::{ClosedFile, NewFile, Partial, partial_path};
 use crate::container::{Container, PackWriter, ReadAt, WriteSummary};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{MAX_SHARDS, check_file_path};
@@ -65,6 +65,8 @@ pub(crate) struct NewPack {
     force: bool,
     /// How many of them are containers.
     count: usize,
+    /// What names of files end with that another run finds, and whether they stay when this one fails.
+    partial: Option<(&'static str, bool)>,
     done: Vec<(ClosedFile, WriteSummary)>,
 }
 
@@ -110,7 +112,19 @@ impl NewPack {
     pub(crate) fn create(output: &Path, force: bool, count: usize) -> Result<Self> {
         let targets = targets(output, count)?;
         targets.iter().try_for_each(|t| NewFile::check(t, force))?;
-        Ok(Self { targets, force, count, done: vec![] })
+        Ok(Self { targets, force, count, partial: None, done: vec![] })
+    }
+
+    /// Writes under names that another run finds; what is there stays if this one fails and is to `keep` it.
+    #[must_use]
+    pub(crate) fn with_partial_files(mut self, stage: &'static str, keep: bool) -> Self {
+        self.partial = Some((stage, keep));
+        self
+    }
+
+    /// Where the files are until they are complete, with names that end like this.
+    pub(crate) fn partial_paths(&self, stage: &'static str) -> impl Iterator<Item = PathBuf> {
+        self.targets.iter().map(move |t| partial_path(t, stage))
     }
 
     /// How many containers it consists of.
@@ -138,9 +152,32 @@ impl NewPack {
     /// # Errors
     /// `Io`.
     pub(crate) fn start(&self) -> Result<ShardWriter> {
+        self.start_from(false)
+    }
+
+    /// What an earlier run left of the next file, to read and to cut; nothing when there is no such file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn open_partial(&self) -> Result<Option<File>> {
+        let stage = self.partial.map_or("", |(stage, _)| stage);
+        let path = partial_path(&self.targets[self.done.len()], stage);
+        match File::options().read(true).write(true).open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("can't read", e).in_file(path.display().to_string())),
+        }
+    }
+
+    /// As [`NewPack::start`]; `again` goes on with the file that an earlier run left.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn start_from(&self, again: bool) -> Result<ShardWriter> {
         let i = self.done.len();
         let target = &self.targets[i];
-        let out = BufWriter::with_capacity(1 << 20, NewFile::create(target, self.force)?);
+        let file = self.new_file(target, again)?;
+        let out = BufWriter::with_capacity(1 << 20, file);
         let number = |n: usize| u32::try_from(n).expect("checked with the names");
         let name = target.display().to_string();
         let writer = PackWriter::new(out)
@@ -148,6 +185,15 @@ impl NewPack {
             .with_name(name)
             .with_shard(number(i + 1), number(self.count));
         Ok(writer)
+    }
+
+    fn new_file(&self, target: &Path, again: bool) -> Result<NewFile> {
+        match self.partial {
+            Some((stage, keep)) => {
+                NewFile::partial(target, self.force, Partial { stage, keep, again })
+            }
+            None => NewFile::create(target, self.force),
+        }
     }
 
     /// Ends the file that was started last. `manifest` belongs to the first.
@@ -195,18 +241,26 @@ impl NewPack {
         Pack::from_shards(index, shards.into_iter().map(|(_, c)| Some(c)).collect())
     }
 
+    /// The names that the containers will get, and their stored roots.
+    pub(crate) fn names_and_roots(&self) -> BTreeMap<String, String> {
+        let name = |t: &PathBuf| t.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let written = self.targets.iter().zip(&self.done);
+        written.map(|(t, (_, summary))| (name(t), summary.stored_root.to_string())).collect()
+    }
+
     /// Gives the files their names: shards first, the index file last. Returns all paths with lengths.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn commit(self, pack: &Pack<Unnamed>) -> Result<Vec<(PathBuf, u64)>> {
-        let targets = self.targets;
+    pub(crate) fn commit(mut self, pack: &Pack<Unnamed>) -> Result<Vec<(PathBuf, u64)>> {
+        let targets = std::mem::take(&mut self.targets);
         let mut lengths: Vec<u64> = self.done.iter().map(|(_, s)| s.file_len).collect();
-        let mut files: Vec<ClosedFile> = self.done.into_iter().map(|(file, _)| file).collect();
+        let done = std::mem::take(&mut self.done);
+        let mut files: Vec<ClosedFile> = done.into_iter().map(|(file, _)| file).collect();
         if let Some(index) = pack.shard_index() {
             let target = targets.last().expect("the index file is the last");
             let bytes = index.to_bytes()?;
-            let mut out = NewFile::create(target, self.force)?;
+            let mut out = self.new_file(target, false)?;
             out.write_all(&bytes)
                 .map_err(|e| Error::io("can't write", e).in_file(target.display().to_string()))?;
             files.push(out.close()?);

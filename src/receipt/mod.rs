@@ -1,13 +1,17 @@
 //! Receipts: records of measurements that travel with a pack and can be replayed (spec/receipt.md).
 //!
 //! A record of `uc eval` holds one row of figures for each sequence of text; its headline follows from the
-//! rows, and [`EvalRecord::parse`] refuses a record whose headline doesn't.
+//! rows, and [`EvalRecord::parse`] refuses a record whose headline doesn't. An [`AuditReceipt`] says what was checked of a pack.
 
 mod attach;
+mod audit;
 mod record;
 mod statistics;
 
 pub use attach::{CheckedReceipt, attach, check};
+pub use audit::{
+    AuditFailure, AuditReceipt, AuditedFile, AuditedManifest, AuditedTensor, Rederived,
+};
 #[cfg(feature = "lm")]
 pub(crate) use record::Measured;
 pub use record::{

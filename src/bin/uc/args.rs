@@ -94,6 +94,12 @@ pub enum Command {
     /// Check a .uc file: structure, checksums, roots, every decoded tensor.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
+    /// Check everything that can be checked of a pack and write a receipt; with its source, make it again and compare.
+    #[command(after_help = AUDIT_EXAMPLES)]
+    Audit(Audit),
+    /// Sign a pack, in minisign's format; `uc verify --key` compares.
+    #[command(after_help = SIGN_EXAMPLES)]
+    Sign(Sign),
     /// Write the decoded model as safetensors with its carried files.
     #[command(after_help = UNPACK_EXAMPLES)]
     Unpack(Unpack),
@@ -145,6 +151,8 @@ Examples:
   uc pack ./model -o model.uc --bits 6 --tensor 'v_proj=8' --tensor 'layers\\.0\\.=raw'
   uc pack model.safetensors.index.json -o model.uc --recipe recipe.toml
   uc pack ./big-model -o big.uc --max-ram 512M --shard-size 5GB
+  uc pack ./big-model -o big.uc --resume                go on after an interruption, or start
+  uc pack ./model-v2 -o v2.uc --reuse v1.uc             copy the tensors that didn't change
   uc pack ./model -o model.uc --exact                   5-bit model and source in one file, see uc unpack --exact
   uc pack ./model -o exact.uc --onto model.uc           the same file, from a pack that is there
 
@@ -205,6 +213,13 @@ pub struct Pack {
     /// more; K, M, G are powers of 1024, KB, MB, GB of 1000), with an index file OUT.uc.index.json.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub shard_size: Option<u64>,
+    /// Go on where an interrupted run of the same source and recipe ended, and leave what is done (OUT.uc.partial,
+    /// OUT.uc.pack-state) when this one is interrupted. The pack is the same as without.
+    #[arg(long, conflicts_with_all = ["onto", "dry_run"])]
+    pub resume: bool,
+    /// An older pack made by this program: tensors that would be encoded to what they are there are copied.
+    #[arg(long, value_name = "OLD.uc", conflicts_with_all = ["onto", "dry_run"])]
+    pub reuse: Option<PathBuf>,
     #[command(flatten)]
     pub memory: Memory,
     /// Show what becomes of each tensor and why; write nothing.
@@ -234,8 +249,9 @@ Examples:
   uc verify model.uc --fast                      stored bytes only, nothing is decoded
   uc verify model.uc --root 1f0c...              compare with a root that was published
   uc verify model.uc --against ./source-folder   compare with the checkpoint it was made from
+  uc verify model.uc --key publisher.pub         compare with model.uc.minisig: uc sign, or minisign
 
-A file's digests of itself show that it is whole, not who made it: without --root or --against the
+A file's digests of itself show that it is whole, not who made it: without --root, --against or --key the
 answer is \"consistent, not authenticated\".";
 
 #[derive(Debug, ClapArgs)]
@@ -254,7 +270,110 @@ pub struct Verify {
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
     #[command(flatten)]
+    pub signature: Signature,
+    #[command(flatten)]
     pub memory: Memory,
+}
+
+/// A signature to compare with.
+#[derive(Debug, ClapArgs)]
+pub struct Signature {
+    /// A public key of minisign: its file, or its second line. The signature of the pack's file (of its index file, for
+    /// shards) is compared.
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Where the signature is [default: FILE.minisig].
+    #[arg(long, value_name = "FILE.minisig", requires = "key")]
+    pub signature: Option<PathBuf>,
+}
+
+const AUDIT_EXAMPLES: &str = "\
+Examples:
+  uc audit model.uc -o model.audit.json
+  uc audit model.uc --source ./model -o model.audit.json             make it again from its source, compare byte by byte
+  uc audit model.uc --source ./model --calibration model.cal
+  uc audit model.uc --root 1f0c... --format in-toto -o model.intoto.json
+
+The receipt is canonical JSON: equal packs, audited alike by one version, have equal receipts on any machine. It is
+written for packs that fail too.";
+
+#[derive(Debug, ClapArgs)]
+pub struct Audit {
+    /// The pack: a .uc file, a .uc.index.json of shards, or the address of one.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The receipt to write [default: standard output].
+    #[arg(short, long, value_name = "RECEIPT")]
+    pub output: Option<PathBuf>,
+    /// The form of the receipt.
+    #[arg(long, value_enum, default_value_t = AuditFormat::Json)]
+    pub format: AuditFormat,
+    /// A published stored, decoded or effective root to compare with.
+    #[arg(long, value_name = "HEX", value_parser = parse_root)]
+    pub root: Option<Digest>,
+    /// The source checkpoint: tensors and files are compared with it, and the pack is made again from it by its recipe and
+    /// compared byte by byte. Overlays count as inputs.
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
+    /// The calibration that the pack was made with, if it was made with one.
+    #[arg(long, value_name = "FILE", requires = "source")]
+    pub calibration: Option<PathBuf>,
+    /// Folder for what is made again, with room for two packs [default: the system's for temporary files].
+    #[arg(long, value_name = "DIR", requires = "source")]
+    pub work_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub signature: Signature,
+    #[command(flatten)]
+    pub memory: Memory,
+    /// Replace an existing file.
+    #[arg(long, requires = "output")]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AuditFormat {
+    /// The receipt itself.
+    Json,
+    /// An in-toto Statement with the receipt as its predicate.
+    InToto,
+}
+
+const SIGN_EXAMPLES: &str = "\
+Examples:
+  uc sign --new-key publisher                         publisher.pub and publisher.key
+  uc sign model.uc --secret-key publisher.key         writes model.uc.minisig
+  uc sign big.uc.index.json --secret-key publisher.key     shards: the index has the root of each
+  uc verify model.uc --key publisher.pub
+  minisign -Vm model.uc -p publisher.pub              the same with the minisign tool
+
+The roots of the pack are in the signed comment. A pack is verified before it is signed.
+
+Environment:
+  UC_SIGN_PASSWORD   the password of the secret key; when it is not set, it is asked for on the terminal,
+                     but for a new key";
+
+#[derive(Debug, ClapArgs)]
+pub struct Sign {
+    /// The pack: a .uc file, or the .uc.index.json of shards.
+    #[arg(value_name = "FILE", required_unless_present = "new_key")]
+    pub file: Option<PathBuf>,
+    /// The secret key, as minisign writes it.
+    #[arg(long, value_name = "KEY", required_unless_present = "new_key")]
+    pub secret_key: Option<PathBuf>,
+    /// The signature to write [default: FILE.minisig].
+    #[arg(short, long, value_name = "FILE.minisig")]
+    pub output: Option<PathBuf>,
+    /// Make a pair of keys instead: NAME.pub and NAME.key.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["file", "secret_key", "output"])]
+    pub new_key: Option<PathBuf>,
+    /// Don't encrypt the new secret key.
+    #[arg(long, requires = "new_key")]
+    pub no_password: bool,
+    #[command(flatten)]
+    pub memory: Memory,
+    /// Replace an existing file.
+    #[arg(long)]
+    pub force: bool,
 }
 
 fn parse_root(text: &str) -> Result<Digest, String> {

@@ -1,5 +1,6 @@
 //! One module for each subcommand.
 
+mod audit;
 mod bench;
 mod calibrate;
 mod compare;
@@ -9,6 +10,7 @@ mod overlay;
 mod pack;
 mod receipt;
 mod reshard;
+mod sign;
 mod strip;
 mod train;
 mod unpack;
@@ -30,6 +32,8 @@ pub fn run(args: Args, console: &mut Console) -> Outcome {
         Command::Pack(a) => pack::run(&a, console),
         Command::Info(a) => info::run(&a, console),
         Command::Verify(a) => verify::run(&a, console),
+        Command::Audit(a) => audit::run(&a, console),
+        Command::Sign(a) => sign::run(&a, console),
         Command::Unpack(a) => unpack::run(&a, console),
         Command::Same(a) => compare::same(&a, console),
         Command::Reshard(a) => reshard::run(&a, console),

@@ -87,6 +87,11 @@ impl Console {
         self.write(format!("{}\n", text.as_ref()).as_bytes())
     }
 
+    /// A result that is bytes.
+    pub fn print_bytes(&self, bytes: &[u8]) -> Result<(), Error> {
+        self.write(bytes)
+    }
+
     fn write(&self, bytes: &[u8]) -> Result<(), Error> {
         match std::io::stdout().lock().write_all(bytes) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {

@@ -31,6 +31,8 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
         .with_shard_size(args.shard_size)
         .with_exact(exact)
         .with_rungs(args.rungs.clone())
+        .with_resume(args.resume)
+        .with_reuse(args.reuse.clone())
         .with_calibration(args.calibration.clone());
     let source = Source::open(&args.source)?;
     if args.dry_run {
@@ -48,6 +50,15 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
     for name in &report.odd {
         console.say(format!("note: {name} holds NaN, infinite or huge values and is stored raw"));
     }
+    if report.resumed > 0 {
+        console.say(format!(
+            "resumed: {} tensors and files had been written by an earlier run",
+            report.resumed
+        ));
+    }
+    if let Some(old) = &args.reuse {
+        console.say(format!("reused: {} tensors are those of {}", report.reused, old.display()));
+    }
     if !report.left_out.is_empty() {
         console.say(format!("left out: {}", report.left_out.join(", ")));
     }
@@ -58,6 +69,8 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
             "files": files_json(&report.files),
             "left_out": report.left_out,
             "stored_raw_not_finite": report.odd,
+            "resumed": report.resumed,
+            "reused": report.reused,
             "tensors": tensors,
             "weights": weights,
             "body_bpw": body_bpw,

@@ -2,11 +2,12 @@
 
 use serde_json::json;
 use ultracompress::import::{Source, against};
+use ultracompress::sign::Signed;
 use ultracompress::{
     Check, Digest, Error, ErrorKind, Failure, Limits, Pack, VerifyOptions, VerifyReport,
 };
 
-use super::{Outcome, max_ram};
+use super::{Outcome, max_ram, sign};
 use crate::args::Verify;
 use crate::console::Console;
 use crate::{FAILED, MISMATCH};
@@ -18,6 +19,7 @@ pub fn run(args: &Verify, console: &mut Console) -> Outcome {
         Ok(pack) => pack,
         Err(e) => return refused(&e, console),
     };
+    let signature = sign::compare(&args.file, &args.signature)?;
     // Before any work, so that a wrong path shows at once.
     let source = args.against.as_deref().map(Source::open).transpose()?;
     let decoded: u64 = if args.fast {
@@ -32,6 +34,11 @@ pub fn run(args: &Verify, console: &mut Console) -> Outcome {
     let mut compared = Check::NotChecked;
     if let Some(root) = args.root {
         compared = compare_root(root, &mut report);
+    }
+    if let Some(found) = &signature {
+        let check = if found.is_ok() { Check::Ok } else { Check::Mismatch };
+        compared = if compared == Check::Mismatch { compared } else { check };
+        report.failures.extend(found.as_ref().err().map(Failure::from));
     }
     let mut note = None;
     if let Some(source) = &source {
@@ -58,7 +65,7 @@ pub fn run(args: &Verify, console: &mut Console) -> Outcome {
     if let Some(note) = note {
         console.say(note);
     }
-    print(&report, compared, &file, console)?;
+    print(&report, compared, signature.as_ref(), &file, console)?;
     let kinds = report.failures.iter().map(|f| &f.kind);
     Ok(match report.failures.is_empty() {
         true => 0,
@@ -75,7 +82,7 @@ fn refused(e: &Error, console: &Console) -> Outcome {
         let structure = if *e.kind() == ErrorKind::Io { "not_checked" } else { "mismatch" };
         console.print_json(&json!({
             "structure": structure, "stored": "not_checked", "decoded": "not_checked",
-            "compared_with": "not_checked", "tensors_checked": 0, "exact": "not_checked", "effective": "not_checked",
+            "compared_with": "not_checked", "signature": "not_checked", "tensors_checked": 0, "exact": "not_checked", "effective": "not_checked",
             "failures": [failure(&f)],
         }))?;
     }
@@ -115,15 +122,22 @@ fn compare_root(root: Digest, report: &mut VerifyReport) -> Check {
 fn print(
     report: &VerifyReport,
     compared: Check,
+    signature: Option<&Result<Signed, Error>>,
     file: &str,
     console: &Console,
 ) -> Result<(), Error> {
+    let signed = signature.and_then(|found| found.as_ref().ok());
     if console.json {
         return console.print_json(&json!({
             "structure": report.structure.name(),
             "stored": report.stored.name(),
             "decoded": report.decoded.name(),
             "compared_with": compared.name(),
+            "signature": signature.map_or(Check::NotChecked, |found| {
+                if found.is_ok() { Check::Ok } else { Check::Mismatch }
+            }).name(),
+            "signature_key": signed.map(|s| &s.key_id),
+            "signature_comment": signed.map(|s| &s.comment),
             "tensors_checked": report.tensors_checked,
             "exact": report.exact.name(),
             "exact_checked": report.exact_checked,
@@ -164,9 +178,13 @@ fn print(
             report.exact_checked
         ))?;
     }
+    if let Some(signed) = signed {
+        let comment = signed.comment.escape_debug();
+        console.print(format!("signature ok (key {}: {comment})", signed.key_id))?;
+    }
     console.print(match (report.failures.is_empty(), compared) {
         (false, _) => "NOT OK",
         (true, Check::Ok) => "consistent, and in agreement with what was given",
-        (true, _) => "consistent, not authenticated (give --root or --against to compare)",
+        (true, _) => "consistent, not authenticated (give --root, --against or --key to compare)",
     })
 }
