@@ -71,7 +71,10 @@ fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
 type Memory = PackWriter<Cursor<Vec<u8>>>;
 
 fn numbers(n: usize) -> Vec<u8> {
-    let mut state = 1u32;
+    numbers_of(n, 1)
+}
+
+fn numbers_of(n: usize, mut state: u32) -> Vec<u8> {
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state.to_le_bytes()[3]
@@ -85,6 +88,12 @@ fn attachment(name: &str, data: &[u8]) -> Attachment {
 
 /// Planes (uniform, per row, own levels), raw (plain and zstd), an alias, files and attachments.
 fn small_pack() -> Vec<u8> {
+    small_pack_of(1)
+}
+
+/// Other numbers for another `seed`.
+fn small_pack_of(seed: u32) -> Vec<u8> {
+    let numbers = |n: usize| numbers_of(n, seed);
     let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
     let mut manifest = Manifest::new("test");
     let levels = (-4..4).map(|l: i8| 30 * l).collect();
@@ -349,6 +358,19 @@ fn resealed(file: &[u8]) -> Vec<u8> {
     patched(&file, 0, &[])
 }
 
+/// As [`resealed`], for cores of more than one leaf.
+fn resealed_long(file: &[u8]) -> Vec<u8> {
+    let mut file = patched_index(file, 0, &[]);
+    let word = file[32..40].try_into().expect("8 bytes");
+    let core_len = usize::try_from(u64::from_le_bytes(word)).expect("a small file");
+    let mut core = file[..core_len].to_vec();
+    core[128..256].fill(0);
+    let mut tree = TreeHasher::new();
+    core.chunks(1 << 20).for_each(|leaf| tree.push(TreeHasher::leaf(leaf)));
+    file[128..160].copy_from_slice(&tree.root().0);
+    patched(&file, 0, &[])
+}
+
 #[test]
 fn an_index_of_a_hostile_author_causes_no_panic_and_no_memory() {
     let _one = alone();
@@ -404,6 +426,128 @@ fn changed_values_behind_right_checksums_are_noticed_by_decoding() {
         }
     }
     assert!(tried > 1000, "{tried} bits");
+}
+
+/// Memory that opening and verifying may take: so many bytes for each byte of the file, and a working set.
+const PER_BYTE: usize = 16;
+const WORKING_SET: usize = 8 << 20;
+
+#[test]
+fn sections_and_parts_of_another_pack_are_noticed() {
+    let _one = alone();
+    let a = small_pack();
+    // The same records with other values: every section has its place and its length, but not its bytes.
+    let b = small_pack_of(2);
+    assert_eq!(a.len(), b.len());
+    let pack = Container::open(&a[..]).expect("valid");
+    let p = pack.preamble();
+    let mut sections = vec![
+        (p.index_offset, p.index_len),
+        (p.manifest_offset, p.manifest_len),
+        (p.core_len, p.file_len - p.core_len),
+        (0, 256),
+        (256, p.index_offset - 256),
+        (p.index_offset, p.file_len - p.index_offset),
+    ];
+    let parts = pack.index().tensors.iter().flat_map(|t| &t.parts);
+    sections.extend(parts.map(|part| (part.offset, part.stored_len)));
+    let mut spliced = 0;
+    for (from, len) in sections {
+        let range =
+            usize::try_from(from).expect("small")..usize::try_from(from + len).expect("small");
+        if a[range.clone()] == b[range.clone()] {
+            continue;
+        }
+        let mut file = a.clone();
+        file[range.clone()].copy_from_slice(&b[range.clone()]);
+        assert_eq!(noticed(&file), Ok(true), "{range:?}");
+        // With every checksum outside the index made right, too.
+        assert_eq!(noticed(&resealed(&file)), Ok(true), "{range:?}, resealed");
+        spliced += 1;
+    }
+    assert!(spliced > 10, "{spliced} splices");
+}
+
+/// A file of `n` raw tensors of 64 bytes.
+fn many_tensors(n: usize) -> Vec<u8> {
+    let mut manifest = Manifest::new("test");
+    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+    for i in 0..n {
+        let (name, bytes) = (format!("{i:06}"), numbers(64));
+        manifest.add_tensor(&name, &bytes, "test");
+        let tensor = EncodedTensor::raw(&name, Dtype::U8, &[64], &bytes, &EncodeOptions::new());
+        writer.add_tensor(tensor.expect("valid")).expect("memory");
+    }
+    writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1.into_inner()
+}
+
+#[test]
+fn thousands_of_entries_with_one_payload_are_refused_within_memory() {
+    let _one = alone();
+    let n = 5000;
+    let mut file = many_tensors(n);
+    assert_eq!(read_all(&file), Ok(()));
+    let pack = Container::open(&file[..]).expect("valid");
+    let places: Vec<[u8; 8]> =
+        pack.index().tensors.iter().map(|t| t.parts[0].offset.to_le_bytes()).collect();
+    let crc = pack.index().tensors[0].parts[0].chunks[0].crc32.to_le_bytes();
+    let mut at = usize::try_from(pack.preamble().index_offset).expect("small");
+    for place in &places {
+        // In the part's header the offset stands 24 bytes before the chunk's checksum.
+        let here = |w: &[u8]| w[..8] == *place && w[24..] == crc;
+        at += file[at..].windows(28).position(here).expect("in the index");
+        file[at..at + 8].copy_from_slice(&places[0]);
+    }
+    let file = resealed_long(&file);
+    let (found, peak) = peak_of(|| Container::open(&file[..]).map(drop));
+    let e = found.expect_err("parts overlap");
+    assert_eq!(e.kind(), &ErrorKind::Malformed(Rule::PRT_3), "{e}");
+    assert!(peak < PER_BYTE * file.len() + WORKING_SET, "{peak} bytes for {}", file.len());
+}
+
+#[test]
+fn thousands_of_aliases_are_decoded_once() {
+    let _one = alone();
+    let (n, bytes) = (5000, numbers(1 << 20));
+    let mut manifest = Manifest::new("test");
+    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+    let tensor = EncodedTensor::raw("a", Dtype::U8, &[1 << 20], &bytes, &EncodeOptions::new());
+    writer.add_tensor(tensor.expect("valid")).expect("memory");
+    manifest.add_tensor("a", &bytes, "test");
+    for i in 0..n {
+        let name = format!("b{i:06}");
+        writer.add_alias(&name, "a").expect("valid");
+        manifest.tensors.insert(name, manifest.tensors["a"].clone());
+    }
+    let file = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1;
+    let file = file.into_inner();
+    // Five gigabytes of tensors in a few megabytes.
+    let (found, peak) = peak_of(|| read_all(&file));
+    assert_eq!(found, Ok(()));
+    assert!(peak < PER_BYTE * file.len() + WORKING_SET, "{peak} bytes for {}", file.len());
+}
+
+#[cfg(feature = "zstd")]
+#[test]
+fn what_expands_a_thousandfold_is_read_in_pieces() {
+    let _one = alone();
+    let bytes = vec![0; 64 << 20];
+    let mut manifest = Manifest::new("test");
+    manifest.add_tensor("a", &bytes, "test");
+    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+    let options = EncodeOptions::new().with_zstd_level(Some(19));
+    let tensor = EncodedTensor::raw("a", Dtype::U8, &[64 << 20], &bytes, &options);
+    writer.add_tensor(tensor.expect("valid")).expect("memory");
+    let file = StoredFile::new("zeros", &bytes, Some(19)).expect("valid");
+    manifest.add_file(&file);
+    writer.add_file(file).expect("memory");
+    drop(bytes);
+    let file = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1;
+    let file = file.into_inner();
+    assert!(file.len() < 64 << 10, "{} bytes", file.len());
+    let (found, peak) = peak_of(|| read_all(&file));
+    assert_eq!(found, Ok(()));
+    assert!(peak < PER_BYTE * file.len() + WORKING_SET, "{peak} bytes for {}", file.len());
 }
 
 #[test]
