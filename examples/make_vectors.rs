@@ -134,7 +134,9 @@ impl VectorSet {
         if let Some(overlays) = overlays {
             output["overlays"] = overlays;
         }
-        let zstd = file.records.iter().flat_map(|r| &r.parts).any(|p| p.storage == 1);
+        // What is skipped is not decompressed.
+        let known = file.records.iter().filter(|r| r.kind <= 6).flat_map(|r| &r.parts);
+        let zstd = known.filter(|p| p.kind == 1).any(|p| p.storage == 1);
         let flags: &[&str] = if zstd { &["zstd"] } else { &[] };
         self.add(
             "container/valid",
@@ -213,6 +215,8 @@ struct File {
     shard: Option<(u32, u32)>,
     /// Required feature bits other than those that the records need.
     required: Option<u8>,
+    /// Optional feature bits other than those that the records set.
+    optional: Option<u8>,
 }
 
 fn plain(kind: u8, plane: u8, content: &[u8]) -> Part {
@@ -507,7 +511,7 @@ impl File {
         let residual =
             |r: &Record| r.kind == 2 && r.parts.iter().any(|p| (p.kind, p.flags) == (16, 1));
         let residuals = u8::from(self.records.iter().any(residual));
-        put(&mut out, 24, &[residuals | u8::from(overlays) << 1]);
+        put(&mut out, 24, &[self.optional.unwrap_or(residuals | u8::from(overlays) << 1)]);
         put(&mut out, 84, &number.to_le_bytes());
         put(&mut out, 88, &count.to_le_bytes());
         put(&mut out, 160, &((core_len + self.attachments.len()) as u64).to_le_bytes());
@@ -609,6 +613,21 @@ fn zstd_rle(byte: u8, len: usize) -> Vec<u8> {
         frame.push(byte);
     }
     frame
+}
+
+/// The same for `len` zeros with another descriptor and what follows it, and without blocks' limit on types: a
+/// frame of one block.
+fn zstd_frame(descriptor: u8, fields: &[u8], block_type: u32, len: u32) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, descriptor];
+    frame.extend(fields);
+    frame.extend(&(len << 3 | block_type << 1 | 1).to_le_bytes()[..3]);
+    frame.push(0);
+    frame
+}
+
+/// An optional part of a kind that isn't known, in a way of storing it that isn't known either.
+fn unknown_part(kind: u8, plane: u8) -> Part {
+    Part { flags: 1, storage: 1, len: 1000, ..plain(kind, plane, b"of a later version") }
 }
 
 /// The tables for 3 planes that the vectors of custom levels use.
@@ -803,6 +822,84 @@ fn container_valid(set: &mut VectorSet) {
         "an optional part of an unknown kind in an unknown storage",
         &File::of(vec![residual]),
     );
+    let around = File::of(vec![
+        {
+            let mut r = raw("a", Dtype::U8, &[1], &[1]);
+            r.parts.push(unknown_part(6, 200));
+            r
+        },
+        {
+            let mut r = raw("b", Dtype::F16, &[0, 3], &[]);
+            r.parts.push(unknown_part(255, 0));
+            r
+        },
+        {
+            let mut r = weights().record();
+            r.parts.extend([unknown_part(6, 0), unknown_part(6, 1), unknown_part(15, 0)]);
+            r
+        },
+        {
+            let mut r = carried("x", b"1");
+            r.parts.push(unknown_part(7, 0));
+            r
+        },
+        {
+            let mut r = carried("y", b"");
+            r.parts.push(unknown_part(7, 0));
+            r
+        },
+    ]);
+    set.valid(
+        "unknown-parts-around",
+        &["PRT-1", "PRT-4"],
+        "optional parts of unknown kinds in tensors and files, also in empty ones; their storage is unknown too, though its code is that of zstd",
+        &around,
+    );
+    let mut skipped = File::of(vec![raw("a", Dtype::U8, &[1], &[1])]);
+    skipped.records.push(Record {
+        kind: 77,
+        flags: 1,
+        name: b"future".to_vec(),
+        parts: vec![
+            Part { flags: 1, ..plain(1, 3, b"data that may be skipped") },
+            Part { storage: 1, len: 1000, ..plain(3, 0, b"no frame") },
+            plain(5, 9, b"plane nine"),
+            unknown_part(6, 0),
+        ],
+        ..Record::default()
+    });
+    set.valid(
+        "skipped-record-parts",
+        &["IDX-5", "PRT-1", "PRT-4", "PRT-7"],
+        "a record that is skipped has parts as no known record may have them: optional data, scales as zstd which are no frame, a ninth plane",
+        &skipped,
+    );
+    let mut unused = File::of(vec![raw("a", Dtype::U8, &[1], &[1])]);
+    (unused.required, unused.optional) = (Some(1), Some(3));
+    set.valid(
+        "features-unused",
+        &["HDR-5"],
+        "feature bits for coded tensors, residuals and overlays, of which there are none",
+        &unused,
+    );
+    let emoji = File::of(
+        ["\u{fb33}", "\u{1f600}"].iter().map(|name| raw(name, Dtype::U8, &[1], &[1])).collect(),
+    );
+    set.valid(
+        "names-by-bytes",
+        &["IDX-4", "ROOT-2", "MAN-1"],
+        "U+FB33 and U+1F600: records and leaves are in the order of bytes, members of the manifest in that of UTF-16",
+        &emoji,
+    );
+    let mut window = raw("zeros", Dtype::U8, &[500], &[0; 500]);
+    window.parts[0].storage = 1;
+    window.parts[0].chunks = vec![zstd_frame(1, &[13 << 3, 0], 1, 500)];
+    set.valid(
+        "raw-zstd-window",
+        &["PRT-7"],
+        "a frame with a window of 8 MiB and the dictionary 0, which means none",
+        &File::of(vec![window]),
+    );
     for (id, rule, at, value, comment) in [
         ("minor-version", "HDR-2", 10usize, 7u8, "a later minor version"),
         ("optional-feature", "HDR-5", 24, 0x80, "an unknown optional feature bit"),
@@ -910,6 +1007,14 @@ fn container_invalid(set: &mut VectorSet) {
         &[1],
     );
     patch("record-count", "IDX-3", "one record less than the index has", "malformed", 72, &[1]);
+    patch(
+        "record-count-more",
+        "IDX-3",
+        "one record more than the index has",
+        "malformed",
+        72,
+        &[3],
+    );
     patch("index-crc", "IDX-1", "the index's checksum is wrong", "integrity", 76, &[0, 0, 0, 0]);
     patch(
         "manifest-crc",
@@ -929,6 +1034,38 @@ fn container_invalid(set: &mut VectorSet) {
         put(&mut bytes, 252, &crc.to_le_bytes());
         bytes
     };
+    // An index of no records: eight bytes of the preamble that are zero.
+    let mut bytes = File::of(vec![]).bytes();
+    put(&mut bytes, 40, &[192, 0]);
+    put(&mut bytes, 48, &[8]);
+    put(&mut bytes, 76, &crc32fast::hash(&[0; 8]).to_le_bytes());
+    set.invalid(
+        "index-offset-in-preamble",
+        &["HDR-7"],
+        "the index is at 192, inside the preamble",
+        "malformed",
+        &seal(bytes),
+    );
+    let mut bytes = File { stray: 64, ..File::default() }.bytes();
+    assert_eq!((bytes[40..42].to_vec(), bytes[48]), (vec![64, 1], 0), "an empty index at 320");
+    put(&mut bytes, 40, &[8, 1]);
+    set.invalid(
+        "index-offset-unaligned",
+        &["HDR-7", "PRT-3"],
+        "the index, which is empty, is at 264",
+        "malformed",
+        &seal(bytes),
+    );
+    let mut unaligned = base.clone();
+    unaligned.attachments = attachment(1, b"a", b"x");
+    unaligned.attachments.truncate(18);
+    set.invalid(
+        "attachments-unaligned",
+        &["HDR-7", "ATT-1"],
+        "a section of 18 bytes: an attachment without its padding",
+        "malformed",
+        &unaligned.bytes(),
+    );
     let mut bytes = good.clone();
     bytes[130] ^= 1;
     set.invalid(
@@ -1046,6 +1183,56 @@ fn container_invalid(set: &mut VectorSet) {
     file("record-optional-tensor", "IDX-5", "a tensor marked optional", "malformed", &|f| {
         f.records[1].flags = 1
     });
+    file("record-kind-zero", "IDX-5", "an optional record of kind 0", "malformed", &|f| {
+        (f.records[0].kind, f.records[0].flags, f.records[0].tensor) = (0, 1, None);
+    });
+    file("record-names-utf16", "IDX-4", "names in the order of UTF-16", "malformed", &|f| {
+        f.records[0].name = "\u{1f600}".into();
+        f.records[1].name = "\u{fb33}".into();
+    });
+    let future =
+        |parts| Record { kind: 77, flags: 1, name: b"future".to_vec(), parts, ..Record::default() };
+    file(
+        "skipped-part-order",
+        "PRT-4",
+        "parts of a skipped record in falling order",
+        "malformed",
+        &|f| {
+            f.records.push(future(vec![plain(5, 0, b"x"), plain(1, 0, b"y")]));
+        },
+    );
+    file(
+        "skipped-record-crc",
+        "PRT-6",
+        "a checksum in a record that is skipped",
+        "integrity",
+        &|f| {
+            f.records.push(future(vec![Part { crc: Some(1), ..plain(1, 0, b"x") }]));
+        },
+    );
+    file("skipped-part-crc", "PRT-6", "a checksum of a part that is skipped", "integrity", &|f| {
+        f.records[1].parts.push(Part { crc: Some(1), ..unknown_part(17, 0) });
+    });
+    file(
+        "skipped-part-flags",
+        "PRT-1",
+        "unknown flags of a part that is skipped",
+        "malformed",
+        &|f| {
+            f.records[1].parts.push(Part { flags: 3, ..unknown_part(17, 0) });
+        },
+    );
+    file(
+        "part-kind-zero",
+        "PRT-1",
+        "an optional part of kind 0 before a file's data",
+        "malformed",
+        &|f| {
+            let mut r = carried("x", b"12");
+            r.parts.insert(0, Part { flags: 1, ..plain(0, 0, b"1") });
+            f.records.push(r);
+        },
+    );
     file("record-flags", "IDX-5", "unknown record flags", "malformed", &|f| f.records[1].flags = 2);
     file("name-empty", "NAM-1", "an empty name", "malformed", &|f| f.records[0].name = vec![]);
     file("name-control", "NAM-1", "a line feed in a name", "malformed", &|f| {
@@ -1404,6 +1591,12 @@ fn container_invalid(set: &mut VectorSet) {
         r.parts[4].chunks[0].pop();
         r.parts[4].len -= 1;
     });
+    planes("planes-scales-length", "PRT-5", "a scale too many", "malformed", &w, &|r| {
+        r.parts[0] = plain(3, 0, &[&r.parts[0].chunks[0][..], &[0x12, 0x3a]].concat());
+    });
+    planes("planes-steps-length", "PRT-5", "steps of one row only", "malformed", &w, &|r| {
+        r.parts[1] = plain(4, 0, &r.parts[1].chunks[0][..2]);
+    });
     planes(
         "planes-counts-length",
         "PRT-5",
@@ -1547,21 +1740,6 @@ fn container_invalid(set: &mut VectorSet) {
             r.body[last] = 1;
         },
     );
-    let mut custom = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[3, 3]);
-    custom.level_ids = [1, 0, 0, 0, 0, 0];
-    custom.custom = Some((3, custom3()));
-    planes(
-        "level-other-count",
-        "LVL-3",
-        "a table for 3 planes used for 4",
-        "malformed",
-        &custom,
-        &|r| {
-            let ids = 8 + 16 + 32;
-            r.body[ids] = 0;
-            r.body[ids + 2] = 1;
-        },
-    );
     let mut unused = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[5, 5]);
     unused.custom = Some((3, custom3()));
     planes(
@@ -1571,6 +1749,18 @@ fn container_invalid(set: &mut VectorSet) {
         "malformed",
         &unused,
         &|r| r.body[8 + 16 + 32] = 1,
+    );
+
+    // A set for 5 planes holds tables for 4 and 3: the digests are those of a reader that takes them.
+    let mut of_five = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[4, 4]);
+    of_five.level_ids = [0, 1, 0, 0, 0, 0];
+    of_five.custom = Some((4, custom5()[32..].to_vec()));
+    set.invalid(
+        "level-other-count",
+        &["LVL-3"],
+        "a table for 5 planes used for 4",
+        "malformed",
+        &File::of(vec![level_record("custom", 5, &custom5()), of_five.record()]).bytes(),
     );
 
     let mut zstd = raw("zeros", Dtype::U8, &[500], &[0; 500]);
@@ -1585,6 +1775,29 @@ fn container_invalid(set: &mut VectorSet) {
         ),
         ("zstd-trailing", [zstd_rle(0, 500), vec![0]].concat(), "a byte behind the frame"),
         ("zstd-bomb", zstd_rle(0, 1 << 23), "a frame of 8 MiB for 500 bytes"),
+        (
+            "zstd-dictionary",
+            zstd_frame(1, &[13 << 3, 1], 1, 500),
+            "a frame that needs dictionary 1",
+        ),
+        ("zstd-window", zstd_frame(0, &[13 << 3 | 1], 1, 500), "a window of 9 MiB"),
+        ("zstd-block-type", zstd_frame(0, &[13 << 3], 3, 500), "a block of the reserved type"),
+        ("zstd-reserved-bit", zstd_frame(8, &[13 << 3], 1, 500), "the reserved bit of the header"),
+        (
+            "zstd-content-size",
+            zstd_frame(0x60, &243u16.to_le_bytes(), 1, 500),
+            "a frame that says it holds 499 bytes and holds 500",
+        ),
+        (
+            "zstd-checksum",
+            [zstd_frame(4, &[13 << 3], 1, 500), vec![1, 2, 3, 4]].concat(),
+            "another checksum than the content's",
+        ),
+        (
+            "zstd-skippable",
+            [vec![0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 0], zstd_rle(0, 500)].concat(),
+            "a skippable frame in front",
+        ),
     ] {
         let mut r = zstd.clone();
         r.parts[0].chunks = vec![chunk];
@@ -1600,6 +1813,18 @@ fn container_invalid(set: &mut VectorSet) {
             None,
         );
     }
+    let mut lacking = overlay_vectors::shards().remove(0);
+    lacking.shard = Some((1, 2));
+    lacking.manifest = Some(
+        serde_json_canonicalizer::to_vec(&File::of(vec![]).default_manifest()).expect("plain JSON"),
+    );
+    set.invalid(
+        "shard-manifest-lacks",
+        &["SHD-7", "MAN-3"],
+        "the first shard of two: its manifest names none of its own tensors",
+        "malformed",
+        &lacking.bytes(),
+    );
     for (id, comment, number, count) in [
         ("shard-zero", "shard 0 of 2", 0, 2),
         ("shard-beyond", "shard 3 of 2", 3, 2),
@@ -1799,6 +2024,47 @@ fn receipts(set: &mut VectorSet) {
         v
     };
     add("cosine", all, "an encoder, one sequence: no standard errors", &canonical(&cosine), "ok");
+    let mut largest = cosine.clone();
+    largest["kld_largest"] = json!([0.5]);
+    add("cosine-largest", "RCP-2", "divergences of an encoder", &canonical(&largest), "malformed");
+    let mut fewer = receipt();
+    fewer["protocol"]["max_tokens"] = Value::Null;
+    add(
+        "fewer-sequences",
+        "RCP-2",
+        "two sequences of eight that the text has",
+        &canonical(&fewer),
+        "ok",
+    );
+    // The mean of three equal numbers is another number in binary64, unless sums are taken with more bits.
+    let equal = |se: f64, mean: f64| {
+        let mut v = receipt();
+        v["protocol"] = json!({ "seq_len": 128, "max_tokens": 384, "sequences": 3, "tokens": 381 });
+        v["baselines"] = json!([]);
+        v["rows"] = json!({ "nll": [0, 0, 0], "nll_reference": [0, 0, 0], "kld": [0.1, 0.1, 0.1], "top1": [1, 1, 1] });
+        v["kld_largest"] = json!([2.0, 1.5, 1.25, 1.0]);
+        v["headline"] = json!({
+            "ppl": 1, "ppl_reference": 1, "ppl_ratio": 1, "ppl_ratio_se": 0, "kld_mean": mean, "kld_se": se, "kld_p99": 1,
+            "top1_agreement": 1,
+        });
+        canonical(&v)
+    };
+    add(
+        "error-zero",
+        "RCP-3",
+        "a standard error of 0, where binary64 may leave 10^-17",
+        &equal(0.0, 0.1),
+        "ok",
+    );
+    add("error-floor", "RCP-3", "the same as 9 x 10^-13: it counts as 0", &equal(9e-13, 0.1), "ok");
+    add("error-beyond", "RCP-3", "the same as 2 x 10^-12", &equal(2e-12, 0.1), "integrity");
+    add(
+        "mean-precision",
+        "RCP-3",
+        "a mean that is off by 5 x 10^-10",
+        &equal(0.0, 0.1 + 5e-10),
+        "integrity",
+    );
 
     let one = canonical(&receipt());
     add("not-json", "RCP-1", "cut off", &one[..one.len() - 1], "malformed");
@@ -1825,6 +2091,12 @@ fn receipts(set: &mut VectorSet) {
             "/kld_largest/0",
             json!(1000.0),
         ),
+        (
+            "largest-negative",
+            "a divergence below zero by more than rounding",
+            "/kld_largest/2",
+            json!(-0.01),
+        ),
         ("top1-above-one", "a share above 1", "/rows/top1", json!([2.0, 0.5])),
         (
             "few-tokens",
@@ -1837,6 +2109,13 @@ fn receipts(set: &mut VectorSet) {
     ] {
         add(id, "RCP-2", comment, &changed(pointer, to), "malformed");
     }
+    let mut both = receipt();
+    both["model"]["rung"] = json!(4);
+    both["model"]["effective_root"] = both["model"]["decoded_root"].clone();
+    add("rung-with-overlays", "RCP-2", "a rung with overlays", &canonical(&both), "malformed");
+    let mut overlays = receipt();
+    overlays["model"]["effective_root"] = json!("5".repeat(64));
+    add("overlays", "RCP-2", "the root of a model with overlays", &canonical(&overlays), "ok");
     let mut extra = receipt();
     extra["host"] = json!("a");
     add("extra", "RCP-2", "a member that is not defined", &canonical(&extra), "malformed");
@@ -1905,6 +2184,15 @@ fn packs(set: &mut VectorSet) {
             planes.record()
         }]),
     ]);
+    let again = |name, native, levels: Vec<i8>| {
+        let mut custom = Planes::new("t", Dtype::F16, &[2, 40], 16, &[native, native]);
+        custom.name = if name == "v" { "t1" } else { "t2" };
+        custom.level_ids[usize::from(native) - 3] = 1;
+        custom.custom = Some((native, levels.clone()));
+        let exact = exact_vectors::with_residual(name);
+        let records = vec![level_record("t", native, &levels), custom.record()];
+        File::of([records, exact].concat())
+    };
     for (id, rules, comment, pack) in [
         (
             "two-shards",
@@ -1917,6 +2205,18 @@ fn packs(set: &mut VectorSet) {
             ["SHD-6", "ROOT-2"],
             "an empty first shard; a level table in the third",
             three,
+        ),
+        (
+            "records-again",
+            ["SHD-5", "EXA-4"],
+            "level tables of one name and one exact model in both shards, each for its own",
+            Sharded::new(vec![again("v", 3, custom3()), again("w", 5, custom5())]),
+        ),
+        (
+            "overlays-over-shards",
+            ["OVL-3", "OVL-4"],
+            "an overlay in the first shard, for tensors of both",
+            Sharded::new(overlay_vectors::shards()),
         ),
     ] {
         let output = json!({
@@ -2148,6 +2448,15 @@ fn manifests(set: &mut VectorSet) {
         ),
     );
     add("trailing", "MAN-1", "a line feed behind the object", "malformed", &format!("{text}\n"));
+    let (smile, dagesh) = ("\"\u{1f600}\":1", "\"\u{fb33}\":2");
+    for (id, expect, first, second, order) in [
+        ("keys-utf16", "ok", smile, dagesh, "UTF-16"),
+        ("keys-code-points", "malformed", dagesh, smile, "code points"),
+    ] {
+        let comment = format!("members U+1F600 and U+FB33 in the order of {order}");
+        let recipe = format!("\"recipe\":{{{first},{second}");
+        add(id, "MAN-1", &comment, expect, &text.replacen("\"recipe\":{", &recipe, 1));
+    }
     add(
         "deep",
         "MAN-1",

@@ -358,8 +358,10 @@ fn coded(
         _ => (7, 75u16),
     };
     let mut weights = vec![];
+    // Near one, whatever the first exponent is.
+    let near_one = if dtype == Dtype::F16 { 60 } else { 200 };
     let references: Vec<u8> =
-        (0..rows).map(|r| u8::try_from(200 + r % 5).expect("a byte")).collect();
+        (0..rows).map(|r| u8::try_from(near_one + r % 5).expect("a byte")).collect();
     for (row, r) in source.chunks(cols * size).zip(&references) {
         let expected = (4 * first + u16::from(*r)) << (mantissa - 2);
         let context = usize::from(r % 4) << (model.mantissa_bits + model.fraction_bits) >> 2;
@@ -404,6 +406,8 @@ fn around_one(dtype: Dtype, n: usize) -> Vec<u8> {
     (0..n)
         .flat_map(|i| match dtype {
             Dtype::Bf16 => half::bf16::from_f32(value(i)).to_le_bytes().to_vec(),
+            Dtype::F16 => half::f16::from_f32(value(i)).to_le_bytes().to_vec(),
+            Dtype::F64 => (f64::from(value(i)) / 3.0).to_le_bytes().to_vec(),
             _ => value(i).to_le_bytes().to_vec(),
         })
         .collect()
@@ -421,9 +425,21 @@ pub fn valid(set: &mut VectorSet) {
         "rows of 5 and 4 planes with residual; contexts of the factor and of the value; NaN, infinity, negative zero, subnormals",
         &small().file(),
     );
-    let planes = Planes::new("w", Dtype::F16, &[2, 70], 32, &[8, 8]);
-    let eight = Exact::new(planes, |_| 1, true, false);
-    set.valid("exact-f16", &["EXA-5"], "8 planes, with the level 0", &eight.file());
+    let planes = |name| Planes::new(name, Dtype::F16, &[2, 70], 32, &[8, 8]);
+    let usual = Exact::new(planes("v"), |_| 1, true, false);
+    // Products from 2^-26 up.
+    let tiny = Planes { scale: 97 << 7, ..planes("w") };
+    assert_tops_are_cut(&tiny);
+    let tiny = Exact::new(tiny, |_| 1, true, false);
+    let [mut records, more] = [usual.records(), tiny.records()];
+    records.insert(1, more[0].clone());
+    assert_eq!(records[2].name, more[1].name, "one model serves both");
+    set.valid(
+        "exact-f16",
+        &["EXA-5"],
+        "8 planes, with the level 0; expected values that are subnormal or cut to a zero of their sign",
+        &File::of(records),
+    );
     for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::F64, "f64")] {
         let planes = Planes::new("w", dtype, &[2, 33], 0, &[3, 3]);
         let with = Exact::new(planes.clone(), |_| 0, true, true);
@@ -460,25 +476,75 @@ pub fn valid(set: &mut VectorSet) {
     set.valid("exact-long-row", &["EXA-4"], "a row that is cut into two blocks", &exact.file());
 
     let bf16 = coded_model(Dtype::Bf16);
-    let f32 = coded_model(Dtype::F32);
-    let mut models = vec![bf16.record(), f32.record()];
+    let (f32, f16, f64) =
+        (coded_model(Dtype::F32), coded_model(Dtype::F16), coded_model(Dtype::F64));
+    let mut models: Vec<Record> = [&bf16, &f32, &f16, &f64].map(Model::record).to_vec();
     models.sort_by(|a, b| a.name.cmp(&b.name));
     let records = [
         vec![
             coded("a", Dtype::Bf16, &[3, 2, 25], 1, &bf16, &around_one(Dtype::Bf16, 150)),
             coded("b", Dtype::F32, &[45], 0, &f32, &around_one(Dtype::F32, 45)),
-            raw("c", Dtype::U8, &[3], &[1, 2, 3]),
+            coded("c", Dtype::F16, &[3, 40], 1, &f16, &around_one(Dtype::F16, 120)),
+            coded("d", Dtype::F64, &[2, 3, 11], 2, &f64, &around_one(Dtype::F64, 66)),
+            raw("e", Dtype::U8, &[3], &[1, 2, 3]),
         ],
         models,
     ];
     set.valid(
         "coded-raw",
         &["EXA-10", "HDR-5"],
-        "tensors that are coded without planes, and the required feature bit",
+        "tensors of each type that are coded without planes, and the required feature bit",
         &File::of(records.concat()),
+    );
+    // Contexts of none, one and three bits: what isn't used of them names the other table.
+    let (mut tensors, mut models) = (vec![], vec![]);
+    for (name, bits, contexts) in
+        [("a", 0, vec![1]), ("b", 1, vec![1, 0]), ("c", 3, vec![1, 9, 0, 9, 1, 9, 0, 9])]
+    {
+        let mut m = coded_model(Dtype::Bf16);
+        (m.mantissa_bits, m.fraction_bits) = (bits / 2, bits - bits / 2);
+        m.contexts = contexts.into_iter().map(|t: u8| if t == 9 { 2 } else { t }).collect();
+        let third = (0, 7, vec![(0, 2048)]);
+        m.tables.push(third);
+        tensors.push(coded(name, Dtype::Bf16, &[5, 40], 1, &m, &around_one(Dtype::Bf16, 200)));
+        models.push(m.record());
+    }
+    models.sort_by(|a, b| a.name.cmp(&b.name));
+    set.valid(
+        "coded-contexts",
+        &["EXA-10"],
+        "contexts of none, one and three bits: the lowest two bits of the reference are at their upper end",
+        &File::of([tensors, models].concat()),
+    );
+    let unknown = |kind| super::unknown_part(kind, 0);
+    let mut records = small().records();
+    let n = records[0].parts.len() - 1;
+    records[0].parts.insert(n, unknown(15));
+    records[0].parts.push(unknown(17));
+    let mut a = coded("a", Dtype::Bf16, &[3, 50], 1, &bf16, &around_one(Dtype::Bf16, 150));
+    a.parts.insert(0, unknown(6));
+    a.parts.push(unknown(17));
+    records.insert(0, a);
+    records.push(bf16.record());
+    records[2..].sort_by(|a, b| a.name.cmp(&b.name));
+    set.valid(
+        "unknown-parts-exact",
+        &["PRT-4"],
+        "optional parts of unknown kinds before and behind residuals, of planes and of a coded tensor",
+        &File::of(records),
+    );
+    let mut unset = small().file();
+    unset.optional = Some(0);
+    set.valid(
+        "residual-feature-unset",
+        &["HDR-5"],
+        "a residual, though the optional bit says there is none: readers don't rely on it",
+        &unset,
     );
 
     set.valid("heads", &["EXA-12"], "what stood in front of the tensors", &with_head(|_| {}));
+    let more = with_head(|r| r.parts.push(super::unknown_part(6, 0)));
+    set.valid("head-unknown-part", &["PRT-4", "EXA-12"], "a head with an optional part", &more);
     let recorded = with_rungs(None);
     set.valid("rungs", &["MAN-5"], "the decoded roots of two rungs", &recorded);
 }
@@ -498,6 +564,32 @@ fn with_head(change: impl Fn(&mut Record)) -> File {
     manifest["tensors"]["b"]["file"] = "model.safetensors".into();
     file.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
     file
+}
+
+/// The same with another list of files, for a tensor that is said to be of none.
+fn with_listed(files: serde_json::Value) -> File {
+    let mut file = with_head(|_| {});
+    let mut manifest = file.default_manifest();
+    manifest["files"] = files;
+    file.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
+    file
+}
+
+/// Checks that a vector shows how values of F16 are cut: towards zero, which keeps its sign, and below normal numbers too.
+fn assert_tops_are_cut(planes: &Planes) {
+    let levels = LevelSet::default_for(8).table(8);
+    let scale = f32::from_bits(u32::from(planes.scale) << 16);
+    let values = || (0..256).map(|code| scale * 32.0 * anchor(levels, code));
+    let cut = |v: f32| top(Dtype::F16, v);
+    let nearest = |v: f32| half::f16::from_f32(v).to_bits();
+    assert!(values().any(|v| cut(v) == 0x8000) && values().any(|v| cut(v) == 0));
+    assert!(values().any(|v| cut(v) != nearest(v) && cut(v) & 0x7fff != 0));
+}
+
+/// Records of a tensor with a residual, whose model is the same whatever it is called.
+pub fn with_residual(name: &'static str) -> Vec<Record> {
+    let planes = Planes::new(name, Dtype::Bf16, &[2, 40], 16, &[4, 4]);
+    Exact::new(planes, |_| 0, true, false).records()
 }
 
 /// A file whose manifest has decoded roots of rungs, of which `wrong` has another.
@@ -554,6 +646,20 @@ pub fn invalid(set: &mut VectorSet) {
     let mut m = good.clone();
     m.classes.iter_mut().for_each(|c| *c = 0);
     add("model-classes", "EXA-2", "contexts of classes that no code has", "malformed", &body(&m));
+    let mut m = model(Dtype::Bf16, 8, 0);
+    (m.mantissa_bits, m.fraction_bits) = (4, 4);
+    m.classes = (0..=255u8).map(|c| c.min(128)).collect();
+    m.contexts = vec![0; 129 << 8];
+    add("model-contexts", "EXA-2", "129 classes of 256 contexts: 33,024", "malformed", &body(&m));
+    let mut m = coded_model(Dtype::Bf16);
+    m.classes = vec![1];
+    m.contexts = [m.contexts.clone(), m.contexts].concat();
+    add("model-coded-class", "EXA-2", "class 1 without planes", "malformed", &body(&m));
+    let mut bytes = good.body();
+    let table = 12 + good.classes.len() + good.contexts.len();
+    bytes[table + 1] = 1;
+    let reserved = File::of(vec![record_of(&bytes)]);
+    add("model-table-reserved", "EXA-1", "a reserved byte of a table", "malformed", &reserved);
     let mut m = good.clone();
     m.tables[0].2[0].1 += 1;
     add("model-sum", "EXA-3", "frequencies of a table sum to 513", "malformed", &body(&m));
@@ -702,6 +808,12 @@ pub fn invalid(set: &mut VectorSet) {
 
     let head = with_head(|r| r.body[0] += 1);
     add("head-length", "EXA-12", "a head of another length than its part", "malformed", &head);
+    let unlisted = with_listed(json!([]));
+    add("head-unlisted", "EXA-12", "a head of a file that isn't listed", "malformed", &unlisted);
+    let left_out = with_listed(json!([
+        { "path": "model.safetensors", "role": "left_out", "bytes": 75 },
+    ]));
+    add("head-left-out", "EXA-12", "a head of a file that was left out", "malformed", &left_out);
     let head = with_head(|r| r.flags = 0);
     add("head-required", "IDX-5", "a head that is not optional", "malformed", &head);
 

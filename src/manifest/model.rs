@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::json::{self, is_hex_digest};
 use crate::container::{Container, ReadAt, StoredFile};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, FileEntry, Rule, TensorEntry};
+use crate::format::{Digest, Encoding, Index, Rule, TensorEntry};
 
 /// What the manifest's `format` member says.
 const FORMAT: &str = "ultracompress-manifest-1";
@@ -168,7 +168,7 @@ impl Manifest {
             |e: Error| pack.place(e.in_part("manifest").at(pack.preamble().manifest_offset));
         let manifest = Self::parse(&bytes).map_err(place)?;
         let (index, whole) = (pack.index(), !pack.preamble().is_sharded());
-        manifest.check_against(index.tensors.iter(), &index.files, whole).map_err(place)?;
+        manifest.check_against(index.tensors.iter(), index, whole).map_err(place)?;
         Ok(manifest)
     }
 
@@ -215,12 +215,12 @@ impl Manifest {
         Ok(())
     }
 
-    /// UC-MAN-3: names, digests and carried files agree with the index. `tensors` are sorted by name; a
-    /// manifest may name others unless they are the `whole` pack.
+    /// UC-MAN-3, UC-EXA-12: names, digests, carried files and heads agree with the index of the first file. `tensors`
+    /// are sorted by name; a manifest may name others unless they are the `whole` pack.
     pub(super) fn check_against<'a>(
         &self,
         tensors: impl Iterator<Item = &'a TensorEntry> + Clone,
-        files: &[FileEntry],
+        first: &Index,
         whole: bool,
     ) -> Result<()> {
         let fail =
@@ -255,9 +255,17 @@ impl Manifest {
         }
         let carried: Vec<_> = self.files.iter().filter(|f| f.role == FileRole::Carried).collect();
         let listed = carried.iter().map(|f| (f.path.as_str(), f.bytes, f.sha256.clone()));
-        let stored = files.iter().map(|f| (f.path.as_str(), f.len, Some(f.sha256.to_string())));
+        let stored =
+            first.files.iter().map(|f| (f.path.as_str(), f.len, Some(f.sha256.to_string())));
         if !listed.eq(stored) {
             return fail("", "carried files of manifest and index differ");
+        }
+        for head in &first.heads {
+            let listed = self.files.binary_search_by(|f| f.path.cmp(&head.path)).ok();
+            if listed.is_none_or(|at| self.files[at].role != FileRole::Weights) {
+                let text = "a head of no weights file that the manifest lists";
+                return Err(Error::malformed(Rule::EXA_12, text).in_tensor(&head.path));
+            }
         }
         Ok(())
     }
