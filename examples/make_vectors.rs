@@ -62,6 +62,78 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The level of conformance that a rule comes with (spec/conformance.md). `rule` has no `UC-`.
+pub fn level_of(rule: &str) -> &'static str {
+    let (page, number) = rule.rsplit_once('-').expect("rules have numbers");
+    match (page, number) {
+        ("EXA", "11") | ("OVL", "9") | ("TEN", "5") | ("SHD", "6" | "7") => "verify",
+        ("ROOT" | "MAN" | "ATT" | "RCP", _) => "verify",
+        ("EXA", _) => "exact",
+        ("OVL", _) => "overlay",
+        _ => "read",
+    }
+}
+
+/// Vectors that break a rule of one level where a reader of that level doesn't look.
+const SEEN_AT: [(&str, &str); 13] = [
+    // Nobody reads padding, or the checksums of what is skipped, but a verifier.
+    ("padding-behind-index", "verify"),
+    ("padding-behind-manifest", "verify"),
+    ("part-padding", "verify"),
+    ("skipped-record-crc", "verify"),
+    ("skipped-part-crc", "verify"),
+    // No value depends on what an overlay says of itself.
+    ("overlay-info-spaces", "verify"),
+    ("overlay-info-array", "verify"),
+    ("overlay-info-fraction", "verify"),
+    // Records that a reader of fewer levels skips.
+    ("model-parts", "exact"),
+    ("overlay-zstd", "overlay"),
+    // The preamble shows it.
+    ("attachments-unaligned", "read"),
+    // The manifest shows it, which only a verifier needs.
+    ("head-unlisted", "verify"),
+    ("head-left-out", "verify"),
+];
+
+/// The levels at which a vector must pass, each with all that it takes in.
+fn levels(
+    folder: &str,
+    id: &str,
+    rules: &[String],
+    expect: &str,
+    input: &Value,
+) -> Vec<&'static str> {
+    let required = input.as_str().and_then(|hex| hex.get(32..34)).unwrap_or("00");
+    let by_rules = rules.iter().map(|r| level_of(r.trim_start_matches("UC-")));
+    let mut own: Vec<&str> = match (folder, required) {
+        ("manifest" | "receipt", _) => vec!["verify"],
+        // Readers that don't know these features refuse the file.
+        ("container/valid" | "container/invalid", "01") => vec!["exact"],
+        ("container/valid" | "container/invalid", "04") => vec!["overlay"],
+        _ => vec!["read"],
+    };
+    if expect != "ok" {
+        match SEEN_AT.iter().find(|(vector, _)| *vector == id) {
+            Some((_, level)) => own = vec![level],
+            None => own.extend(by_rules),
+        }
+    }
+    let has = |level| own.contains(&level);
+    let verify = has("verify") || has("exact") && has("overlay");
+    let mut all = match (verify, has("exact"), has("overlay")) {
+        (true, ..) => vec!["verify"],
+        (_, true, _) => vec!["exact", "verify"],
+        (.., true) => vec!["overlay", "verify"],
+        _ => vec!["read", "exact", "overlay", "verify"],
+    };
+    // A writer makes canonical JSON.
+    if folder == "manifest" && expect == "ok" {
+        all.push("write");
+    }
+    all
+}
+
 #[derive(Default)]
 struct VectorSet(BTreeMap<PathBuf, String>);
 
@@ -80,9 +152,10 @@ impl VectorSet {
     ) {
         let rules = rules.iter().flat_map(|r| r.split(' '));
         let rules: Vec<String> = rules.map(|r| format!("UC-{r}")).collect();
+        let levels = levels(folder, id, &rules, expect, &input);
         let mut vector = json!({
             "id": id, "rule": rules, "comment": comment, "flags": flags, "input": input,
-            "expect": expect,
+            "expect": expect, "levels": levels,
         });
         if let Some(output) = output {
             vector["output"] = output;

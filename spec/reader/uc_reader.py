@@ -6,7 +6,7 @@ standard library only, and a zstd decoder (Python 3.14, the package zstandard, o
 
     python3 uc_reader.py verify FILE [--base PACK]      a pack, the index file of shards, or a receipt
     python3 uc_reader.py decode FILE TENSOR [--rung N | --exact | --overlays N] -o OUT
-    python3 uc_reader.py vectors FOLDER                 the vectors that come with the specification
+    python3 uc_reader.py vectors FOLDER [--level LEVEL] the vectors that come with the specification
 
 Exit status: 0 fine, 1 malformed or unreadable, 3 a checksum or digest disagrees.
 
@@ -1652,11 +1652,14 @@ RUN_VECTOR: dict[str, Callable[[Json], Any]] = {
     "receipt": lambda vector: read_receipt(bytes.fromhex(vector["input"]))}
 
 
-def run_vectors(folder: Path) -> int:
-    """All vectors below a folder. Which kind and rule a refusal names is a reader's own business; they are counted anyway."""
+def run_vectors(folder: Path, level: str | None) -> int:
+    """All vectors below a folder, or those of a level (conformance.md): at every level this reader verifies. Which kind and
+    rule a refusal names is a reader's own business; they are counted anyway."""
     counts: dict[str, Counter[str]] = {}
     for path in sorted(folder.rglob("*.json")):
         place, vector = path.parent.relative_to(folder), json.loads(path.read_text("utf-8"))
+        if level and level not in vector["levels"]:
+            continue
         count, wanted = counts.setdefault(str(place), Counter()), vector["expect"]
         try:
             RUN_VECTOR[place.parts[0]](vector)
@@ -1772,11 +1775,12 @@ def main() -> int:
     command.add_argument("-o", "--output", type=Path, required=True)
     command = commands.add_parser("vectors", help="run all vectors of a folder")
     command.add_argument("folder", type=Path)
+    command.add_argument("--level", choices=("read", "exact", "overlay", "verify", "write"), help="those of a level only")
     arguments = parser.parse_args()
     try:
         if arguments.command == "verify":
             return verify(arguments.file, arguments.base)
-        return decode_to_file(arguments) if arguments.command == "decode" else run_vectors(arguments.folder)
+        return decode_to_file(arguments) if arguments.command == "decode" else run_vectors(arguments.folder, arguments.level)
     except UcError as error:
         print(f"FAILED ({error.kind}) {error}", file=sys.stderr)
         return 3 if error.kind == INTEGRITY else 1
