@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use ultracompress::codec::reference::{StoredPlanes, decode_weight};
-use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout};
+use ultracompress::codec::{LevelSet, Levels, PlaneCounts, PlaneLayout, STEPS};
 use ultracompress::format::{TreeHasher, tensor_leaf};
 use ultracompress::{Digest, Dtype};
 
@@ -276,6 +276,15 @@ struct Record {
     tail: Vec<u8>,
 }
 
+impl Record {
+    /// Says that a tensor decodes to something else.
+    fn decodes_to(&mut self, bytes: &[u8]) {
+        let t = self.tensor.as_mut().expect("a tensor");
+        put(&mut self.body, 8 + 8 * t.shape.len(), &Digest::of(bytes).0);
+        t.decoded = bytes.to_vec();
+    }
+}
+
 #[derive(Clone, Default)]
 struct File {
     records: Vec<Record>,
@@ -435,6 +444,32 @@ impl Planes {
             }
         }
         stored
+    }
+
+    /// What the first row's scale gives with groups of so many columns, one multiplication after the other: also for what no
+    /// file may hold. Groups beyond those that are stored have the first step.
+    fn multiplied(&self, scale: f32, group: u32) -> Vec<u8> {
+        let cols = usize::try_from(self.shape[1]).expect("small");
+        let stored = cols.div_ceil(self.group as usize);
+        let mut out = vec![];
+        for (row, &count) in self.counts.iter().enumerate() {
+            let own =
+                f32::from_bits(u32::from(self.scale + u16::try_from(row).expect("small")) << 16);
+            let scale = if row == 0 { scale } else { own };
+            for col in 0..cols {
+                let g = col / group as usize;
+                let step = STEPS[if g < stored { (g * 7 + row * 3) % 16 } else { 0 }];
+                let code = usize::from(Self::code(count, row, col));
+                let level = LevelSet::default_for(count).table(count)[code];
+                let value = scale * f32::from(step) * f32::from(level);
+                let value = if value == 0.0 { 0.0 } else { value };
+                match self.dtype {
+                    Dtype::F16 => out.extend(half::f16::from_f32(value).to_le_bytes()),
+                    _ => out.extend(half::bf16::from_f32(value).to_le_bytes()),
+                }
+            }
+        }
+        out
     }
 
     fn decode(&self, stored: &Stored, rung: u8, target: Dtype) -> Vec<u8> {
@@ -1359,8 +1394,7 @@ fn container_invalid(set: &mut VectorSet) {
         },
     );
     file("shape-half-byte", "TEN-2", "three elements of four bits", "malformed", &|f| {
-        f.records[1].body[0] = Dtype::F4.code();
-        f.records[1].body[8] = 3;
+        f.records[1] = raw("b", Dtype::F4, &[3], &[0x21, 3]);
     });
     file(
         "raw-with-planes-field",
@@ -1441,7 +1475,8 @@ fn container_invalid(set: &mut VectorSet) {
         f.records[1].parts.clear()
     });
     file("raw-length", "PRT-5", "three bytes for four elements", "malformed", &|f| {
-        f.records[1].parts = vec![plain(1, 0, &[4, 5, 6])]
+        f.records[1].parts = vec![plain(1, 0, &[4, 5, 6])];
+        f.records[1].decodes_to(&[4, 5, 6]);
     });
     file("chunk-crc", "PRT-6", "a chunk's checksum is wrong", "integrity", &|f| {
         f.records[1].parts[0].crc = Some(1)
@@ -1636,18 +1671,28 @@ fn container_invalid(set: &mut VectorSet) {
     planes("planes-of-integers", "PLN-1", "an I16 tensor as planes", "malformed", &w, &|r| {
         r.body[0] = Dtype::I16.code()
     });
-    planes("planes-row-dims-zero", "PLN-2", "no row dimension", "malformed", &w, &|r| {
-        r.body[4] = 0
+    let one_row = Planes::new("w", Dtype::Bf16, &[1, 80], 16, &[5]);
+    planes("planes-row-dims-zero", "PLN-2", "no row dimension", "malformed", &one_row, &|r| {
+        r.body[4] = 0;
+        (r.body[8], r.body[16]) = (2, 40);
+        r.tensor.as_mut().expect("a tensor").shape = vec![2, 40];
     });
+    let columns_of_one =
+        Planes { row_dims: 2, ..Planes::new("w", Dtype::Bf16, &[2, 40], 16, &[5; 80]) };
     planes(
         "planes-row-dims-three",
         "PLN-2",
         "more row dimensions than dimensions",
         "malformed",
-        &w,
+        &columns_of_one,
         &|r| r.body[4] = 3,
     );
-    planes("planes-group-8", "PLN-4", "groups of 8", "malformed", &w, &|r| r.body[5] = 3);
+    let sixteen = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[5, 5]);
+    planes("planes-group-8", "PLN-4", "groups of 8", "malformed", &sixteen, &|r| {
+        // The second group's step has half a byte that a group of 16 leaves zero.
+        r.body[5] = 3;
+        r.decodes_to(&sixteen.multiplied(f32::from_bits(u32::from(sixteen.scale) << 16), 8));
+    });
     planes("planes-two", "PLN-3", "two planes", "malformed", &w, &|r| r.body[6] = 2);
     planes("planes-nine", "PLN-3", "nine planes", "malformed", &w, &|r| r.body[6] = 9);
     planes("planes-part-missing", "PRT-4", "the last plane is missing", "malformed", &w, &|r| {
@@ -1667,8 +1712,8 @@ fn container_invalid(set: &mut VectorSet) {
     planes("planes-scales-length", "PRT-5", "a scale too many", "malformed", &w, &|r| {
         r.parts[0] = plain(3, 0, &[&r.parts[0].chunks[0][..], &[0x12, 0x3a]].concat());
     });
-    planes("planes-steps-length", "PRT-5", "steps of one row only", "malformed", &w, &|r| {
-        r.parts[1] = plain(4, 0, &r.parts[1].chunks[0][..2]);
+    planes("planes-steps-length", "PRT-5", "steps of three rows for two", "malformed", &w, &|r| {
+        r.parts[1] = plain(4, 0, &[&r.parts[1].chunks[0][..], &[0, 0]].concat());
     });
     planes(
         "planes-counts-length",
@@ -1690,6 +1735,10 @@ fn container_invalid(set: &mut VectorSet) {
         &|r| {
             r.parts[2].storage = 1;
             r.parts[2].chunks = vec![zstd_rle(0, 80)];
+            let zeros = Planes::new("w", Dtype::Bf16, &[16, 40], 16, &[5; 16]);
+            let mut stored = zeros.stored();
+            stored.planes[0].fill(0);
+            r.decodes_to(&zeros.decode(&stored, 8, Dtype::Bf16));
         },
     );
     planes(
@@ -1745,6 +1794,27 @@ fn container_invalid(set: &mut VectorSet) {
             r.parts[0] = plain(2, 0, &r.parts[0].chunks[0][..3]);
         },
     );
+    let five = Planes::new("w", Dtype::F32, &[3, 16], 16, &[5, 4, 3]);
+    planes(
+        "planes-beyond-counts",
+        "PRT-4",
+        "a sixth plane, rows have five at most",
+        "malformed",
+        &five,
+        &|r| {
+            r.parts.push(plain(5, 5, &[0, 0]));
+        },
+    );
+    planes(
+        "planes-below-counts",
+        "PRT-4",
+        "four planes, a row has five",
+        "malformed",
+        &five,
+        &|r| {
+            r.parts.pop();
+        },
+    );
     planes(
         "planes-counts-swapped",
         "PLN-5 TEN-5",
@@ -1753,43 +1823,24 @@ fn container_invalid(set: &mut VectorSet) {
         &m,
         &at(0, 0, |b| b.rotate_left(4)),
     );
-    planes("scale-zero", "VAL-1", "a row scale of zero", "malformed", &w, &|r| {
-        put(&mut r.parts[0].chunks[0], 0, &[0, 0])
-    });
-    planes("scale-subnormal", "VAL-1", "a subnormal row scale", "malformed", &w, &|r| {
-        put(&mut r.parts[0].chunks[0], 0, &[0x7f, 0])
-    });
-    planes(
-        "scale-negative",
-        "VAL-1",
-        "a negative row scale",
-        "malformed",
-        &w,
-        &at(0, 1, |b| b | 0x80),
-    );
-    planes("scale-infinite", "VAL-1", "an infinite row scale", "malformed", &w, &|r| {
-        put(&mut r.parts[0].chunks[0], 0, &[0x80, 0x7f])
-    });
-    planes("scale-nan", "VAL-1", "a row scale that is not a number", "malformed", &w, &|r| {
-        put(&mut r.parts[0].chunks[0], 0, &[0xc0, 0x7f])
-    });
-    planes(
-        "scale-too-large",
-        "VAL-1",
-        "exponent 241: products could overflow",
-        "malformed",
-        &w,
-        &|r| put(&mut r.parts[0].chunks[0], 0, &(241u16 << 7).to_le_bytes()),
-    );
-    planes(
+    // Digests are those of a reader that multiplies whatever it finds.
+    let mut scale = |id: &str, comment: &str, p: &Planes, bits: u16| {
+        planes(id, "VAL-1", comment, "malformed", p, &|r| {
+            put(&mut r.parts[0].chunks[0], 0, &bits.to_le_bytes());
+            r.decodes_to(&p.multiplied(f32::from_bits(u32::from(bits) << 16), p.group));
+        });
+    };
+    scale("scale-zero", "a row scale of zero", &w, 0);
+    scale("scale-subnormal", "a subnormal row scale", &w, 0x7f);
+    scale("scale-negative", "a negative row scale", &w, 0xba12);
+    scale("scale-infinite", "an infinite row scale", &w, 0x7f80);
+    scale("scale-nan", "a row scale that is not a number", &w, 0x7fc0);
+    scale("scale-too-large", "exponent 241: products could overflow", &w, 241 << 7);
+    scale(
         "scale-too-large-f16",
-        "VAL-1",
         "exponent 129 in an F16 tensor",
-        "malformed",
         &Planes::new("w", Dtype::F16, &[1, 16], 16, &[5]),
-        &|r| {
-            put(&mut r.parts[0].chunks[0], 0, &(129u16 << 7).to_le_bytes());
-        },
+        129 << 7,
     );
     planes(
         "code-changed",
@@ -2155,8 +2206,6 @@ fn receipts(set: &mut VectorSet) {
         ("digest", "a digest in capitals", "/text/sha256", json!("A".repeat(64))),
         ("rung", "a rung of nine planes", "/model/rung", json!(9)),
         ("no-sequences", "no sequences", "/protocol/sequences", json!(0)),
-        ("column-short", "a column of one number", "/rows/kld", json!([0.5])),
-        ("largest-rising", "divergences that rise", "/kld_largest", json!([1.25, 1.5, 2.0])),
         ("largest-few", "two of three largest divergences", "/kld_largest", json!([2.0, 1.25])),
         (
             "largest-too-large",
@@ -2164,13 +2213,7 @@ fn receipts(set: &mut VectorSet) {
             "/kld_largest/0",
             json!(1000.0),
         ),
-        (
-            "largest-negative",
-            "a divergence below zero by more than rounding",
-            "/kld_largest/2",
-            json!(-0.01),
-        ),
-        ("top1-above-one", "a share above 1", "/rows/top1", json!([2.0, 0.5])),
+        ("largest-null", "a divergence that is no number", "/kld_largest/1", Value::Null),
         (
             "few-tokens",
             "not all tokens of the sequences are scored",
@@ -2182,6 +2225,53 @@ fn receipts(set: &mut VectorSet) {
     ] {
         add(id, "RCP-2", comment, &changed(pointer, to), "malformed");
     }
+    // Their headlines follow.
+    for (id, comment, pointer, to, figures) in [
+        (
+            "column-short",
+            "a column of one number",
+            "/rows/kld",
+            json!([0.5]),
+            json!({ "kld_mean": 0.5, "kld_se": null }),
+        ),
+        (
+            "top1-above-one",
+            "a share above 1",
+            "/rows/top1",
+            json!([2.0, 0.5]),
+            json!({ "top1_agreement": 1.25 }),
+        ),
+        (
+            "kld-negative",
+            "a divergence below zero by more than rounding",
+            "/rows/kld",
+            json!([-0.25, 1.25]),
+            json!({ "kld_se": 0.75 }),
+        ),
+        (
+            "largest-rising",
+            "divergences that rise",
+            "/kld_largest",
+            json!([1.25, 1.5, 2.0]),
+            json!({ "kld_p99": 2.0 }),
+        ),
+        (
+            "largest-negative",
+            "the last of the largest is below zero by more than rounding",
+            "/kld_largest/2",
+            json!(-0.01),
+            json!({ "kld_p99": -0.01 }),
+        ),
+    ] {
+        let mut v = receipt();
+        *v.pointer_mut(pointer).expect("the record has it") = to;
+        for (name, figure) in figures.as_object().expect("an object") {
+            v["headline"][name] = figure.clone();
+        }
+        add(id, "RCP-2", comment, &canonical(&v), "malformed");
+    }
+    let huge = text.replace("\"body_bpw\":5.25", "\"body_bpw\":1e999");
+    add("infinite", "RCP-1", "a number beyond binary64", huge.as_bytes(), "malformed");
     let mut both = receipt();
     both["model"]["rung"] = json!(4);
     both["model"]["effective_root"] = both["model"]["decoded_root"].clone();
@@ -2328,19 +2418,6 @@ fn packs(set: &mut VectorSet) {
     index("name-number", "SHD-2", "the second shard is named as the first", &|v| {
         v["shards"][1]["file"] = v["shards"][0]["file"].clone();
     });
-    index("name-folder", "SHD-2", "a shard in a folder", &|v| {
-        v["shards"][1]["file"] = "a/m-00002-of-00002.uc".into();
-    });
-    index("name-up", "SHD-2", "a shard in the folder above", &|v| {
-        v["shards"][1]["file"] = "../m-00002-of-00002.uc".into();
-    });
-    index("name-stem", "SHD-2", "names differ in more than the number", &|v| {
-        v["shards"][1]["file"] = "n-00002-of-00002.uc".into();
-        v["weight_map"]["bias"] = "n-00002-of-00002.uc".into();
-    });
-    index("name-no-stem", "SHD-2", "nothing in front of the number", &|v| {
-        v["shards"][0]["file"] = "-00001-of-00002.uc".into();
-    });
     index("stored-root", "SHD-6", "another stored root", &|v| {
         v["stored_root"] = v["decoded_root"].clone();
     });
@@ -2363,6 +2440,37 @@ fn packs(set: &mut VectorSet) {
     index("map-name", "NAM-1", "a tensor name with a control character", &|v| {
         v["weight_map"]["a\u{7}"] = v["weight_map"]["w"].clone();
     });
+    // The files are there under the names that are listed.
+    for (id, comment, names) in [
+        ("name-folder", "a shard in a folder", ["m-00001-of-00002.uc", "a/m-00002-of-00002.uc"]),
+        ("name-folders", "shards in a folder", ["a/m-00001-of-00002.uc", "a/m-00002-of-00002.uc"]),
+        (
+            "name-up",
+            "shards in the folder above",
+            ["../m-00001-of-00002.uc", "../m-00002-of-00002.uc"],
+        ),
+        (
+            "name-stem",
+            "names differ in more than the number",
+            ["m-00001-of-00002.uc", "n-00002-of-00002.uc"],
+        ),
+        (
+            "name-no-stem",
+            "nothing in front of the number",
+            ["-00001-of-00002.uc", "-00002-of-00002.uc"],
+        ),
+        ("name-digits", "four digits", ["m-0001-of-0002.uc", "m-0002-of-0002.uc"]),
+    ] {
+        let mut pack = good();
+        for (shard, name) in pack.shards.iter_mut().zip(names) {
+            shard.0 = name.into();
+        }
+        pack.relist();
+        for (tensor, i) in [("bias", 1), ("tied", 0), ("w", 0)] {
+            pack.index["weight_map"][tensor] = names[i].into();
+        }
+        add(id, "SHD-2", comment, "malformed", &pack, &pack.index_bytes());
+    }
     let pack = good();
     let mut text = pack.index_bytes();
     text.push(b'\n');
@@ -2495,6 +2603,8 @@ fn manifests(set: &mut VectorSet) {
     add("unknown-member", "MAN-2", "members that a reader doesn't know", "ok", &canonical(&more));
     let text = canonical(&base);
     add("not-json", "MAN-1", "cut off", "malformed", &text[..text.len() - 1]);
+    let cut = text.find("vector\"").expect("the encoder") + 3;
+    add("cut-in-string", "MAN-1", "cut off inside a string", "malformed", &text[..cut]);
     add(
         "space",
         "MAN-1",

@@ -636,6 +636,7 @@ pub fn invalid(set: &mut VectorSet) {
     }
     let mut m = good.clone();
     m.precision = 12;
+    let m = m.filled();
     add("model-precision", "EXA-2", "precision 12", "malformed", &body(&m));
     let mut m = good.clone();
     m.contexts[1] = 2;
@@ -775,7 +776,7 @@ pub fn invalid(set: &mut VectorSet) {
     let mut none = a();
     none.parts.clear();
     add("coded-empty", "PRT-4", "a coded tensor without its part", "malformed", &coded_file(none));
-    let mut rows = a();
+    let mut rows = coded("a", Dtype::Bf16, &[3, 50], 2, &bf16, &around_one(Dtype::Bf16, 150));
     rows.body[4] = 3;
     add(
         "coded-row-dims",
