@@ -2807,6 +2807,17 @@ fn codec(set: &mut VectorSet) {
         8,
         Dtype::F16,
     );
+    // 4.03125 * 128 * 127 = 65532: above 65520, half way between the largest F16 and the next that there would be.
+    let mut beyond = Planes::new("w", Dtype::F32, &[1, 256], 0, &[8]);
+    beyond.scale = 0x4081;
+    add(
+        "overflow-to-f16",
+        &["VAL-4"],
+        "values that round to infinity in a smaller type, and some that don't",
+        &beyond,
+        8,
+        Dtype::F16,
+    );
     let mut subnormal = Planes::new("w", Dtype::F16, &[2, 64], 32, &[6, 6]);
     subnormal.scale = 97 << 7;
     add("subnormal-f16", &["VAL-4"], "subnormals of F16", &subnormal, 8, Dtype::F16);

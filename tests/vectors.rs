@@ -343,6 +343,22 @@ fn manifests_parse_or_are_refused() {
     }
 }
 
+/// A vector of this would have megabytes.
+#[test]
+fn a_recipe_has_at_most_a_mebibyte_of_canonical_json() {
+    let with = |length: usize| {
+        // Braces, the name, a colon and quotation marks: eight bytes.
+        let recipe = serde_json::json!({ "a": "x".repeat(length - 8) });
+        let manifest = serde_json::json!({
+            "encoder": "e", "files": [], "format": "ultracompress-manifest-1", "recipe": recipe, "tensors": {},
+        });
+        Manifest::parse(&serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"))
+    };
+    assert!(with(1 << 20).is_ok());
+    let e = with((1 << 20) + 1).expect_err("too long");
+    assert!(e.to_string().contains("UC-MAN-2"), "{e}");
+}
+
 /// The stored parts of a codec vector.
 struct Parts {
     layout: PlaneLayout,

@@ -270,7 +270,6 @@ impl Exact {
         let stored = planes.stored();
         let decoded = planes.decode(&stored, 8, planes.dtype);
         let size = usize::try_from(planes.dtype.bits() / 8).expect("small");
-        let cols = usize::try_from(stored.layout.cols).expect("small");
         let mut source = vec![];
         for (i, near) in decoded.chunks(size).enumerate() {
             let mut bytes = element(near, i, odd && i % 13 == 5);
@@ -279,6 +278,25 @@ impl Exact {
             }
             source.extend(bytes);
         }
+        Self::of_source(planes, models, tails, |place, _| source[place * size..][..size].to_vec())
+    }
+
+    /// What is expected of two-byte elements is what the source has.
+    fn as_expected(planes: Planes, models: BTreeMap<u8, Model>) -> Self {
+        Self::of_source(planes, models, false, |_, top| top.to_le_bytes().to_vec())
+    }
+
+    /// `element` gives the source's bytes by place and expected top.
+    fn of_source(
+        planes: Planes,
+        models: BTreeMap<u8, Model>,
+        tails: bool,
+        element: impl Fn(usize, u16) -> Vec<u8>,
+    ) -> Self {
+        let stored = planes.stored();
+        let size = usize::try_from(planes.dtype.bits() / 8).expect("small");
+        let cols = usize::try_from(stored.layout.cols).expect("small");
+        let mut source = vec![0; planes.counts.len() * cols * size];
         let mut names = [[0; 8]; 6];
         for (native, model) in &models {
             names[usize::from(*native) - 3] = model.name();
@@ -304,7 +322,8 @@ impl Exact {
                             let code = usize::from(Planes::code(*native, row, col));
                             let (table, expected) =
                                 expected(model, levels, code, scale * f32::from(step));
-                            let e = &source[(row * cols + col) * size..][..size];
+                            let e = element(row * cols + col, expected);
+                            source[(row * cols + col) * size..][..size].copy_from_slice(&e);
                             lower.extend_from_slice(&e[..size - 2]);
                             weights.push((
                                 table,
@@ -425,7 +444,8 @@ pub fn valid(set: &mut VectorSet) {
         "rows of 5 and 4 planes with residual; contexts of the factor and of the value; NaN, infinity, negative zero, subnormals",
         &small().file(),
     );
-    let planes = |name| Planes::new(name, Dtype::F16, &[2, 70], 32, &[8, 8]);
+    // Every code occurs.
+    let planes = |name| Planes::new(name, Dtype::F16, &[2, 256], 32, &[8, 8]);
     let usual = Exact::new(planes("v"), |_| 1, true, false);
     // Products from 2^-26 up.
     let tiny = Planes { scale: 97 << 7, ..planes("w") };
@@ -448,32 +468,31 @@ pub fn valid(set: &mut VectorSet) {
         let id = format!("exact-{name}-no-tails");
         set.valid(&id, &["EXA-8"], "lower bits that are all zero", &without.file());
     }
-    // One symbol that takes no bits: the source is what is expected.
+    let mut most = model(Dtype::Bf16, 8, 0);
+    (most.mantissa_bits, most.fraction_bits) = (4, 4);
+    most.classes = (0..=255u8).map(|c| c / 2).collect();
+    most.contexts = vec![0; 128 << 8];
+    let most = File::of(vec![most.record()]);
+    set.valid("model-most-contexts", &["EXA-2"], "128 classes of 256 contexts: 32,768", &most);
+    // One symbol that takes no bits: the source is what is expected, and long rows make short residuals.
+    let silent = |native| {
+        let mut one = model(Dtype::Bf16, native, 0);
+        one.tables = vec![(0, 0, vec![(0, 512)]); 2];
+        (native, one)
+    };
     let mut long = Planes::new("w", Dtype::Bf16, &[1, 65_576], 256, &[3]);
     long.scale = 0x3a00;
-    let mut one = model(Dtype::Bf16, 3, 0);
-    one.tables = vec![(0, 0, vec![(0, 512)]); 2];
-    let mut exact = Exact::with(long, BTreeMap::from([(3, one)]), false, false);
-    exact.source.clear();
-    let stored = exact.planes.stored();
-    let levels = LevelSet::default_for(3).table(3);
-    let m = &exact.models[&3];
-    let mut blocks = vec![];
-    let scale = f32::from_bits(u32::from(exact.planes.scale) << 16);
-    let cols = usize::try_from(stored.layout.cols).expect("small");
-    for from in [0, 65_536] {
-        let to = cols.min(from + 65_536);
-        let mut weights = vec![];
-        for col in from..to {
-            let factor = scale * f32::from(STEPS[col / 256 * 7 % 16]);
-            let (table, top) = expected(m, levels, usize::from(Planes::code(3, 0, col)), factor);
-            exact.source.extend(top.to_le_bytes());
-            weights.push((table, top, top));
-        }
-        blocks.push(Block::code(m, to - from, &weights).bytes());
-    }
-    exact.residual.blocks = blocks;
-    set.valid("exact-long-row", &["EXA-4"], "a row that is cut into two blocks", &exact.file());
+    let long = Exact::as_expected(long, BTreeMap::from([silent(3)]));
+    set.valid("exact-long-row", &["EXA-4"], "a row that is cut into two blocks", &long.file());
+    let rows = Planes::new("w", Dtype::Bf16, &[6, 20_000], 256, &[3, 4, 3, 3, 3, 3]);
+    let rows = Exact::as_expected(rows, BTreeMap::from([silent(3), silent(4)]));
+    assert_eq!(rows.residual.blocks.len(), 3, "one row of four planes, three and two of three");
+    set.valid(
+        "exact-blocks",
+        &["EXA-4"],
+        "blocks of three rows, of two that are left, and of one with another count",
+        &rows.file(),
+    );
 
     let bf16 = coded_model(Dtype::Bf16);
     let (f32, f16, f64) =
@@ -575,7 +594,8 @@ fn with_listed(files: serde_json::Value) -> File {
     file
 }
 
-/// Checks that a vector shows how values of F16 are cut: towards zero, which keeps its sign, and below normal numbers too.
+/// Checks that a vector in which every code occurs shows how values of F16 are cut: towards zero, which keeps its sign, and
+/// below normal numbers too.
 fn assert_tops_are_cut(planes: &Planes) {
     let levels = LevelSet::default_for(8).table(8);
     let scale = f32::from_bits(u32::from(planes.scale) << 16);
