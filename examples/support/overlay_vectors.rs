@@ -10,6 +10,9 @@ use ultracompress::{Digest, Dtype};
 
 use super::{File, Planes, Record, VectorSet, alias, hex, plain, raw};
 
+/// A way of adding up products, and of scaling what comes out.
+type Sum = fn(&[f32], f32) -> f32;
+
 /// A block, field by field.
 #[derive(Clone)]
 struct Block {
@@ -182,7 +185,7 @@ impl Block {
                 .fold(0.0, |s, t| s + t)
         }
         #[allow(clippy::cast_possible_truncation, reason = "this is the rounding")]
-        let others: [(&str, fn(&[f32], f32) -> f32); 7] = [
+        let others: [(&str, Sum); 7] = [
             ("from the last", |t, x| t.iter().rev().fold(0.0, |s, t| s + t) * x),
             ("two sums", |t, x| lanes(t, 2) * x),
             ("four sums", |t, x| lanes(t, 4) * x),
@@ -709,7 +712,7 @@ pub fn invalid(set: &mut VectorSet) {
     let bytes = File::of(records).bytes();
     set.invalid("overlay-too-many", &["OVL-3"], "257 overlays", m, &bytes);
     let mut two =
-        vec![overlays[0].clone(), Overlay { name: "second", order: 2, ..overlays[0].clone() }];
+        [overlays[0].clone(), Overlay { name: "second", order: 2, ..overlays[0].clone() }];
     two[1].base_root = Some(Digest::of(b"another"));
     let of_two = File::of(two.iter().map(Overlay::record).collect());
     set.invalid(
