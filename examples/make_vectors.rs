@@ -893,11 +893,22 @@ fn container_valid(set: &mut VectorSet) {
     let mut attached = File::of(vec![]);
     attached.attachments = [
         attachment(1, b"eval", b"{}"),
-        attachment(2, b"key", &[7; 70]),
+        attachment(2, b"eval", &[7; 70]),
         attachment(900, b"new", b""),
     ]
     .concat();
-    set.valid("attachments", &["ATT-1"], "a receipt, a signature and an unknown kind", &attached);
+    set.valid(
+        "attachments",
+        &["ATT-1"],
+        "a receipt that is no record, a signature of the same name, and an unknown kind",
+        &attached,
+    );
+    set.valid(
+        "rank-sixteen",
+        &["TEN-1"],
+        "16 dimensions",
+        &File::of(vec![raw("a", Dtype::U8, &[1; 16], &[1])]),
+    );
 
     let mut unknown = File::of(vec![raw("a", Dtype::U8, &[1], &[1])]);
     unknown.records.push(Record {
@@ -1609,11 +1620,59 @@ fn container_invalid(set: &mut VectorSet) {
         f.records.push(c);
     });
     file("alias-digest", "TEN-4", "an alias with another digest", "malformed", &|f| {
-        let mut c = alias("c", "b", &f.records[1]);
-        put(&mut c.body, 16, &Digest::of(b"other").0);
-        c.tensor.as_mut().expect("a tensor").decoded = b"other".to_vec();
-        f.records.push(c);
+        // Of planes, whose source digest in the manifest is free.
+        let w = weights().record();
+        let mut alias = alias("v", "w", &w);
+        alias.decodes_to(b"other");
+        f.records = vec![alias, w];
     });
+    file(
+        "manifest-tensor-extra",
+        "MAN-3",
+        "a tensor that isn't there is in the manifest",
+        "malformed",
+        &|f| {
+            let mut m = f.default_manifest();
+            m["tensors"]["c"] = m["tensors"]["b"].clone();
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file(
+        "manifest-carried-extra",
+        "MAN-3",
+        "a file that isn't there is carried by the manifest",
+        "malformed",
+        &|f| {
+            let more = File::of(vec![carried("x", b"12")]).default_manifest();
+            let mut m = f.default_manifest();
+            m["files"] = more["files"].clone();
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file(
+        "manifest-alias-digest",
+        "MAN-3",
+        "an alias of a raw tensor with another source digest",
+        "malformed",
+        &|f| {
+            let c = alias("c", "b", &f.records[1]);
+            f.records.push(c);
+            let mut m = f.default_manifest();
+            m["tensors"]["c"]["sha256"] = Digest::of(b"").to_string().into();
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file(
+        "level-order-fewer",
+        "LVL-2",
+        "two equal levels in the table for 4 of 5 planes",
+        "malformed",
+        &|f| {
+            let mut levels = custom5();
+            levels[33] = levels[32];
+            f.records.insert(0, level_record("t", 5, &levels));
+        },
+    );
     file(
         "manifest-carried-digest",
         "MAN-3",
@@ -1968,6 +2027,25 @@ fn container_invalid(set: &mut VectorSet) {
         "malformed",
         &manifest.bytes(),
     );
+    let mut bytes = later.bytes();
+    put(&mut bytes, 80, &[1]);
+    set.invalid(
+        "shard-manifest-crc",
+        &["SHD-1"],
+        "the second shard has a checksum of no manifest",
+        "malformed",
+        &seal(bytes),
+    );
+    let mut head = carried("x", b"1");
+    (head.kind, head.flags) = (6, 1);
+    let head = File { records: vec![head], ..later.clone() };
+    set.invalid(
+        "shard-head",
+        &["SHD-1"],
+        "the second shard has a head",
+        "malformed",
+        &head.bytes(),
+    );
     let receipt = File { attachments: attachment(1, b"r", b"{}"), ..later.clone() };
     set.invalid(
         "shard-attachment",
@@ -2269,6 +2347,73 @@ fn receipts(set: &mut VectorSet) {
             v["headline"][name] = figure.clone();
         }
         add(id, "RCP-2", comment, &canonical(&v), "malformed");
+    }
+    for (id, pointer) in [
+        ("extra-model", "/model"),
+        ("extra-text", "/text"),
+        ("extra-protocol", "/protocol"),
+        ("extra-baseline", "/baselines/0"),
+        ("extra-column", "/rows"),
+        ("extra-baseline-column", "/baselines/0/rows"),
+    ] {
+        let mut v = receipt();
+        let place = v.pointer_mut(pointer).expect("the record has it");
+        // A column has numbers in range.
+        place["nll_reference_"] = json!([0.5, 0.5]);
+        let comment = format!("{pointer} has a member that is not defined");
+        add(id, "RCP-2", &comment, &canonical(&v), "malformed");
+    }
+    let mut figure = receipt();
+    figure["headline"]["kld_median"] = json!(0.5);
+    add("extra-figure", "RCP-3", "a figure that is not defined", &canonical(&figure), "integrity");
+    let mut wide = cosine.clone();
+    wide["rows"]["cosine_pooled"] = json!([1.5]);
+    (wide["headline"]["cosine_pooled_mean"], wide["headline"]["cosine_pooled_min"]) =
+        (json!(1.5), json!(1.5));
+    add("cosine-range", "RCP-2", "a cosine of 1.5", &canonical(&wide), "malformed");
+    let mut exact = cosine.clone();
+    exact["text"]["tokens"] = json!(62);
+    add(
+        "cosine-tokens",
+        "RCP-2",
+        "a text of just the tokens between the ends",
+        &canonical(&exact),
+        "ok",
+    );
+    let most = changed("/protocol/max_tokens", json!(255));
+    add("max-tokens", "RCP-2", "a token more than max_tokens", &most, "malformed");
+    for (id, rung, expect) in [("rung-eight", 8, "ok"), ("rung-two", 2, "malformed")] {
+        let comment = format!("a rung of {rung} planes");
+        add(id, "RCP-2", &comment, &changed("/model/rung", json!(rung)), expect);
+    }
+    let close = changed("/headline/kld_mean", json!(0.5 * (1.0 + 5e-10)));
+    add("mean-close", "RCP-3", "a mean that is off by half of what is allowed", &close, "ok");
+    let mut slack = receipt();
+    slack["rows"]["kld"] = json!([-1e-7, 1e-7]);
+    slack["kld_largest"] = json!([1e-6, 1e-6, 1e-6]);
+    for (name, figure) in [("kld_mean", 0.0), ("kld_se", 1e-7), ("kld_p99", 1e-6)] {
+        slack["headline"][name] = json!(figure);
+    }
+    let comment =
+        "divergences of zero but for rounding: one is below, the largest are more than all";
+    add("rounding", "RCP-2", comment, &canonical(&slack), "ok");
+    let mut nulls = receipt();
+    for member in ["stored_root", "encoder", "body_bpw", "file_bpw"] {
+        nulls["model"][member] = Value::Null;
+    }
+    nulls["baselines"][0]["body_bpw"] = Value::Null;
+    add("nulls", "RCP-2", "a model that is no pack", &canonical(&nulls), "ok");
+    for (id, number, written) in [
+        ("number-1e20", 1e20, "100000000000000000000"),
+        ("number-1e21", 1e21, "1e+21"),
+        ("number-1e-6", 1e-6, "0.000001"),
+        ("number-1e-7", 1e-7, "1e-7"),
+    ] {
+        let bytes = changed("/model/file_bpw", json!(number));
+        let member = format!("\"file_bpw\":{written}");
+        assert!(String::from_utf8_lossy(&bytes).contains(&member), "{written}");
+        let comment = format!("a number that is written as {written}");
+        add(id, "RCP-1", &comment, &bytes, "ok");
     }
     let huge = text.replace("\"body_bpw\":5.25", "\"body_bpw\":1e999");
     add("infinite", "RCP-1", "a number beyond binary64", huge.as_bytes(), "malformed");
@@ -2675,6 +2820,36 @@ fn manifests(set: &mut VectorSet) {
         "2^53",
         "malformed",
         &text.replacen("{\"encoder\"", "{\"aaa\":9007199254740992,\"encoder\"", 1),
+    );
+    for (id, expect, number) in [
+        ("integers", "ok", "[-9007199254740991,9007199254740991]"),
+        ("huge-negative", "malformed", "-9007199254740992"),
+        ("negative-zero", "malformed", "-0"),
+    ] {
+        let member = format!("{{\"aaa\":{number},\"encoder\"");
+        add(id, "MAN-1", number, expect, &text.replacen("{\"encoder\"", &member, 1));
+    }
+    let digest = Digest::of(b"").to_string();
+    for (id, expect, planes, root) in [
+        ("rungs", "ok", "7", digest.as_str()),
+        ("rung-eight", "malformed", "8", &digest),
+        ("rung-two", "malformed", "2", &digest),
+        ("rung-digest", "malformed", "3", "12"),
+    ] {
+        let comment = format!("a root of rung {planes} with {} digits", root.len());
+        add(id, "MAN-5", &comment, expect, &with("rungs", json!({ planes: root })));
+    }
+    let mut m = base.clone();
+    m["files"][0]["bytes"] = true.into();
+    add("bytes-true", "MAN-2", "a length that is true", "malformed", &canonical(&m));
+    let mut m = base.clone();
+    m["tensors"]["a"]["file"] = "x".into();
+    add(
+        "file-carried",
+        "MAN-2",
+        "a tensor from a file that is carried",
+        "malformed",
+        &canonical(&m),
     );
     add("format", "MAN-2", "another format", "malformed", &with("format", "other".into()));
     add(

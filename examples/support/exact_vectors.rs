@@ -486,6 +486,22 @@ pub fn valid(set: &mut VectorSet) {
         "128 classes of 256 contexts: 32,768",
         &most.file(),
     );
+    // A context for each of as many tables as there may be, and the least and the most slots of one.
+    let mut least = silent(3).1;
+    (least.precision, least.mantissa_bits, least.fraction_bits) = (8, 5, 0);
+    least.contexts = (0..8 << 5u8).map(|i| u8::try_from(i % 256).expect("a byte")).collect();
+    least.tables = vec![(8, 0, vec![(0, 256)]); 256];
+    let mut slots = silent(4).1;
+    slots.precision = 11;
+    slots.tables = vec![(5, 0, vec![(0, 2048)]); 2];
+    let planes = Planes::new("w", Dtype::Bf16, &[2, 256], 16, &[3, 4]);
+    let least = Exact::as_expected(planes, BTreeMap::from([(3, least), (4, slots)]));
+    set.valid(
+        "model-limits",
+        &["EXA-2", "EXA-3"],
+        "256 tables, precisions of 8 and 11 with as many bits below as there may be",
+        &least.file(),
+    );
     let mut long = Planes::new("w", Dtype::Bf16, &[1, 65_576], 256, &[3]);
     long.scale = 0x3a00;
     let long = Exact::as_expected(long, BTreeMap::from([silent(3)]));
@@ -612,6 +628,13 @@ fn assert_tops_are_cut(planes: &Planes) {
     assert!(values().any(|v| cut(v) != nearest(v) && cut(v) & 0x7fff != 0));
 }
 
+/// A coded tensor of bfloat16, its bytes, and the model.
+pub fn coded_example() -> (Record, Record) {
+    let model = coded_model(Dtype::Bf16);
+    let source = around_one(Dtype::Bf16, 150);
+    (coded("a", Dtype::Bf16, &[3, 50], 1, &model, &source), model.record())
+}
+
 /// Records of a tensor with a residual, whose model is the same whatever it is called.
 pub fn with_residual(name: &'static str) -> Vec<Record> {
     let planes = Planes::new(name, Dtype::Bf16, &[2, 40], 16, &[4, 4]);
@@ -664,6 +687,10 @@ pub fn invalid(set: &mut VectorSet) {
     m.precision = 12;
     let m = m.filled();
     add("model-precision", "EXA-2", "precision 12", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.precision = 7;
+    m.tables = vec![(0, 0, vec![(0, 128)]); 2];
+    add("model-precision-seven", "EXA-2", "precision 7", "malformed", &body(&m));
     let mut m = good.clone();
     m.contexts[1] = 2;
     add("model-context", "EXA-2", "a context of a third of two tables", "malformed", &body(&m));
@@ -741,6 +768,11 @@ pub fn invalid(set: &mut VectorSet) {
     let mut r = exact.residual.clone();
     r.models[2] = r.models[1];
     add("residual-model-other", "EXA-4", "a model for another plane count", "malformed", &with(&r));
+    // Upper halves of BF16 and F32 are the same, so that the model would do.
+    let planes = Planes::new("w", Dtype::Bf16, &[1, 40], 16, &[5]);
+    let other = Exact::with(planes, BTreeMap::from([(5, model(Dtype::F32, 5, 0))]), true, false);
+    let comment = "a model for another type, which would do";
+    add("residual-model-dtype", "EXA-4", comment, "malformed", &other.file());
     let mut r = exact.residual.clone();
     r.blocks[0][0..4].copy_from_slice(&100_000u32.to_le_bytes());
     add("block-words", "EXA-4", "more words than weights", "malformed", &with(&r));
@@ -766,6 +798,27 @@ pub fn invalid(set: &mut VectorSet) {
     add("words-left", "EXA-9", "a word is left", "malformed", &more);
     let state = block(&|b| b.states[7] ^= 1 << 20);
     add("state", "EXA-9", "a coder doesn't end where it began", "malformed", &state);
+    let twice = block(&|b| {
+        let (at, top) = b.exceptions[0];
+        b.exceptions.insert(0, (at, top ^ 1));
+    });
+    add("exceptions-twice", "EXA-7", "two exceptions at one place", "malformed", &twice);
+    // The words of a block end in the middle of four bytes.
+    let mut r = exact.residual.clone();
+    let odd = |b: &Vec<u8>| b[0] % 2 == 1;
+    let i = r.blocks.iter().position(odd).expect("a block with an odd number of words");
+    let end = 140 + 2 * usize::from(r.blocks[i][0]);
+    assert_eq!(r.blocks[i][1], 0, "fewer than 256 words");
+    r.blocks[i][end] = 1;
+    add("block-padding", "EXA-4", "padding behind the words is not zero", "malformed", &with(&r));
+    let mut tied = exact.records();
+    tied.insert(0, super::alias("v", "w", &tied[0]));
+    let mut tied = File::of(tied);
+    let mut manifest = tied.default_manifest();
+    manifest["tensors"]["v"]["sha256"] = Digest::of(b"another").to_string().into();
+    tied.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
+    let comment = "an alias whose source is said to differ from its target's, which is exact";
+    add("exact-alias", "EXA-11", comment, "integrity", &tied);
     let order = block(&|b| b.exceptions.reverse());
     add("exceptions-order", "EXA-7", "exceptions are not in order", "malformed", &order);
     let beyond = block(&|b| b.exceptions.last_mut().expect("some").0 = 40);
@@ -789,6 +842,11 @@ pub fn invalid(set: &mut VectorSet) {
     let bf16 = coded_model(Dtype::Bf16);
     let a = || coded("a", Dtype::Bf16, &[3, 50], 1, &bf16, &around_one(Dtype::Bf16, 150));
     let coded_file = |a: Record| File::of(vec![a, bf16.record()]);
+    let mut padding = a();
+    // Three references at 140 in the block, which is behind 48 bytes of names, the count and one length.
+    padding.parts[0].chunks[0][56 + 143] = 1;
+    let comment = "padding behind the references is not zero";
+    add("coded-padding", "EXA-4", comment, "malformed", &coded_file(padding));
     let mut optional = a();
     optional.parts[0].flags = 1;
     let optional = coded_file(optional);

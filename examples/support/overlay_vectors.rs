@@ -469,6 +469,30 @@ pub fn valid(set: &mut VectorSet) {
         &[raw_base("w", Dtype::F32, &[3, 12], &bytes)],
         vec![Overlay::new("first", 1, vec![large])],
     );
+    // What is just in range.
+    let mut scales = Block::int8("a", 2, 1, 1, 0);
+    scales.set_scale(0, bf16::from_f32(2f32.powi(40)));
+    scales.set_scale(1, bf16::from_f32(2f32.powi(-60)));
+    scales.set_scale(2, bf16::from_f32(2f32.powi(-60)));
+    let tiny = [f16::from_bits(1), f16::from_bits(0x8001)];
+    let ones: Vec<u8> = [1.0f32, -1.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let on_ones = ["a", "b", "c"].map(|name| raw_base(name, Dtype::F32, &[2], &ones));
+    add(
+        set,
+        "overlay-limits",
+        &["OVL-2", "OVL-4", "OVL-5"],
+        "the largest and smallest scales and scalings; a vector as one column",
+        &on_ones,
+        vec![Overlay::new(
+            "first",
+            1,
+            vec![
+                scales,
+                Block::of_f16("b", 1, &tiny, &[f16::ONE], 2f32.powi(64)),
+                Block::of_f16("c", 1, &[f16::MAX, f16::MIN], &[f16::MAX], -2f32.powi(-64)),
+            ],
+        )],
+    );
     // Products of +0 and -0 on zeros of both signs: only two negative zeros have a negative sum.
     let zeros: Vec<u8> = [0.0f32, -0.0].iter().flat_map(|v| v.to_le_bytes()).collect();
     let on_zeros = [
@@ -602,6 +626,9 @@ pub fn invalid(set: &mut VectorSet) {
     one("overlay-int8-scaling", "OVL-2", "int8 factors with a scaling", m, |o| {
         o.blocks[0].scaling = 1f32.to_bits();
     });
+    one("overlay-int8-negative-zero", "OVL-2", "int8 factors with a scaling of -0", m, |o| {
+        o.blocks[0].scaling = (-0f32).to_bits();
+    });
     one("overlay-huge", "OVL-2", "factors that no file can hold", m, |o| {
         (o.blocks[0].rows, o.blocks[0].cols) = (u64::MAX / 2, u64::MAX / 2);
     });
@@ -648,6 +675,14 @@ pub fn invalid(set: &mut VectorSet) {
     ] {
         lenient(id, "OVL-5", comment, &|b| b.set_scale(at, scale));
     }
+    for (id, comment, scaling) in [
+        ("overlay-scaling-small", "a scaling below 2^-64", 5e-20),
+        ("overlay-scaling-large", "a scaling above 2^64", 4e19),
+    ] {
+        lenient(id, "OVL-2", comment, &|b| {
+            *b = Block::of_f16("d.f32", 3, &[f16::ONE; 2], &[f16::ONE; 3], scaling);
+        });
+    }
     lenient("overlay-rank-high", "OVL-2", "rank 1025", &|b| {
         *b = Block::int8("d.f32", 2, 3, 1025, 2);
     });
@@ -676,12 +711,6 @@ pub fn invalid(set: &mut VectorSet) {
             "OVL-2",
             "a scaling that is no number",
             adapter(|b| b.scaling = f32::NAN.to_bits()),
-        ),
-        (
-            "overlay-scaling-large",
-            "OVL-2",
-            "a scaling above 2^64",
-            adapter(|b| b.scaling = 4e19f32.to_bits()),
         ),
     ] {
         set.invalid(id, &[rule], comment, m, &bytes);
@@ -747,6 +776,52 @@ pub fn invalid(set: &mut VectorSet) {
         m,
         &spaces.bytes(),
     );
+    for (id, rule, comment, at) in [
+        ("overlay-reserved-word", "OVL-1", "the reserved word of the body is set", 76),
+        ("overlay-block-word", "OVL-2", "the reserved word of a block is set", 80 + 28),
+    ] {
+        let mut file = file(&bases, &overlays);
+        file.records.last_mut().expect("the overlay").body[at] = 1;
+        set.invalid(id, &[rule], comment, m, &file.bytes());
+    }
+    let doubles: Vec<u8> = [1.0f64, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let doubles = [raw_base("a", Dtype::F64, &[2], &doubles)];
+    let mut on_doubles = [Overlay::new("first", 1, vec![Block::int8("a", 1, 2, 1, 0)])];
+    apply(&doubles, &mut on_doubles);
+    set.invalid(
+        "overlay-on-f64",
+        &["OVL-4"],
+        "for a raw tensor of F64",
+        m,
+        &file(&doubles, &on_doubles).bytes(),
+    );
+    let (coded, model) = super::exact_vectors::coded_example();
+    let source = &coded.tensor.as_ref().expect("a tensor").decoded;
+    let mut coded = [
+        raw_base("a", Dtype::Bf16, &[3, 50], source),
+        Base { record: coded.clone(), values: vec![] },
+    ];
+    coded[0].record = coded[1].record.clone();
+    let coded = &coded[..1];
+    let mut on_coded = [Overlay::new("first", 1, vec![Block::int8("a", 3, 50, 1, 0)])];
+    apply(coded, &mut on_coded);
+    let mut of_coded = file(coded, &on_coded);
+    of_coded.records.push(model.clone());
+    set.invalid("overlay-on-coded", &["OVL-4"], "for a coded tensor", m, &of_coded.bytes());
+    let alone = || File::of(overlays.iter().map(Overlay::record).collect());
+    let mut with_table = alone();
+    with_table.records.insert(0, super::level_record("t", 3, &super::custom3()));
+    let mut with_model = alone();
+    with_model.records.push(model);
+    let mut of_shards = alone();
+    (of_shards.shard, of_shards.required) = (Some((1, 2)), Some(6));
+    for (id, comment, file) in [
+        ("overlays-only-table", "a level table in a file of overlays", with_table),
+        ("overlays-only-model", "an exact model in a file of overlays", with_model),
+        ("overlays-only-shard", "a file of overlays that is a shard", of_shards),
+    ] {
+        set.invalid(id, &["OVL-10"], comment, m, &file.bytes());
+    }
     let mut required = file(&bases, &overlays);
     required.records.last_mut().expect("the overlay").flags = 0;
     set.invalid(

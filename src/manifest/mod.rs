@@ -12,7 +12,7 @@ mod shards;
 mod stored;
 mod verify;
 
-pub(crate) use exact::{exact_checks, has_residual};
+pub(crate) use exact::{alias_checks, exact_checks, has_residual};
 pub(crate) use json::is_hex_digest;
 pub use model::{FileRole, Manifest, SourceFile, TensorSource};
 pub use overlays::overlay_info;

@@ -7,7 +7,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::shards::stored_root_of;
 use super::stored::{StoredPass, check_stored};
-use super::{Manifest, Pack, exact_checks, has_residual, overlay_checks, overlay_forms, rung_root};
+use super::{
+    Manifest, Pack, alias_checks, exact_checks, has_residual, overlay_checks, overlay_forms,
+    rung_root,
+};
 use crate::container::{Container, DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Digest, Encoding, Rule, TreeHasher, decoded_root, tensor_leaf};
@@ -221,11 +224,13 @@ impl VerifyOptions {
                 add(&mut report.failures, [Failure::from(&e)]);
             }
         }
+        let aliases = alias_checks(&views, &manifest);
         views.retain(has_residual);
         if views.is_empty() {
             return Ok(());
         }
-        report.exact = Check::Ok;
+        report.exact = Check::of(&aliases);
+        add(&mut report.failures, aliases);
         for check in exact_checks(&views, &manifest, budget, progress)? {
             report.exact_checked += usize::from(check.is_ok());
             let mut failures = vec![];
