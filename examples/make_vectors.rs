@@ -75,7 +75,7 @@ pub fn level_of(rule: &str) -> &'static str {
 }
 
 /// Vectors that break a rule of one level where a reader of that level doesn't look.
-const SEEN_AT: [(&str, &str); 13] = [
+const SEEN_AT: [(&str, &str); 14] = [
     // Nobody reads padding, or the checksums of what is skipped, but a verifier.
     ("padding-behind-index", "verify"),
     ("padding-behind-manifest", "verify"),
@@ -88,6 +88,7 @@ const SEEN_AT: [(&str, &str); 13] = [
     ("overlay-info-fraction", "verify"),
     // Records that a reader of fewer levels skips.
     ("model-parts", "exact"),
+    ("residual-plane", "exact"),
     ("overlay-zstd", "overlay"),
     // The preamble shows it.
     ("attachments-unaligned", "read"),
@@ -2386,6 +2387,12 @@ fn receipts(set: &mut VectorSet) {
         let comment = format!("a rung of {rung} planes");
         add(id, "RCP-2", &comment, &changed("/model/rung", json!(rung)), expect);
     }
+    for (id, integer, expect) in
+        [("integer-most", (1u64 << 53) - 1, "ok"), ("integer-beyond", 1u64 << 53, "malformed")]
+    {
+        let comment = format!("a text of {integer} bytes");
+        add(id, "RCP-2", &comment, &changed("/text/bytes", json!(integer)), expect);
+    }
     let close = changed("/headline/kld_mean", json!(0.5 * (1.0 + 5e-10)));
     add("mean-close", "RCP-3", "a mean that is off by half of what is allowed", &close, "ok");
     let mut slack = receipt();
@@ -2838,6 +2845,21 @@ fn manifests(set: &mut VectorSet) {
     ] {
         let comment = format!("a root of rung {planes} with {} digits", root.len());
         add(id, "MAN-5", &comment, expect, &with("rungs", json!({ planes: root })));
+    }
+    let mut nulls = base.clone();
+    nulls["files"] = json!([{ "path": "w", "role": "left_out", "bytes": 1 }]);
+    for (id, member, place) in [
+        ("null-calibration", "calibration", ""),
+        ("null-licence", "licence", ""),
+        ("null-rungs", "rungs", ""),
+        ("null-digest", "sha256", "/files/0"),
+        ("null-metadata", "metadata", "/files/0"),
+        ("null-file", "file", "/tensors/a"),
+    ] {
+        let mut m = nulls.clone();
+        m.pointer_mut(place).expect("it is there")[member] = Value::Null;
+        let comment = format!("the optional member {member} is null");
+        add(id, "MAN-2", &comment, "malformed", &canonical(&m));
     }
     let mut m = base.clone();
     m["files"][0]["bytes"] = true.into();

@@ -829,6 +829,9 @@ pub fn invalid(set: &mut VectorSet) {
     add("exact-value", "EXA-11", "another value than the source's", "integrity", &value);
 
     let mut file = exact.file();
+    file.records[0].parts.last_mut().expect("the residual").plane = 1;
+    add("residual-plane", "PRT-1", "a residual of plane 1", "malformed", &file);
+    let mut file = exact.file();
     file.records[0].parts.last_mut().expect("the residual").flags = 0;
     add(
         "residual-required",

@@ -644,7 +644,7 @@ def check_members(value: Json, rule: str, where: str, required: dict[str, Any], 
 
 def is_integer(value: Json, least: int = 0) -> bool:
     """Integers of receipts are floats here; truth values are none, though Python thinks so."""
-    return type(value) in (int, float) and value == int(value) and value >= least
+    return type(value) in (int, float) and value == int(value) and least <= value < 2**53
 
 
 def is_digest(value: Json) -> bool:

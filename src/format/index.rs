@@ -529,7 +529,7 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
     }
     match (kind, optional) {
         _ if !known_record => {}
-        (PartKind::Unknown(1..=5, plane), _) => {
+        (PartKind::Unknown(1..=5 | 16, plane), _) => {
             return fail(Rule::PRT_1, format!("a part of this kind can't be plane {plane}"));
         }
         (PartKind::Unknown(..), false) => {

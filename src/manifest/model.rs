@@ -37,10 +37,10 @@ pub struct SourceFile {
     /// What happened to it.
     pub role: FileRole,
     /// SHA-256 of its bytes in hexadecimal; absent for files that were left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// The `__metadata__` of a safetensors file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
 }
 
@@ -50,7 +50,7 @@ pub struct TensorSource {
     /// SHA-256 of the source tensor's bytes in hexadecimal.
     pub sha256: String,
     /// The weights file it was in; absent for tensors that were packed from memory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Why it is encoded as it is.
     pub reason: String,
@@ -67,10 +67,10 @@ pub struct Manifest {
     /// Names the encoder; packs made by one encoder from one source and recipe have equal bytes.
     pub encoder: String,
     /// SHA-256 of the calibration file that steered the encoder, in hexadecimal; absent without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
     /// The licence that the source declares.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub licence: Option<String>,
     /// Everything that steered the encoder, resolved: an object of at most 1 MiB.
     #[serde(deserialize_with = "small_value")]
@@ -82,6 +82,13 @@ pub struct Manifest {
     pub files: Vec<SourceFile>,
     /// The tensors, by name.
     pub tensors: BTreeMap<String, TensorSource>,
+}
+
+/// A member that may be absent, but not null.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// A recipe is small; as a generic value it would take many times its length.

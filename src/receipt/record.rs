@@ -15,6 +15,8 @@ const FORMAT: &str = "ultracompress-eval-1";
 const PRECISION: f64 = 1e-9;
 /// What rounding may leave of a standard error that is zero (UC-RCP-3).
 const ERROR_FLOOR: f64 = 1e-12;
+/// Largest integer that every JSON reader holds exactly.
+const MAX_INTEGER: u64 = (1 << 53) - 1;
 /// How far below zero rounding may take a divergence.
 const SLACK: f64 = 1e-6;
 
@@ -253,6 +255,10 @@ impl EvalRecord {
             return fail("rungs are without overlays".into());
         }
         let Protocol { seq_len, max_tokens, sequences, tokens } = self.protocol;
+        let integers = [seq_len, sequences, tokens, self.text.bytes, self.text.tokens];
+        if integers.into_iter().chain(max_tokens).any(|n| n > MAX_INTEGER) {
+            return fail("an integer beyond 2^53 - 1".into());
+        }
         // Of a sequence of a language model the first token isn't scored, of one of an encoder the ends.
         let ends = if self.metric == Metric::Kld { 1 } else { 2 };
         let scored = seq_len.saturating_sub(ends);
