@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use ultracompress::codec::reference::{StoredPlanes, decode_weight};
-use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout};
+use ultracompress::codec::{LevelSet, Levels, PlaneCounts, PlaneLayout, STEPS};
 use ultracompress::format::{TreeHasher, tensor_leaf};
 use ultracompress::{Digest, Dtype};
 
@@ -62,6 +62,79 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The level of conformance that a rule comes with (spec/conformance.md). `rule` has no `UC-`.
+pub fn level_of(rule: &str) -> &'static str {
+    let (page, number) = rule.rsplit_once('-').unwrap_or((rule, ""));
+    match (page, number) {
+        ("EXA", "11") | ("OVL", "9") | ("TEN", "5") | ("SHD", "6" | "7") => "verify",
+        ("ROOT" | "MAN" | "ATT" | "RCP", _) => "verify",
+        ("EXA", _) => "exact",
+        ("OVL", _) => "overlay",
+        _ => "read",
+    }
+}
+
+/// Vectors that break a rule of one level where a reader of that level doesn't look.
+const SEEN_AT: [(&str, &str); 14] = [
+    // Nobody reads padding, or the checksums of what is skipped, but a verifier.
+    ("padding-behind-index", "verify"),
+    ("padding-behind-manifest", "verify"),
+    ("part-padding", "verify"),
+    ("skipped-record-crc", "verify"),
+    ("skipped-part-crc", "verify"),
+    // No value depends on what an overlay says of itself.
+    ("overlay-info-spaces", "verify"),
+    ("overlay-info-array", "verify"),
+    ("overlay-info-fraction", "verify"),
+    // Records that a reader of fewer levels skips.
+    ("model-parts", "exact"),
+    ("residual-plane", "exact"),
+    ("overlay-zstd", "overlay"),
+    // The preamble shows it.
+    ("attachments-unaligned", "read"),
+    // The manifest shows it, which only a verifier needs.
+    ("head-unlisted", "verify"),
+    ("head-left-out", "verify"),
+];
+
+/// The levels at which a vector must pass, each with all that it takes in.
+fn levels(
+    folder: &str,
+    id: &str,
+    rules: &[String],
+    expect: &str,
+    input: &Value,
+) -> Vec<&'static str> {
+    let required = input.as_str().and_then(|hex| hex.get(32..34)).unwrap_or("00");
+    let by_rules = rules.iter().map(|r| level_of(r.trim_start_matches("UC-")));
+    let mut own: Vec<&str> = match (folder, required) {
+        ("manifest" | "receipt", _) => vec!["verify"],
+        // Readers that don't know these features refuse the file.
+        ("container/valid" | "container/invalid", "01") => vec!["exact"],
+        ("container/valid" | "container/invalid", "04") => vec!["overlay"],
+        _ => vec!["read"],
+    };
+    if expect != "ok" {
+        match SEEN_AT.iter().find(|(vector, _)| *vector == id) {
+            Some((_, level)) => own = vec![level],
+            None => own.extend(by_rules),
+        }
+    }
+    let has = |level| own.contains(&level);
+    let verify = has("verify") || has("exact") && has("overlay");
+    let mut all = match (verify, has("exact"), has("overlay")) {
+        (true, ..) => vec!["verify"],
+        (_, true, _) => vec!["exact", "verify"],
+        (.., true) => vec!["overlay", "verify"],
+        _ => vec!["read", "exact", "overlay", "verify"],
+    };
+    // A writer makes canonical JSON.
+    if folder == "manifest" && expect == "ok" {
+        all.push("write");
+    }
+    all
+}
+
 #[derive(Default)]
 struct VectorSet(BTreeMap<PathBuf, String>);
 
@@ -80,9 +153,10 @@ impl VectorSet {
     ) {
         let rules = rules.iter().flat_map(|r| r.split(' '));
         let rules: Vec<String> = rules.map(|r| format!("UC-{r}")).collect();
+        let levels = levels(folder, id, &rules, expect, &input);
         let mut vector = json!({
             "id": id, "rule": rules, "comment": comment, "flags": flags, "input": input,
-            "expect": expect,
+            "expect": expect, "levels": levels,
         });
         if let Some(output) = output {
             vector["output"] = output;
@@ -134,7 +208,9 @@ impl VectorSet {
         if let Some(overlays) = overlays {
             output["overlays"] = overlays;
         }
-        let zstd = file.records.iter().flat_map(|r| &r.parts).any(|p| p.storage == 1);
+        // What is skipped is not decompressed.
+        let known = file.records.iter().filter(|r| r.kind <= 6).flat_map(|r| &r.parts);
+        let zstd = known.filter(|p| p.kind == 1).any(|p| p.storage == 1);
         let flags: &[&str] = if zstd { &["zstd"] } else { &[] };
         self.add(
             "container/valid",
@@ -201,6 +277,15 @@ struct Record {
     tail: Vec<u8>,
 }
 
+impl Record {
+    /// Says that a tensor decodes to something else.
+    fn decodes_to(&mut self, bytes: &[u8]) {
+        let t = self.tensor.as_mut().expect("a tensor");
+        put(&mut self.body, 8 + 8 * t.shape.len(), &Digest::of(bytes).0);
+        t.decoded = bytes.to_vec();
+    }
+}
+
 #[derive(Clone, Default)]
 struct File {
     records: Vec<Record>,
@@ -213,6 +298,8 @@ struct File {
     shard: Option<(u32, u32)>,
     /// Required feature bits other than those that the records need.
     required: Option<u8>,
+    /// Optional feature bits other than those that the records set.
+    optional: Option<u8>,
 }
 
 fn plain(kind: u8, plane: u8, content: &[u8]) -> Part {
@@ -358,6 +445,32 @@ impl Planes {
             }
         }
         stored
+    }
+
+    /// What the first row's scale gives with groups of so many columns, one multiplication after the other: also for what no
+    /// file may hold. Groups beyond those that are stored have the first step.
+    fn multiplied(&self, scale: f32, group: u32) -> Vec<u8> {
+        let cols = usize::try_from(self.shape[1]).expect("small");
+        let stored = cols.div_ceil(self.group as usize);
+        let mut out = vec![];
+        for (row, &count) in self.counts.iter().enumerate() {
+            let own =
+                f32::from_bits(u32::from(self.scale + u16::try_from(row).expect("small")) << 16);
+            let scale = if row == 0 { scale } else { own };
+            for col in 0..cols {
+                let g = col / group as usize;
+                let step = STEPS[if g < stored { (g * 7 + row * 3) % 16 } else { 0 }];
+                let code = usize::from(Self::code(count, row, col));
+                let level = LevelSet::default_for(count).table(count)[code];
+                let value = scale * f32::from(step) * f32::from(level);
+                let value = if value == 0.0 { 0.0 } else { value };
+                match self.dtype {
+                    Dtype::F16 => out.extend(half::f16::from_f32(value).to_le_bytes()),
+                    _ => out.extend(half::bf16::from_f32(value).to_le_bytes()),
+                }
+            }
+        }
+        out
     }
 
     fn decode(&self, stored: &Stored, rung: u8, target: Dtype) -> Vec<u8> {
@@ -507,7 +620,7 @@ impl File {
         let residual =
             |r: &Record| r.kind == 2 && r.parts.iter().any(|p| (p.kind, p.flags) == (16, 1));
         let residuals = u8::from(self.records.iter().any(residual));
-        put(&mut out, 24, &[residuals | u8::from(overlays) << 1]);
+        put(&mut out, 24, &[self.optional.unwrap_or(residuals | u8::from(overlays) << 1)]);
         put(&mut out, 84, &number.to_le_bytes());
         put(&mut out, 88, &count.to_le_bytes());
         put(&mut out, 160, &((core_len + self.attachments.len()) as u64).to_le_bytes());
@@ -609,6 +722,21 @@ fn zstd_rle(byte: u8, len: usize) -> Vec<u8> {
         frame.push(byte);
     }
     frame
+}
+
+/// The same for `len` zeros with another descriptor and what follows it, and without blocks' limit on types: a
+/// frame of one block.
+fn zstd_frame(descriptor: u8, fields: &[u8], block_type: u32, len: u32) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, descriptor];
+    frame.extend(fields);
+    frame.extend(&(len << 3 | block_type << 1 | 1).to_le_bytes()[..3]);
+    frame.push(0);
+    frame
+}
+
+/// An optional part of a kind that isn't known, in a way of storing it that isn't known either.
+fn unknown_part(kind: u8, plane: u8) -> Part {
+    Part { flags: 1, storage: 1, len: 1000, ..plain(kind, plane, b"of a later version") }
 }
 
 /// The tables for 3 planes that the vectors of custom levels use.
@@ -766,11 +894,22 @@ fn container_valid(set: &mut VectorSet) {
     let mut attached = File::of(vec![]);
     attached.attachments = [
         attachment(1, b"eval", b"{}"),
-        attachment(2, b"key", &[7; 70]),
+        attachment(2, b"eval", &[7; 70]),
         attachment(900, b"new", b""),
     ]
     .concat();
-    set.valid("attachments", &["ATT-1"], "a receipt, a signature and an unknown kind", &attached);
+    set.valid(
+        "attachments",
+        &["ATT-1"],
+        "a receipt that is no record, a signature of the same name, and an unknown kind",
+        &attached,
+    );
+    set.valid(
+        "rank-sixteen",
+        &["TEN-1"],
+        "16 dimensions",
+        &File::of(vec![raw("a", Dtype::U8, &[1; 16], &[1])]),
+    );
 
     let mut unknown = File::of(vec![raw("a", Dtype::U8, &[1], &[1])]);
     unknown.records.push(Record {
@@ -802,6 +941,84 @@ fn container_valid(set: &mut VectorSet) {
         &["PRT-1", "PRT-2"],
         "an optional part of an unknown kind in an unknown storage",
         &File::of(vec![residual]),
+    );
+    let around = File::of(vec![
+        {
+            let mut r = raw("a", Dtype::U8, &[1], &[1]);
+            r.parts.push(unknown_part(6, 200));
+            r
+        },
+        {
+            let mut r = raw("b", Dtype::F16, &[0, 3], &[]);
+            r.parts.push(unknown_part(255, 0));
+            r
+        },
+        {
+            let mut r = weights().record();
+            r.parts.extend([unknown_part(6, 0), unknown_part(6, 1), unknown_part(15, 0)]);
+            r
+        },
+        {
+            let mut r = carried("x", b"1");
+            r.parts.push(unknown_part(7, 0));
+            r
+        },
+        {
+            let mut r = carried("y", b"");
+            r.parts.push(unknown_part(7, 0));
+            r
+        },
+    ]);
+    set.valid(
+        "unknown-parts-around",
+        &["PRT-1", "PRT-4"],
+        "optional parts of unknown kinds in tensors and files, also in empty ones; their storage is unknown too, though its code is that of zstd",
+        &around,
+    );
+    let mut skipped = File::of(vec![raw("a", Dtype::U8, &[1], &[1])]);
+    skipped.records.push(Record {
+        kind: 77,
+        flags: 1,
+        name: b"future".to_vec(),
+        parts: vec![
+            Part { flags: 1, ..plain(1, 3, b"data that may be skipped") },
+            Part { storage: 1, len: 1000, ..plain(3, 0, b"no frame") },
+            plain(5, 9, b"plane nine"),
+            unknown_part(6, 0),
+        ],
+        ..Record::default()
+    });
+    set.valid(
+        "skipped-record-parts",
+        &["IDX-5", "PRT-1", "PRT-4", "PRT-7"],
+        "a record that is skipped has parts as no known record may have them: optional data, scales as zstd which are no frame, a ninth plane",
+        &skipped,
+    );
+    let mut unused = File::of(vec![raw("a", Dtype::U8, &[1], &[1])]);
+    (unused.required, unused.optional) = (Some(1), Some(3));
+    set.valid(
+        "features-unused",
+        &["HDR-5"],
+        "feature bits for coded tensors, residuals and overlays, of which there are none",
+        &unused,
+    );
+    let emoji = File::of(
+        ["\u{fb33}", "\u{1f600}"].iter().map(|name| raw(name, Dtype::U8, &[1], &[1])).collect(),
+    );
+    set.valid(
+        "names-by-bytes",
+        &["IDX-4", "ROOT-2", "MAN-1"],
+        "U+FB33 and U+1F600: records and leaves are in the order of bytes, members of the manifest in that of UTF-16",
+        &emoji,
+    );
+    let mut window = raw("zeros", Dtype::U8, &[500], &[0; 500]);
+    window.parts[0].storage = 1;
+    window.parts[0].chunks = vec![zstd_frame(1, &[13 << 3, 0], 1, 500)];
+    set.valid(
+        "raw-zstd-window",
+        &["PRT-7"],
+        "a frame with a window of 8 MiB and the dictionary 0, which means none",
+        &File::of(vec![window]),
     );
     for (id, rule, at, value, comment) in [
         ("minor-version", "HDR-2", 10usize, 7u8, "a later minor version"),
@@ -910,6 +1127,14 @@ fn container_invalid(set: &mut VectorSet) {
         &[1],
     );
     patch("record-count", "IDX-3", "one record less than the index has", "malformed", 72, &[1]);
+    patch(
+        "record-count-more",
+        "IDX-3",
+        "one record more than the index has",
+        "malformed",
+        72,
+        &[3],
+    );
     patch("index-crc", "IDX-1", "the index's checksum is wrong", "integrity", 76, &[0, 0, 0, 0]);
     patch(
         "manifest-crc",
@@ -929,6 +1154,38 @@ fn container_invalid(set: &mut VectorSet) {
         put(&mut bytes, 252, &crc.to_le_bytes());
         bytes
     };
+    // An index of no records: eight bytes of the preamble that are zero.
+    let mut bytes = File::of(vec![]).bytes();
+    put(&mut bytes, 40, &[192, 0]);
+    put(&mut bytes, 48, &[8]);
+    put(&mut bytes, 76, &crc32fast::hash(&[0; 8]).to_le_bytes());
+    set.invalid(
+        "index-offset-in-preamble",
+        &["HDR-7"],
+        "the index is at 192, inside the preamble",
+        "malformed",
+        &seal(bytes),
+    );
+    let mut bytes = File { stray: 64, ..File::default() }.bytes();
+    assert_eq!((bytes[40..42].to_vec(), bytes[48]), (vec![64, 1], 0), "an empty index at 320");
+    put(&mut bytes, 40, &[8, 1]);
+    set.invalid(
+        "index-offset-unaligned",
+        &["HDR-7", "PRT-3"],
+        "the index, which is empty, is at 264",
+        "malformed",
+        &seal(bytes),
+    );
+    let mut unaligned = base.clone();
+    unaligned.attachments = attachment(1, b"a", b"x");
+    unaligned.attachments.truncate(18);
+    set.invalid(
+        "attachments-unaligned",
+        &["HDR-7", "ATT-1"],
+        "a section of 18 bytes: an attachment without its padding",
+        "malformed",
+        &unaligned.bytes(),
+    );
     let mut bytes = good.clone();
     bytes[130] ^= 1;
     set.invalid(
@@ -1046,6 +1303,56 @@ fn container_invalid(set: &mut VectorSet) {
     file("record-optional-tensor", "IDX-5", "a tensor marked optional", "malformed", &|f| {
         f.records[1].flags = 1
     });
+    file("record-kind-zero", "IDX-5", "an optional record of kind 0", "malformed", &|f| {
+        (f.records[0].kind, f.records[0].flags, f.records[0].tensor) = (0, 1, None);
+    });
+    file("record-names-utf16", "IDX-4", "names in the order of UTF-16", "malformed", &|f| {
+        f.records[0].name = "\u{1f600}".into();
+        f.records[1].name = "\u{fb33}".into();
+    });
+    let future =
+        |parts| Record { kind: 77, flags: 1, name: b"future".to_vec(), parts, ..Record::default() };
+    file(
+        "skipped-part-order",
+        "PRT-4",
+        "parts of a skipped record in falling order",
+        "malformed",
+        &|f| {
+            f.records.push(future(vec![plain(5, 0, b"x"), plain(1, 0, b"y")]));
+        },
+    );
+    file(
+        "skipped-record-crc",
+        "PRT-6",
+        "a checksum in a record that is skipped",
+        "integrity",
+        &|f| {
+            f.records.push(future(vec![Part { crc: Some(1), ..plain(1, 0, b"x") }]));
+        },
+    );
+    file("skipped-part-crc", "PRT-6", "a checksum of a part that is skipped", "integrity", &|f| {
+        f.records[1].parts.push(Part { crc: Some(1), ..unknown_part(17, 0) });
+    });
+    file(
+        "skipped-part-flags",
+        "PRT-1",
+        "unknown flags of a part that is skipped",
+        "malformed",
+        &|f| {
+            f.records[1].parts.push(Part { flags: 3, ..unknown_part(17, 0) });
+        },
+    );
+    file(
+        "part-kind-zero",
+        "PRT-1",
+        "an optional part of kind 0 before a file's data",
+        "malformed",
+        &|f| {
+            let mut r = carried("x", b"12");
+            r.parts.insert(0, Part { flags: 1, ..plain(0, 0, b"1") });
+            f.records.push(r);
+        },
+    );
     file("record-flags", "IDX-5", "unknown record flags", "malformed", &|f| f.records[1].flags = 2);
     file("name-empty", "NAM-1", "an empty name", "malformed", &|f| f.records[0].name = vec![]);
     file("name-control", "NAM-1", "a line feed in a name", "malformed", &|f| {
@@ -1099,8 +1406,7 @@ fn container_invalid(set: &mut VectorSet) {
         },
     );
     file("shape-half-byte", "TEN-2", "three elements of four bits", "malformed", &|f| {
-        f.records[1].body[0] = Dtype::F4.code();
-        f.records[1].body[8] = 3;
+        f.records[1] = raw("b", Dtype::F4, &[3], &[0x21, 3]);
     });
     file(
         "raw-with-planes-field",
@@ -1181,7 +1487,8 @@ fn container_invalid(set: &mut VectorSet) {
         f.records[1].parts.clear()
     });
     file("raw-length", "PRT-5", "three bytes for four elements", "malformed", &|f| {
-        f.records[1].parts = vec![plain(1, 0, &[4, 5, 6])]
+        f.records[1].parts = vec![plain(1, 0, &[4, 5, 6])];
+        f.records[1].decodes_to(&[4, 5, 6]);
     });
     file("chunk-crc", "PRT-6", "a chunk's checksum is wrong", "integrity", &|f| {
         f.records[1].parts[0].crc = Some(1)
@@ -1314,11 +1621,59 @@ fn container_invalid(set: &mut VectorSet) {
         f.records.push(c);
     });
     file("alias-digest", "TEN-4", "an alias with another digest", "malformed", &|f| {
-        let mut c = alias("c", "b", &f.records[1]);
-        put(&mut c.body, 16, &Digest::of(b"other").0);
-        c.tensor.as_mut().expect("a tensor").decoded = b"other".to_vec();
-        f.records.push(c);
+        // Of planes, whose source digest in the manifest is free.
+        let w = weights().record();
+        let mut alias = alias("v", "w", &w);
+        alias.decodes_to(b"other");
+        f.records = vec![alias, w];
     });
+    file(
+        "manifest-tensor-extra",
+        "MAN-3",
+        "a tensor that isn't there is in the manifest",
+        "malformed",
+        &|f| {
+            let mut m = f.default_manifest();
+            m["tensors"]["c"] = m["tensors"]["b"].clone();
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file(
+        "manifest-carried-extra",
+        "MAN-3",
+        "a file that isn't there is carried by the manifest",
+        "malformed",
+        &|f| {
+            let more = File::of(vec![carried("x", b"12")]).default_manifest();
+            let mut m = f.default_manifest();
+            m["files"] = more["files"].clone();
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file(
+        "manifest-alias-digest",
+        "MAN-3",
+        "an alias of a raw tensor with another source digest",
+        "malformed",
+        &|f| {
+            let c = alias("c", "b", &f.records[1]);
+            f.records.push(c);
+            let mut m = f.default_manifest();
+            m["tensors"]["c"]["sha256"] = Digest::of(b"").to_string().into();
+            f.manifest = Some(serde_json_canonicalizer::to_vec(&m).expect("plain JSON"));
+        },
+    );
+    file(
+        "level-order-fewer",
+        "LVL-2",
+        "two equal levels in the table for 4 of 5 planes",
+        "malformed",
+        &|f| {
+            let mut levels = custom5();
+            levels[33] = levels[32];
+            f.records.insert(0, level_record("t", 5, &levels));
+        },
+    );
     file(
         "manifest-carried-digest",
         "MAN-3",
@@ -1376,18 +1731,28 @@ fn container_invalid(set: &mut VectorSet) {
     planes("planes-of-integers", "PLN-1", "an I16 tensor as planes", "malformed", &w, &|r| {
         r.body[0] = Dtype::I16.code()
     });
-    planes("planes-row-dims-zero", "PLN-2", "no row dimension", "malformed", &w, &|r| {
-        r.body[4] = 0
+    let one_row = Planes::new("w", Dtype::Bf16, &[1, 80], 16, &[5]);
+    planes("planes-row-dims-zero", "PLN-2", "no row dimension", "malformed", &one_row, &|r| {
+        r.body[4] = 0;
+        (r.body[8], r.body[16]) = (2, 40);
+        r.tensor.as_mut().expect("a tensor").shape = vec![2, 40];
     });
+    let columns_of_one =
+        Planes { row_dims: 2, ..Planes::new("w", Dtype::Bf16, &[2, 40], 16, &[5; 80]) };
     planes(
         "planes-row-dims-three",
         "PLN-2",
         "more row dimensions than dimensions",
         "malformed",
-        &w,
+        &columns_of_one,
         &|r| r.body[4] = 3,
     );
-    planes("planes-group-8", "PLN-4", "groups of 8", "malformed", &w, &|r| r.body[5] = 3);
+    let sixteen = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[5, 5]);
+    planes("planes-group-8", "PLN-4", "groups of 8", "malformed", &sixteen, &|r| {
+        // The second group's step has half a byte that a group of 16 leaves zero.
+        r.body[5] = 3;
+        r.decodes_to(&sixteen.multiplied(f32::from_bits(u32::from(sixteen.scale) << 16), 8));
+    });
     planes("planes-two", "PLN-3", "two planes", "malformed", &w, &|r| r.body[6] = 2);
     planes("planes-nine", "PLN-3", "nine planes", "malformed", &w, &|r| r.body[6] = 9);
     planes("planes-part-missing", "PRT-4", "the last plane is missing", "malformed", &w, &|r| {
@@ -1403,6 +1768,12 @@ fn container_invalid(set: &mut VectorSet) {
     planes("planes-part-length", "PRT-5", "a plane that is too short", "malformed", &w, &|r| {
         r.parts[4].chunks[0].pop();
         r.parts[4].len -= 1;
+    });
+    planes("planes-scales-length", "PRT-5", "a scale too many", "malformed", &w, &|r| {
+        r.parts[0] = plain(3, 0, &[&r.parts[0].chunks[0][..], &[0x12, 0x3a]].concat());
+    });
+    planes("planes-steps-length", "PRT-5", "steps of three rows for two", "malformed", &w, &|r| {
+        r.parts[1] = plain(4, 0, &[&r.parts[1].chunks[0][..], &[0, 0]].concat());
     });
     planes(
         "planes-counts-length",
@@ -1424,6 +1795,10 @@ fn container_invalid(set: &mut VectorSet) {
         &|r| {
             r.parts[2].storage = 1;
             r.parts[2].chunks = vec![zstd_rle(0, 80)];
+            let zeros = Planes::new("w", Dtype::Bf16, &[16, 40], 16, &[5; 16]);
+            let mut stored = zeros.stored();
+            stored.planes[0].fill(0);
+            r.decodes_to(&zeros.decode(&stored, 8, Dtype::Bf16));
         },
     );
     planes(
@@ -1479,6 +1854,27 @@ fn container_invalid(set: &mut VectorSet) {
             r.parts[0] = plain(2, 0, &r.parts[0].chunks[0][..3]);
         },
     );
+    let five = Planes::new("w", Dtype::F32, &[3, 16], 16, &[5, 4, 3]);
+    planes(
+        "planes-beyond-counts",
+        "PRT-4",
+        "a sixth plane, rows have five at most",
+        "malformed",
+        &five,
+        &|r| {
+            r.parts.push(plain(5, 5, &[0, 0]));
+        },
+    );
+    planes(
+        "planes-below-counts",
+        "PRT-4",
+        "four planes, a row has five",
+        "malformed",
+        &five,
+        &|r| {
+            r.parts.pop();
+        },
+    );
     planes(
         "planes-counts-swapped",
         "PLN-5 TEN-5",
@@ -1487,43 +1883,24 @@ fn container_invalid(set: &mut VectorSet) {
         &m,
         &at(0, 0, |b| b.rotate_left(4)),
     );
-    planes("scale-zero", "VAL-1", "a row scale of zero", "malformed", &w, &|r| {
-        put(&mut r.parts[0].chunks[0], 0, &[0, 0])
-    });
-    planes("scale-subnormal", "VAL-1", "a subnormal row scale", "malformed", &w, &|r| {
-        put(&mut r.parts[0].chunks[0], 0, &[0x7f, 0])
-    });
-    planes(
-        "scale-negative",
-        "VAL-1",
-        "a negative row scale",
-        "malformed",
-        &w,
-        &at(0, 1, |b| b | 0x80),
-    );
-    planes("scale-infinite", "VAL-1", "an infinite row scale", "malformed", &w, &|r| {
-        put(&mut r.parts[0].chunks[0], 0, &[0x80, 0x7f])
-    });
-    planes("scale-nan", "VAL-1", "a row scale that is not a number", "malformed", &w, &|r| {
-        put(&mut r.parts[0].chunks[0], 0, &[0xc0, 0x7f])
-    });
-    planes(
-        "scale-too-large",
-        "VAL-1",
-        "exponent 241: products could overflow",
-        "malformed",
-        &w,
-        &|r| put(&mut r.parts[0].chunks[0], 0, &(241u16 << 7).to_le_bytes()),
-    );
-    planes(
+    // Digests are those of a reader that multiplies whatever it finds.
+    let mut scale = |id: &str, comment: &str, p: &Planes, bits: u16| {
+        planes(id, "VAL-1", comment, "malformed", p, &|r| {
+            put(&mut r.parts[0].chunks[0], 0, &bits.to_le_bytes());
+            r.decodes_to(&p.multiplied(f32::from_bits(u32::from(bits) << 16), p.group));
+        });
+    };
+    scale("scale-zero", "a row scale of zero", &w, 0);
+    scale("scale-subnormal", "a subnormal row scale", &w, 0x7f);
+    scale("scale-negative", "a negative row scale", &w, 0xba12);
+    scale("scale-infinite", "an infinite row scale", &w, 0x7f80);
+    scale("scale-nan", "a row scale that is not a number", &w, 0x7fc0);
+    scale("scale-too-large", "exponent 241: products could overflow", &w, 241 << 7);
+    scale(
         "scale-too-large-f16",
-        "VAL-1",
         "exponent 129 in an F16 tensor",
-        "malformed",
         &Planes::new("w", Dtype::F16, &[1, 16], 16, &[5]),
-        &|r| {
-            put(&mut r.parts[0].chunks[0], 0, &(129u16 << 7).to_le_bytes());
-        },
+        129 << 7,
     );
     planes(
         "code-changed",
@@ -1547,21 +1924,6 @@ fn container_invalid(set: &mut VectorSet) {
             r.body[last] = 1;
         },
     );
-    let mut custom = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[3, 3]);
-    custom.level_ids = [1, 0, 0, 0, 0, 0];
-    custom.custom = Some((3, custom3()));
-    planes(
-        "level-other-count",
-        "LVL-3",
-        "a table for 3 planes used for 4",
-        "malformed",
-        &custom,
-        &|r| {
-            let ids = 8 + 16 + 32;
-            r.body[ids] = 0;
-            r.body[ids + 2] = 1;
-        },
-    );
     let mut unused = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[5, 5]);
     unused.custom = Some((3, custom3()));
     planes(
@@ -1571,6 +1933,18 @@ fn container_invalid(set: &mut VectorSet) {
         "malformed",
         &unused,
         &|r| r.body[8 + 16 + 32] = 1,
+    );
+
+    // A set for 5 planes holds tables for 4 and 3: the digests are those of a reader that takes them.
+    let mut of_five = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[4, 4]);
+    of_five.level_ids = [0, 1, 0, 0, 0, 0];
+    of_five.custom = Some((4, custom5()[32..].to_vec()));
+    set.invalid(
+        "level-other-count",
+        &["LVL-3"],
+        "a table for 5 planes used for 4",
+        "malformed",
+        &File::of(vec![level_record("custom", 5, &custom5()), of_five.record()]).bytes(),
     );
 
     let mut zstd = raw("zeros", Dtype::U8, &[500], &[0; 500]);
@@ -1585,6 +1959,29 @@ fn container_invalid(set: &mut VectorSet) {
         ),
         ("zstd-trailing", [zstd_rle(0, 500), vec![0]].concat(), "a byte behind the frame"),
         ("zstd-bomb", zstd_rle(0, 1 << 23), "a frame of 8 MiB for 500 bytes"),
+        (
+            "zstd-dictionary",
+            zstd_frame(1, &[13 << 3, 1], 1, 500),
+            "a frame that needs dictionary 1",
+        ),
+        ("zstd-window", zstd_frame(0, &[13 << 3 | 1], 1, 500), "a window of 9 MiB"),
+        ("zstd-block-type", zstd_frame(0, &[13 << 3], 3, 500), "a block of the reserved type"),
+        ("zstd-reserved-bit", zstd_frame(8, &[13 << 3], 1, 500), "the reserved bit of the header"),
+        (
+            "zstd-content-size",
+            zstd_frame(0x60, &243u16.to_le_bytes(), 1, 500),
+            "a frame that says it holds 499 bytes and holds 500",
+        ),
+        (
+            "zstd-checksum",
+            [zstd_frame(4, &[13 << 3], 1, 500), vec![1, 2, 3, 4]].concat(),
+            "another checksum than the content's",
+        ),
+        (
+            "zstd-skippable",
+            [vec![0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 0], zstd_rle(0, 500)].concat(),
+            "a skippable frame in front",
+        ),
     ] {
         let mut r = zstd.clone();
         r.parts[0].chunks = vec![chunk];
@@ -1600,6 +1997,18 @@ fn container_invalid(set: &mut VectorSet) {
             None,
         );
     }
+    let mut lacking = overlay_vectors::shards().remove(0);
+    lacking.shard = Some((1, 2));
+    lacking.manifest = Some(
+        serde_json_canonicalizer::to_vec(&File::of(vec![]).default_manifest()).expect("plain JSON"),
+    );
+    set.invalid(
+        "shard-manifest-lacks",
+        &["SHD-7", "MAN-3"],
+        "the first shard of two: its manifest names none of its own tensors",
+        "malformed",
+        &lacking.bytes(),
+    );
     for (id, comment, number, count) in [
         ("shard-zero", "shard 0 of 2", 0, 2),
         ("shard-beyond", "shard 3 of 2", 3, 2),
@@ -1618,6 +2027,25 @@ fn container_invalid(set: &mut VectorSet) {
         "the second shard has a manifest",
         "malformed",
         &manifest.bytes(),
+    );
+    let mut bytes = later.bytes();
+    put(&mut bytes, 80, &[1]);
+    set.invalid(
+        "shard-manifest-crc",
+        &["SHD-1"],
+        "the second shard has a checksum of no manifest",
+        "malformed",
+        &seal(bytes),
+    );
+    let mut head = carried("x", b"1");
+    (head.kind, head.flags) = (6, 1);
+    let head = File { records: vec![head], ..later.clone() };
+    set.invalid(
+        "shard-head",
+        &["SHD-1"],
+        "the second shard has a head",
+        "malformed",
+        &head.bytes(),
     );
     let receipt = File { attachments: attachment(1, b"r", b"{}"), ..later.clone() };
     set.invalid(
@@ -1799,6 +2227,47 @@ fn receipts(set: &mut VectorSet) {
         v
     };
     add("cosine", all, "an encoder, one sequence: no standard errors", &canonical(&cosine), "ok");
+    let mut largest = cosine.clone();
+    largest["kld_largest"] = json!([0.5]);
+    add("cosine-largest", "RCP-2", "divergences of an encoder", &canonical(&largest), "malformed");
+    let mut fewer = receipt();
+    fewer["protocol"]["max_tokens"] = Value::Null;
+    add(
+        "fewer-sequences",
+        "RCP-2",
+        "two sequences of eight that the text has",
+        &canonical(&fewer),
+        "ok",
+    );
+    // The mean of three equal numbers is another number in binary64, unless sums are taken with more bits.
+    let equal = |se: f64, mean: f64| {
+        let mut v = receipt();
+        v["protocol"] = json!({ "seq_len": 128, "max_tokens": 384, "sequences": 3, "tokens": 381 });
+        v["baselines"] = json!([]);
+        v["rows"] = json!({ "nll": [0, 0, 0], "nll_reference": [0, 0, 0], "kld": [0.1, 0.1, 0.1], "top1": [1, 1, 1] });
+        v["kld_largest"] = json!([2.0, 1.5, 1.25, 1.0]);
+        v["headline"] = json!({
+            "ppl": 1, "ppl_reference": 1, "ppl_ratio": 1, "ppl_ratio_se": 0, "kld_mean": mean, "kld_se": se, "kld_p99": 1,
+            "top1_agreement": 1,
+        });
+        canonical(&v)
+    };
+    add(
+        "error-zero",
+        "RCP-3",
+        "a standard error of 0, where binary64 may leave 10^-17",
+        &equal(0.0, 0.1),
+        "ok",
+    );
+    add("error-floor", "RCP-3", "the same as 9 x 10^-13: it counts as 0", &equal(9e-13, 0.1), "ok");
+    add("error-beyond", "RCP-3", "the same as 2 x 10^-12", &equal(2e-12, 0.1), "integrity");
+    add(
+        "mean-precision",
+        "RCP-3",
+        "a mean that is off by 5 x 10^-10",
+        &equal(0.0, 0.1 + 5e-10),
+        "integrity",
+    );
 
     let one = canonical(&receipt());
     add("not-json", "RCP-1", "cut off", &one[..one.len() - 1], "malformed");
@@ -1816,8 +2285,6 @@ fn receipts(set: &mut VectorSet) {
         ("digest", "a digest in capitals", "/text/sha256", json!("A".repeat(64))),
         ("rung", "a rung of nine planes", "/model/rung", json!(9)),
         ("no-sequences", "no sequences", "/protocol/sequences", json!(0)),
-        ("column-short", "a column of one number", "/rows/kld", json!([0.5])),
-        ("largest-rising", "divergences that rise", "/kld_largest", json!([1.25, 1.5, 2.0])),
         ("largest-few", "two of three largest divergences", "/kld_largest", json!([2.0, 1.25])),
         (
             "largest-too-large",
@@ -1825,7 +2292,7 @@ fn receipts(set: &mut VectorSet) {
             "/kld_largest/0",
             json!(1000.0),
         ),
-        ("top1-above-one", "a share above 1", "/rows/top1", json!([2.0, 0.5])),
+        ("largest-null", "a divergence that is no number", "/kld_largest/1", Value::Null),
         (
             "few-tokens",
             "not all tokens of the sequences are scored",
@@ -1837,6 +2304,133 @@ fn receipts(set: &mut VectorSet) {
     ] {
         add(id, "RCP-2", comment, &changed(pointer, to), "malformed");
     }
+    // Their headlines follow.
+    for (id, comment, pointer, to, figures) in [
+        (
+            "column-short",
+            "a column of one number",
+            "/rows/kld",
+            json!([0.5]),
+            json!({ "kld_mean": 0.5, "kld_se": null }),
+        ),
+        (
+            "top1-above-one",
+            "a share above 1",
+            "/rows/top1",
+            json!([2.0, 0.5]),
+            json!({ "top1_agreement": 1.25 }),
+        ),
+        (
+            "kld-negative",
+            "a divergence below zero by more than rounding",
+            "/rows/kld",
+            json!([-0.25, 1.25]),
+            json!({ "kld_se": 0.75 }),
+        ),
+        (
+            "largest-rising",
+            "divergences that rise",
+            "/kld_largest",
+            json!([1.25, 1.5, 2.0]),
+            json!({ "kld_p99": 2.0 }),
+        ),
+        (
+            "largest-negative",
+            "the last of the largest is below zero by more than rounding",
+            "/kld_largest/2",
+            json!(-0.01),
+            json!({ "kld_p99": -0.01 }),
+        ),
+    ] {
+        let mut v = receipt();
+        *v.pointer_mut(pointer).expect("the record has it") = to;
+        for (name, figure) in figures.as_object().expect("an object") {
+            v["headline"][name] = figure.clone();
+        }
+        add(id, "RCP-2", comment, &canonical(&v), "malformed");
+    }
+    for (id, pointer) in [
+        ("extra-model", "/model"),
+        ("extra-text", "/text"),
+        ("extra-protocol", "/protocol"),
+        ("extra-baseline", "/baselines/0"),
+        ("extra-column", "/rows"),
+        ("extra-baseline-column", "/baselines/0/rows"),
+    ] {
+        let mut v = receipt();
+        let place = v.pointer_mut(pointer).expect("the record has it");
+        // A column has numbers in range.
+        place["nll_reference_"] = json!([0.5, 0.5]);
+        let comment = format!("{pointer} has a member that is not defined");
+        add(id, "RCP-2", &comment, &canonical(&v), "malformed");
+    }
+    let mut figure = receipt();
+    figure["headline"]["kld_median"] = json!(0.5);
+    add("extra-figure", "RCP-3", "a figure that is not defined", &canonical(&figure), "integrity");
+    let mut wide = cosine.clone();
+    wide["rows"]["cosine_pooled"] = json!([1.5]);
+    (wide["headline"]["cosine_pooled_mean"], wide["headline"]["cosine_pooled_min"]) =
+        (json!(1.5), json!(1.5));
+    add("cosine-range", "RCP-2", "a cosine of 1.5", &canonical(&wide), "malformed");
+    let mut exact = cosine.clone();
+    exact["text"]["tokens"] = json!(62);
+    add(
+        "cosine-tokens",
+        "RCP-2",
+        "a text of just the tokens between the ends",
+        &canonical(&exact),
+        "ok",
+    );
+    let most = changed("/protocol/max_tokens", json!(255));
+    add("max-tokens", "RCP-2", "a token more than max_tokens", &most, "malformed");
+    for (id, rung, expect) in [("rung-eight", 8, "ok"), ("rung-two", 2, "malformed")] {
+        let comment = format!("a rung of {rung} planes");
+        add(id, "RCP-2", &comment, &changed("/model/rung", json!(rung)), expect);
+    }
+    for (id, integer, expect) in
+        [("integer-most", (1u64 << 53) - 1, "ok"), ("integer-beyond", 1u64 << 53, "malformed")]
+    {
+        let comment = format!("a text of {integer} bytes");
+        add(id, "RCP-2", &comment, &changed("/text/bytes", json!(integer)), expect);
+    }
+    let close = changed("/headline/kld_mean", json!(0.5 * (1.0 + 5e-10)));
+    add("mean-close", "RCP-3", "a mean that is off by half of what is allowed", &close, "ok");
+    let mut slack = receipt();
+    slack["rows"]["kld"] = json!([-1e-7, 1e-7]);
+    slack["kld_largest"] = json!([1e-6, 1e-6, 1e-6]);
+    for (name, figure) in [("kld_mean", 0.0), ("kld_se", 1e-7), ("kld_p99", 1e-6)] {
+        slack["headline"][name] = json!(figure);
+    }
+    let comment =
+        "divergences of zero but for rounding: one is below, the largest are more than all";
+    add("rounding", "RCP-2", comment, &canonical(&slack), "ok");
+    let mut nulls = receipt();
+    for member in ["stored_root", "encoder", "body_bpw", "file_bpw"] {
+        nulls["model"][member] = Value::Null;
+    }
+    nulls["baselines"][0]["body_bpw"] = Value::Null;
+    add("nulls", "RCP-2", "a model that is no pack", &canonical(&nulls), "ok");
+    for (id, number, written) in [
+        ("number-1e20", 1e20, "100000000000000000000"),
+        ("number-1e21", 1e21, "1e+21"),
+        ("number-1e-6", 1e-6, "0.000001"),
+        ("number-1e-7", 1e-7, "1e-7"),
+    ] {
+        let bytes = changed("/model/file_bpw", json!(number));
+        let member = format!("\"file_bpw\":{written}");
+        assert!(String::from_utf8_lossy(&bytes).contains(&member), "{written}");
+        let comment = format!("a number that is written as {written}");
+        add(id, "RCP-1", &comment, &bytes, "ok");
+    }
+    let huge = text.replace("\"body_bpw\":5.25", "\"body_bpw\":1e999");
+    add("infinite", "RCP-1", "a number beyond binary64", huge.as_bytes(), "malformed");
+    let mut both = receipt();
+    both["model"]["rung"] = json!(4);
+    both["model"]["effective_root"] = both["model"]["decoded_root"].clone();
+    add("rung-with-overlays", "RCP-2", "a rung with overlays", &canonical(&both), "malformed");
+    let mut overlays = receipt();
+    overlays["model"]["effective_root"] = json!("5".repeat(64));
+    add("overlays", "RCP-2", "the root of a model with overlays", &canonical(&overlays), "ok");
     let mut extra = receipt();
     extra["host"] = json!("a");
     add("extra", "RCP-2", "a member that is not defined", &canonical(&extra), "malformed");
@@ -1905,6 +2499,15 @@ fn packs(set: &mut VectorSet) {
             planes.record()
         }]),
     ]);
+    let again = |name, native, levels: Vec<i8>| {
+        let mut custom = Planes::new("t", Dtype::F16, &[2, 40], 16, &[native, native]);
+        custom.name = if name == "v" { "t1" } else { "t2" };
+        custom.level_ids[usize::from(native) - 3] = 1;
+        custom.custom = Some((native, levels.clone()));
+        let exact = exact_vectors::with_residual(name);
+        let records = vec![level_record("t", native, &levels), custom.record()];
+        File::of([records, exact].concat())
+    };
     for (id, rules, comment, pack) in [
         (
             "two-shards",
@@ -1917,6 +2520,18 @@ fn packs(set: &mut VectorSet) {
             ["SHD-6", "ROOT-2"],
             "an empty first shard; a level table in the third",
             three,
+        ),
+        (
+            "records-again",
+            ["SHD-5", "EXA-4"],
+            "level tables of one name and one exact model in both shards, each for its own",
+            Sharded::new(vec![again("v", 3, custom3()), again("w", 5, custom5())]),
+        ),
+        (
+            "overlays-over-shards",
+            ["OVL-3", "OVL-4"],
+            "an overlay in the first shard, for tensors of both",
+            Sharded::new(overlay_vectors::shards()),
         ),
     ] {
         let output = json!({
@@ -1955,19 +2570,6 @@ fn packs(set: &mut VectorSet) {
     index("name-number", "SHD-2", "the second shard is named as the first", &|v| {
         v["shards"][1]["file"] = v["shards"][0]["file"].clone();
     });
-    index("name-folder", "SHD-2", "a shard in a folder", &|v| {
-        v["shards"][1]["file"] = "a/m-00002-of-00002.uc".into();
-    });
-    index("name-up", "SHD-2", "a shard in the folder above", &|v| {
-        v["shards"][1]["file"] = "../m-00002-of-00002.uc".into();
-    });
-    index("name-stem", "SHD-2", "names differ in more than the number", &|v| {
-        v["shards"][1]["file"] = "n-00002-of-00002.uc".into();
-        v["weight_map"]["bias"] = "n-00002-of-00002.uc".into();
-    });
-    index("name-no-stem", "SHD-2", "nothing in front of the number", &|v| {
-        v["shards"][0]["file"] = "-00001-of-00002.uc".into();
-    });
     index("stored-root", "SHD-6", "another stored root", &|v| {
         v["stored_root"] = v["decoded_root"].clone();
     });
@@ -1990,6 +2592,37 @@ fn packs(set: &mut VectorSet) {
     index("map-name", "NAM-1", "a tensor name with a control character", &|v| {
         v["weight_map"]["a\u{7}"] = v["weight_map"]["w"].clone();
     });
+    // The files are there under the names that are listed.
+    for (id, comment, names) in [
+        ("name-folder", "a shard in a folder", ["m-00001-of-00002.uc", "a/m-00002-of-00002.uc"]),
+        ("name-folders", "shards in a folder", ["a/m-00001-of-00002.uc", "a/m-00002-of-00002.uc"]),
+        (
+            "name-up",
+            "shards in the folder above",
+            ["../m-00001-of-00002.uc", "../m-00002-of-00002.uc"],
+        ),
+        (
+            "name-stem",
+            "names differ in more than the number",
+            ["m-00001-of-00002.uc", "n-00002-of-00002.uc"],
+        ),
+        (
+            "name-no-stem",
+            "nothing in front of the number",
+            ["-00001-of-00002.uc", "-00002-of-00002.uc"],
+        ),
+        ("name-digits", "four digits", ["m-0001-of-0002.uc", "m-0002-of-0002.uc"]),
+    ] {
+        let mut pack = good();
+        for (shard, name) in pack.shards.iter_mut().zip(names) {
+            shard.0 = name.into();
+        }
+        pack.relist();
+        for (tensor, i) in [("bias", 1), ("tied", 0), ("w", 0)] {
+            pack.index["weight_map"][tensor] = names[i].into();
+        }
+        add(id, "SHD-2", comment, "malformed", &pack, &pack.index_bytes());
+    }
     let pack = good();
     let mut text = pack.index_bytes();
     text.push(b'\n');
@@ -2122,6 +2755,8 @@ fn manifests(set: &mut VectorSet) {
     add("unknown-member", "MAN-2", "members that a reader doesn't know", "ok", &canonical(&more));
     let text = canonical(&base);
     add("not-json", "MAN-1", "cut off", "malformed", &text[..text.len() - 1]);
+    let cut = text.find("vector\"").expect("the encoder") + 3;
+    add("cut-in-string", "MAN-1", "cut off inside a string", "malformed", &text[..cut]);
     add(
         "space",
         "MAN-1",
@@ -2148,6 +2783,15 @@ fn manifests(set: &mut VectorSet) {
         ),
     );
     add("trailing", "MAN-1", "a line feed behind the object", "malformed", &format!("{text}\n"));
+    let (smile, dagesh) = ("\"\u{1f600}\":1", "\"\u{fb33}\":2");
+    for (id, expect, first, second, order) in [
+        ("keys-utf16", "ok", smile, dagesh, "UTF-16"),
+        ("keys-code-points", "malformed", dagesh, smile, "code points"),
+    ] {
+        let comment = format!("members U+1F600 and U+FB33 in the order of {order}");
+        let recipe = format!("\"recipe\":{{{first},{second}");
+        add(id, "MAN-1", &comment, expect, &text.replacen("\"recipe\":{", &recipe, 1));
+    }
     add(
         "deep",
         "MAN-1",
@@ -2183,6 +2827,51 @@ fn manifests(set: &mut VectorSet) {
         "2^53",
         "malformed",
         &text.replacen("{\"encoder\"", "{\"aaa\":9007199254740992,\"encoder\"", 1),
+    );
+    for (id, expect, number) in [
+        ("integers", "ok", "[-9007199254740991,9007199254740991]"),
+        ("huge-negative", "malformed", "-9007199254740992"),
+        ("negative-zero", "malformed", "-0"),
+    ] {
+        let member = format!("{{\"aaa\":{number},\"encoder\"");
+        add(id, "MAN-1", number, expect, &text.replacen("{\"encoder\"", &member, 1));
+    }
+    let digest = Digest::of(b"").to_string();
+    for (id, expect, planes, root) in [
+        ("rungs", "ok", "7", digest.as_str()),
+        ("rung-eight", "malformed", "8", &digest),
+        ("rung-two", "malformed", "2", &digest),
+        ("rung-digest", "malformed", "3", "12"),
+    ] {
+        let comment = format!("a root of rung {planes} with {} digits", root.len());
+        add(id, "MAN-5", &comment, expect, &with("rungs", json!({ planes: root })));
+    }
+    let mut nulls = base.clone();
+    nulls["files"] = json!([{ "path": "w", "role": "left_out", "bytes": 1 }]);
+    for (id, member, place) in [
+        ("null-calibration", "calibration", ""),
+        ("null-licence", "licence", ""),
+        ("null-rungs", "rungs", ""),
+        ("null-digest", "sha256", "/files/0"),
+        ("null-metadata", "metadata", "/files/0"),
+        ("null-file", "file", "/tensors/a"),
+    ] {
+        let mut m = nulls.clone();
+        m.pointer_mut(place).expect("it is there")[member] = Value::Null;
+        let comment = format!("the optional member {member} is null");
+        add(id, "MAN-2", &comment, "malformed", &canonical(&m));
+    }
+    let mut m = base.clone();
+    m["files"][0]["bytes"] = true.into();
+    add("bytes-true", "MAN-2", "a length that is true", "malformed", &canonical(&m));
+    let mut m = base.clone();
+    m["tensors"]["a"]["file"] = "x".into();
+    add(
+        "file-carried",
+        "MAN-2",
+        "a tensor from a file that is carried",
+        "malformed",
+        &canonical(&m),
     );
     add("format", "MAN-2", "another format", "malformed", &with("format", "other".into()));
     add(
@@ -2312,6 +3001,17 @@ fn codec(set: &mut VectorSet) {
         &["VAL-1"],
         "the largest scale of an F16 tensor",
         &large,
+        8,
+        Dtype::F16,
+    );
+    // 4.03125 * 128 * 127 = 65532: above 65520, half way between the largest F16 and the next that there would be.
+    let mut beyond = Planes::new("w", Dtype::F32, &[1, 256], 0, &[8]);
+    beyond.scale = 0x4081;
+    add(
+        "overflow-to-f16",
+        &["VAL-4"],
+        "values that round to infinity in a smaller type, and some that don't",
+        &beyond,
         8,
         Dtype::F16,
     );

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use ultracompress::codec::PlaneCounts;
-use ultracompress::format::{Attachment, AttachmentKind, Index};
+use ultracompress::format::{Attachment, AttachmentKind, Index, PartKind, TensorEntry};
 use ultracompress::import::{
     Decision, PackOptions, PackReport, Recipe, ReshardOptions, Source, UnpackOptions,
 };
@@ -902,7 +902,13 @@ fn every_valid_container_keeps_all_it_holds_when_it_is_written_again() {
         if before.preamble().is_sharded() {
             continue;
         }
-        let (features, index) = (before.preamble().optional_features, before.index().clone());
+        let index = before.index().clone();
+        // A vector may set the two optional bits for what isn't there; a writer sets those of what is (UC-HDR-5).
+        let residual =
+            |t: &TensorEntry| t.parts.iter().any(|p| p.kind == PartKind::Residual && p.optional);
+        let residuals = u64::from(index.tensors.iter().any(residual));
+        let known = residuals | u64::from(!index.overlays.is_empty()) << 1;
+        let features = before.preamble().optional_features & !3 | known;
         let attachments = before.attachments().expect("valid");
         let manifest = before.manifest_bytes().expect("valid");
         let pack = Pack::from(before);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use ultracompress::codec::{Levels, PlaneCounts, PlaneLayout, RunBytes, RunDecoder, reference};
+use ultracompress::format::PartKind;
 use ultracompress::{
     Container, DecodeOptions, Dtype, Error, ErrorKind, EvalRecord, Failure, Kernel, Manifest, Pack,
     ShardIndex, VerifyOptions,
@@ -25,6 +26,10 @@ impl Vector {
 
     fn rules(&self) -> Vec<&str> {
         self.json["rule"].as_array().expect("rule").iter().filter_map(Value::as_str).collect()
+    }
+
+    fn levels(&self) -> Vec<&str> {
+        self.json["levels"].as_array().expect("levels").iter().filter_map(Value::as_str).collect()
     }
 
     fn needs_zstd(&self) -> bool {
@@ -178,6 +183,63 @@ fn check_overlays(v: &Vector, bytes: Vec<u8>) {
     }
 }
 
+/// Opens a file and decodes what a reader of a level decodes, without comparing digests.
+fn read_at(level: &str, bytes: Vec<u8>) -> Result<(), Error> {
+    let pack = Pack::from(Container::open(bytes)?);
+    let file = &pack.containers()[0];
+    for path in &file.index().files {
+        file.read_file(path)?;
+    }
+    for tensor in pack.tensors() {
+        tensor.decode()?;
+        let has_residual = tensor.entry().parts.iter().any(|p| p.kind == PartKind::Residual);
+        if level != "overlay" && level != "read" && has_residual {
+            DecodeOptions::new().with_exact(true).decode(&tensor)?;
+        }
+    }
+    if level == "overlay" || level == "verify" {
+        for (i, overlay) in pack.overlays().into_iter().enumerate() {
+            for block in &overlay.blocks {
+                if pack.tensor(&block.tensor).is_some() {
+                    pack.effective_tensor(&block.tensor, i + 1)?.decode(&DecodeOptions::new())?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn levels_say_who_must_refuse_a_vector() {
+    let mut wrong = vec![];
+    for v in vectors("container/invalid") {
+        let levels = v.levels();
+        let bytes = unhex(v.text("input"));
+        for level in ["read", "exact", "overlay"].into_iter().filter(|l| levels.contains(l)) {
+            if read_at(level, bytes.clone()).is_ok() {
+                wrong.push(format!("{}: a reader ({level}) accepts it", v.name()));
+            }
+        }
+        // What any reader sees is not left to verifiers.
+        // (The reference knows that a checksum of no attachments is wrong before anybody asks for them. And there is
+        // no level of those who know coded tensors and overlays, but not the rest.)
+        let early = matches!(v.text("id"), "attachments-crc-without" | "overlay-on-coded");
+        if levels == ["verify"] && !early && read_at("verify", bytes).is_err() {
+            wrong.push(format!("{}: readers refuse it", v.name()));
+        }
+    }
+    for v in vectors("pack/invalid") {
+        if v.text("expect") == "missing" {
+            continue;
+        }
+        let opened = open_shards(&v.json["input"]).is_ok();
+        if opened && v.levels().contains(&"read") {
+            wrong.push(format!("{}: a reader accepts it", v.name()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn invalid_containers_are_refused_for_the_stated_rule() {
     let mut wrong = vec![];
@@ -199,6 +261,16 @@ fn invalid_containers_are_refused_for_the_stated_rule() {
 /// What a complete check of a pack of several files finds first.
 fn pack_verdict(input: &Value) -> Result<(String, String), Box<Failure>> {
     let fail = |e: Error| Box::new(Failure::from(&e));
+    let pack = open_shards(input)?;
+    let report = VerifyOptions::new().verify_pack(&pack).map_err(fail)?;
+    match report.failures.into_iter().next() {
+        Some(failure) => Err(failure.into()),
+        None => Ok((report.stored_root.to_string(), report.decoded_root.to_string())),
+    }
+}
+
+fn open_shards(input: &Value) -> Result<Pack<Vec<u8>>, Box<Failure>> {
+    let fail = |e: Error| Box::new(Failure::from(&e));
     let index = ShardIndex::parse(&unhex(input["index"].as_str().expect("hex"))).map_err(fail)?;
     let mut shards = vec![];
     for shard in &index.shards {
@@ -209,12 +281,7 @@ fn pack_verdict(input: &Value) -> Result<(String, String), Box<Failure>> {
         };
         shards.push(Some(Container::open(unhex(bytes)).map_err(fail)?));
     }
-    let pack = Pack::from_shards(index, shards).map_err(fail)?;
-    let report = VerifyOptions::new().verify_pack(&pack).map_err(fail)?;
-    match report.failures.into_iter().next() {
-        Some(failure) => Err(failure.into()),
-        None => Ok((report.stored_root.to_string(), report.decoded_root.to_string())),
-    }
+    Pack::from_shards(index, shards).map_err(fail)
 }
 
 #[test]
@@ -275,6 +342,22 @@ fn manifests_parse_or_are_refused() {
             (_, Ok(_)) => panic!("{}: accepted", v.name()),
         }
     }
+}
+
+/// A vector of this would have megabytes.
+#[test]
+fn a_recipe_has_at_most_a_mebibyte_of_canonical_json() {
+    let with = |length: usize| {
+        // Braces, the name, a colon and quotation marks: eight bytes.
+        let recipe = serde_json::json!({ "a": "x".repeat(length - 8) });
+        let manifest = serde_json::json!({
+            "encoder": "e", "files": [], "format": "ultracompress-manifest-1", "recipe": recipe, "tensors": {},
+        });
+        Manifest::parse(&serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"))
+    };
+    assert!(with(1 << 20).is_ok());
+    let e = with((1 << 20) + 1).expect_err("too long");
+    assert!(e.to_string().contains("UC-MAN-2"), "{e}");
 }
 
 /// The stored parts of a codec vector.
@@ -469,13 +552,176 @@ fn the_worked_example_is_the_vector() {
     assert_eq!(bytes, unhex(json["input"].as_str().expect("hex")));
 }
 
+/// Every vector there is, whatever this build can run.
+fn all_vectors() -> Vec<Vector> {
+    let mut found = BTreeMap::new();
+    files(&root(), &mut found);
+    let parse = |(path, text): (PathBuf, String)| Vector {
+        path: path.display().to_string(),
+        json: serde_json::from_str(&text).expect("vectors are JSON"),
+    };
+    found.into_iter().map(parse).collect()
+}
+
+/// Rules that no file can break by itself, each with the reason. All others have a vector that must be refused.
+const NOT_BROKEN_ALONE: [(&str, &str); 10] = [
+    (
+        "UC-ROOT-1",
+        "says what a root is; a file with another has a root that is wrong (UC-ROOT-2, UC-ROOT-3)",
+    ),
+    ("UC-LVL-4", "gives the default tables, which no file holds"),
+    ("UC-VAL-2", "gives the steps, which no file holds"),
+    (
+        "UC-VAL-3",
+        "says what a weight is; a file made otherwise has a digest that is wrong (UC-TEN-5)",
+    ),
+    ("UC-VAL-4", "the same of rounding"),
+    (
+        "UC-VAL-5",
+        "says what a rung is; a file made otherwise has a root of it that is wrong (UC-MAN-5)",
+    ),
+    (
+        "UC-EXA-5",
+        "says where weights are expected; a residual made otherwise leads elsewhere (UC-EXA-11)",
+    ),
+    (
+        "UC-OVL-6",
+        "says what a product is; an overlay made otherwise has a digest that is wrong (UC-OVL-9)",
+    ),
+    ("UC-OVL-7", "the same of binary16 factors"),
+    ("UC-OVL-8", "the same of the sum"),
+];
+
+#[test]
+fn every_rule_that_a_file_can_break_has_a_vector_that_is_refused() {
+    let refused: BTreeSet<String> = all_vectors()
+        .iter()
+        .filter(|v| v.text("expect") != "ok")
+        .flat_map(|v| v.rules().into_iter().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    let not_alone: BTreeSet<String> =
+        NOT_BROKEN_ALONE.iter().map(|(rule, _)| (*rule).to_owned()).collect();
+    let known = spec_rules();
+    assert!(not_alone.is_subset(&known), "rules that are listed and not in the spec");
+    let expected: BTreeSet<String> = known.difference(&not_alone).cloned().collect();
+    assert_eq!(expected, refused, "rules that files can break, and rules that vectors break");
+}
+
+/// What each level takes in, itself included.
+const LEVELS: [(&str, &[&str]); 5] = [
+    ("read", &["read"]),
+    ("exact", &["read", "exact"]),
+    ("overlay", &["read", "overlay"]),
+    ("verify", &["read", "exact", "overlay", "verify"]),
+    ("write", &["read", "exact", "overlay", "verify"]),
+];
+
+#[test]
+fn the_page_on_conformance_lists_rules_and_counts() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/conformance.md");
+    let page = std::fs::read_to_string(path).expect("the page is there");
+    let listed = |level: &str| {
+        let row = page.lines().find(|l| l.starts_with(&format!("| `{level}` | UC-")));
+        let mut rules = BTreeSet::new();
+        for range in row.unwrap_or_default().split('|').nth(2).unwrap_or_default().split(", ") {
+            let range = range.trim();
+            let (first, last) = range.split_once(" to ").unwrap_or((range, range));
+            let split = |id: &str| {
+                let (page, number) = id.rsplit_once('-').expect("rules have numbers");
+                (page.to_owned(), number.parse::<u32>().expect("a number"))
+            };
+            let ((page, from), (other, to)) = (split(first), split(last));
+            assert_eq!(page, other, "{range}");
+            rules.extend((from..=to).map(|n| format!("{page}-{n}")));
+        }
+        rules
+    };
+    let level_of = |rule: &String| make_vectors::level_of(rule.trim_start_matches("UC-"));
+    let all = all_vectors();
+    for (level, takes_in) in LEVELS {
+        let known = || spec_rules().into_iter();
+        if level != "write" {
+            let own: BTreeSet<String> = known().filter(|rule| level_of(rule) == level).collect();
+            assert_eq!(listed(level), own, "rules of level {level}");
+        }
+        let rules = known().filter(|rule| takes_in.contains(&level_of(rule))).count();
+        let own: Vec<&Vector> = all.iter().filter(|v| v.levels().contains(&level)).collect();
+        let ok = own.iter().filter(|v| v.text("expect") == "ok").count();
+        let zstd = own.iter().filter(|v| v.needs_zstd()).count();
+        let n = own.len();
+        let row = format!("| `{level}` | {rules} | {n} | {ok} | {} | {zstd} |", n - ok);
+        assert!(page.lines().any(|line| line == row), "conformance.md lacks the row: {row}");
+        // Who takes in a level must pass its vectors too.
+        for (inner, _) in LEVELS.iter().filter(|(l, _)| takes_in.contains(l) && level != "write") {
+            for v in all.iter().filter(|v| v.levels().contains(inner)) {
+                assert!(v.levels().contains(&level), "{}: {inner}, but not {level}", v.name());
+            }
+        }
+    }
+    let verified = all.iter().filter(|v| v.levels().contains(&"verify")).count();
+    assert_eq!(verified, all.len(), "a verifier must pass all vectors");
+}
+
+#[test]
+fn manifests_that_writers_make_are_canonical() {
+    for v in vectors("manifest").into_iter().filter(|v| v.levels().contains(&"write")) {
+        let bytes = unhex(v.text("input"));
+        let value: Value = serde_json::from_slice(&bytes).expect("JSON");
+        let again = serde_json_canonicalizer::to_vec(&value).expect("safe integers");
+        assert_eq!(again, bytes, "{}", v.name());
+    }
+}
+
+/// Numbers of rules in a text, such as `UC-IDX-4`.
+fn cited(text: &str) -> BTreeSet<String> {
+    let id = |rest: &str| {
+        let page = rest.find(|c: char| !c.is_ascii_uppercase()).filter(|&n| n > 0)?;
+        let number = rest[page..].strip_prefix('-')?;
+        let digits = number.bytes().take_while(u8::is_ascii_digit).count();
+        (digits > 0).then(|| format!("UC-{}-{}", &rest[..page], &number[..digits]))
+    };
+    text.split("UC-").skip(1).filter_map(id).collect()
+}
+
+#[test]
+fn every_rule_that_is_cited_is_in_the_spec() {
+    fn texts(path: &Path, all: &mut Vec<PathBuf>) {
+        if path.is_dir() {
+            for entry in std::fs::read_dir(path).expect("readable") {
+                texts(&entry.expect("readable").path(), all);
+            }
+        } else if ["rs", "md", "py"].iter().any(|e| path.extension().is_some_and(|x| x == *e)) {
+            all.push(path.to_owned());
+        }
+    }
+    let mut all = vec![];
+    for place in ["src", "tests", "examples", "spec"] {
+        texts(&Path::new(env!("CARGO_MANIFEST_DIR")).join(place), &mut all);
+    }
+    let (known, mut dead, mut found) = (spec_rules(), vec![], BTreeSet::new());
+    for path in all {
+        let rules = cited(&std::fs::read_to_string(&path).expect("readable"));
+        let unknown = rules.difference(&known);
+        dead.extend(unknown.map(|rule| format!("{rule} in {}", path.display())));
+        found.extend(rules);
+    }
+    assert!(dead.is_empty(), "rules that the spec doesn't have: {dead:?}");
+    assert!(known.is_subset(&found), "the search finds nothing");
+}
+
 /// Rule numbers where the spec states them: in bold brackets.
 fn spec_rules() -> BTreeSet<String> {
     let mut rules = BTreeSet::new();
-    for page in ["container.md", "codec.md", "exact.md", "overlay.md", "manifest.md", "receipt.md"]
-    {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec").join(page);
-        let text = std::fs::read_to_string(path).expect("the page is there");
+    let mut pages = BTreeMap::new();
+    let spec = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec");
+    for entry in std::fs::read_dir(spec).expect("the spec is there") {
+        let path = entry.expect("readable").path();
+        if path.extension().is_some_and(|e| e == "md") {
+            let text = std::fs::read_to_string(&path).expect("readable");
+            pages.insert(path, text);
+        }
+    }
+    for text in pages.values() {
         for piece in text.split("**[").skip(1) {
             let id = piece.split(']').next().expect("split gives one");
             assert!(rules.insert(id.to_owned()), "{id} is stated twice");

@@ -270,7 +270,6 @@ impl Exact {
         let stored = planes.stored();
         let decoded = planes.decode(&stored, 8, planes.dtype);
         let size = usize::try_from(planes.dtype.bits() / 8).expect("small");
-        let cols = usize::try_from(stored.layout.cols).expect("small");
         let mut source = vec![];
         for (i, near) in decoded.chunks(size).enumerate() {
             let mut bytes = element(near, i, odd && i % 13 == 5);
@@ -279,6 +278,25 @@ impl Exact {
             }
             source.extend(bytes);
         }
+        Self::of_source(planes, models, tails, |place, _| source[place * size..][..size].to_vec())
+    }
+
+    /// What is expected of two-byte elements is what the source has.
+    fn as_expected(planes: Planes, models: BTreeMap<u8, Model>) -> Self {
+        Self::of_source(planes, models, false, |_, top| top.to_le_bytes().to_vec())
+    }
+
+    /// `element` gives the source's bytes by place and expected top.
+    fn of_source(
+        planes: Planes,
+        models: BTreeMap<u8, Model>,
+        tails: bool,
+        element: impl Fn(usize, u16) -> Vec<u8>,
+    ) -> Self {
+        let stored = planes.stored();
+        let size = usize::try_from(planes.dtype.bits() / 8).expect("small");
+        let cols = usize::try_from(stored.layout.cols).expect("small");
+        let mut source = vec![0; planes.counts.len() * cols * size];
         let mut names = [[0; 8]; 6];
         for (native, model) in &models {
             names[usize::from(*native) - 3] = model.name();
@@ -304,7 +322,8 @@ impl Exact {
                             let code = usize::from(Planes::code(*native, row, col));
                             let (table, expected) =
                                 expected(model, levels, code, scale * f32::from(step));
-                            let e = &source[(row * cols + col) * size..][..size];
+                            let e = element(row * cols + col, expected);
+                            source[(row * cols + col) * size..][..size].copy_from_slice(&e);
                             lower.extend_from_slice(&e[..size - 2]);
                             weights.push((
                                 table,
@@ -358,8 +377,10 @@ fn coded(
         _ => (7, 75u16),
     };
     let mut weights = vec![];
+    // Near one, whatever the first exponent is.
+    let near_one = if dtype == Dtype::F16 { 60 } else { 200 };
     let references: Vec<u8> =
-        (0..rows).map(|r| u8::try_from(200 + r % 5).expect("a byte")).collect();
+        (0..rows).map(|r| u8::try_from(near_one + r % 5).expect("a byte")).collect();
     for (row, r) in source.chunks(cols * size).zip(&references) {
         let expected = (4 * first + u16::from(*r)) << (mantissa - 2);
         let context = usize::from(r % 4) << (model.mantissa_bits + model.fraction_bits) >> 2;
@@ -404,6 +425,8 @@ fn around_one(dtype: Dtype, n: usize) -> Vec<u8> {
     (0..n)
         .flat_map(|i| match dtype {
             Dtype::Bf16 => half::bf16::from_f32(value(i)).to_le_bytes().to_vec(),
+            Dtype::F16 => half::f16::from_f32(value(i)).to_le_bytes().to_vec(),
+            Dtype::F64 => (f64::from(value(i)) / 3.0).to_le_bytes().to_vec(),
             _ => value(i).to_le_bytes().to_vec(),
         })
         .collect()
@@ -421,9 +444,22 @@ pub fn valid(set: &mut VectorSet) {
         "rows of 5 and 4 planes with residual; contexts of the factor and of the value; NaN, infinity, negative zero, subnormals",
         &small().file(),
     );
-    let planes = Planes::new("w", Dtype::F16, &[2, 70], 32, &[8, 8]);
-    let eight = Exact::new(planes, |_| 1, true, false);
-    set.valid("exact-f16", &["EXA-5"], "8 planes, with the level 0", &eight.file());
+    // Every code occurs.
+    let planes = |name| Planes::new(name, Dtype::F16, &[2, 256], 32, &[8, 8]);
+    let usual = Exact::new(planes("v"), |_| 1, true, false);
+    // Products from 2^-26 up.
+    let tiny = Planes { scale: 97 << 7, ..planes("w") };
+    assert_tops_are_cut(&tiny);
+    let tiny = Exact::new(tiny, |_| 1, true, false);
+    let [mut records, more] = [usual.records(), tiny.records()];
+    records.insert(1, more[0].clone());
+    assert_eq!(records[2].name, more[1].name, "one model serves both");
+    set.valid(
+        "exact-f16",
+        &["EXA-5"],
+        "8 planes, with the level 0; expected values that are subnormal or cut to a zero of their sign",
+        &File::of(records),
+    );
     for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::F64, "f64")] {
         let planes = Planes::new("w", dtype, &[2, 33], 0, &[3, 3]);
         let with = Exact::new(planes.clone(), |_| 0, true, true);
@@ -432,53 +468,124 @@ pub fn valid(set: &mut VectorSet) {
         let id = format!("exact-{name}-no-tails");
         set.valid(&id, &["EXA-8"], "lower bits that are all zero", &without.file());
     }
-    // One symbol that takes no bits: the source is what is expected.
+    // One symbol that takes no bits: the source is what is expected, and long rows make short residuals.
+    let silent = |native| {
+        let mut one = model(Dtype::Bf16, native, 0);
+        one.tables = vec![(0, 0, vec![(0, 512)]); 2];
+        (native, one)
+    };
+    let (eight, mut most) = silent(8);
+    (most.mantissa_bits, most.fraction_bits) = (4, 4);
+    most.classes = (0..=255u8).map(|c| c / 2).collect();
+    most.contexts = vec![0; 128 << 8];
+    let planes = Planes::new("w", Dtype::Bf16, &[1, 40], 32, &[8]);
+    let most = Exact::as_expected(planes, BTreeMap::from([(eight, most)]));
+    set.valid(
+        "model-most-contexts",
+        &["EXA-2"],
+        "128 classes of 256 contexts: 32,768",
+        &most.file(),
+    );
+    // A context for each of as many tables as there may be, and the least and the most slots of one.
+    let mut least = silent(3).1;
+    (least.precision, least.mantissa_bits, least.fraction_bits) = (8, 5, 0);
+    least.contexts = (0..8 << 5u8).map(|i| u8::try_from(i % 256).expect("a byte")).collect();
+    least.tables = vec![(8, 0, vec![(0, 256)]); 256];
+    let mut slots = silent(4).1;
+    slots.precision = 11;
+    slots.tables = vec![(5, 0, vec![(0, 2048)]); 2];
+    let planes = Planes::new("w", Dtype::Bf16, &[2, 256], 16, &[3, 4]);
+    let least = Exact::as_expected(planes, BTreeMap::from([(3, least), (4, slots)]));
+    set.valid(
+        "model-limits",
+        &["EXA-2", "EXA-3"],
+        "256 tables, precisions of 8 and 11 with as many bits below as there may be",
+        &least.file(),
+    );
     let mut long = Planes::new("w", Dtype::Bf16, &[1, 65_576], 256, &[3]);
     long.scale = 0x3a00;
-    let mut one = model(Dtype::Bf16, 3, 0);
-    one.tables = vec![(0, 0, vec![(0, 512)]); 2];
-    let mut exact = Exact::with(long, BTreeMap::from([(3, one)]), false, false);
-    exact.source.clear();
-    let stored = exact.planes.stored();
-    let levels = LevelSet::default_for(3).table(3);
-    let m = &exact.models[&3];
-    let mut blocks = vec![];
-    let scale = f32::from_bits(u32::from(exact.planes.scale) << 16);
-    let cols = usize::try_from(stored.layout.cols).expect("small");
-    for from in [0, 65_536] {
-        let to = cols.min(from + 65_536);
-        let mut weights = vec![];
-        for col in from..to {
-            let factor = scale * f32::from(STEPS[col / 256 * 7 % 16]);
-            let (table, top) = expected(m, levels, usize::from(Planes::code(3, 0, col)), factor);
-            exact.source.extend(top.to_le_bytes());
-            weights.push((table, top, top));
-        }
-        blocks.push(Block::code(m, to - from, &weights).bytes());
-    }
-    exact.residual.blocks = blocks;
-    set.valid("exact-long-row", &["EXA-4"], "a row that is cut into two blocks", &exact.file());
+    let long = Exact::as_expected(long, BTreeMap::from([silent(3)]));
+    set.valid("exact-long-row", &["EXA-4"], "a row that is cut into two blocks", &long.file());
+    let rows = Planes::new("w", Dtype::Bf16, &[6, 20_000], 256, &[3, 4, 3, 3, 3, 3]);
+    let rows = Exact::as_expected(rows, BTreeMap::from([silent(3), silent(4)]));
+    assert_eq!(rows.residual.blocks.len(), 3, "one row of four planes, three and two of three");
+    set.valid(
+        "exact-blocks",
+        &["EXA-4"],
+        "blocks of three rows, of two that are left, and of one with another count",
+        &rows.file(),
+    );
 
     let bf16 = coded_model(Dtype::Bf16);
-    let f32 = coded_model(Dtype::F32);
-    let mut models = vec![bf16.record(), f32.record()];
+    let (f32, f16, f64) =
+        (coded_model(Dtype::F32), coded_model(Dtype::F16), coded_model(Dtype::F64));
+    let mut models: Vec<Record> = [&bf16, &f32, &f16, &f64].map(Model::record).to_vec();
     models.sort_by(|a, b| a.name.cmp(&b.name));
     let records = [
         vec![
             coded("a", Dtype::Bf16, &[3, 2, 25], 1, &bf16, &around_one(Dtype::Bf16, 150)),
             coded("b", Dtype::F32, &[45], 0, &f32, &around_one(Dtype::F32, 45)),
-            raw("c", Dtype::U8, &[3], &[1, 2, 3]),
+            coded("c", Dtype::F16, &[3, 40], 1, &f16, &around_one(Dtype::F16, 120)),
+            coded("d", Dtype::F64, &[2, 3, 11], 2, &f64, &around_one(Dtype::F64, 66)),
+            raw("e", Dtype::U8, &[3], &[1, 2, 3]),
         ],
         models,
     ];
     set.valid(
         "coded-raw",
         &["EXA-10", "HDR-5"],
-        "tensors that are coded without planes, and the required feature bit",
+        "tensors of each type that are coded without planes, and the required feature bit",
         &File::of(records.concat()),
+    );
+    // Contexts of none, one and three bits: what isn't used of them names the other table.
+    let (mut tensors, mut models) = (vec![], vec![]);
+    for (name, bits, contexts) in
+        [("a", 0, vec![1]), ("b", 1, vec![1, 0]), ("c", 3, vec![1, 9, 0, 9, 1, 9, 0, 9])]
+    {
+        let mut m = coded_model(Dtype::Bf16);
+        (m.mantissa_bits, m.fraction_bits) = (bits / 2, bits - bits / 2);
+        m.contexts = contexts.into_iter().map(|t: u8| if t == 9 { 2 } else { t }).collect();
+        let third = (0, 7, vec![(0, 2048)]);
+        m.tables.push(third);
+        tensors.push(coded(name, Dtype::Bf16, &[5, 40], 1, &m, &around_one(Dtype::Bf16, 200)));
+        models.push(m.record());
+    }
+    models.sort_by(|a, b| a.name.cmp(&b.name));
+    set.valid(
+        "coded-contexts",
+        &["EXA-10"],
+        "contexts of none, one and three bits: the lowest two bits of the reference are at their upper end",
+        &File::of([tensors, models].concat()),
+    );
+    let unknown = |kind| super::unknown_part(kind, 0);
+    let mut records = small().records();
+    let n = records[0].parts.len() - 1;
+    records[0].parts.insert(n, unknown(15));
+    records[0].parts.push(unknown(17));
+    let mut a = coded("a", Dtype::Bf16, &[3, 50], 1, &bf16, &around_one(Dtype::Bf16, 150));
+    a.parts.insert(0, unknown(6));
+    a.parts.push(unknown(17));
+    records.insert(0, a);
+    records.push(bf16.record());
+    records[2..].sort_by(|a, b| a.name.cmp(&b.name));
+    set.valid(
+        "unknown-parts-exact",
+        &["PRT-4"],
+        "optional parts of unknown kinds before and behind residuals, of planes and of a coded tensor",
+        &File::of(records),
+    );
+    let mut unset = small().file();
+    unset.optional = Some(0);
+    set.valid(
+        "residual-feature-unset",
+        &["HDR-5"],
+        "a residual, though the optional bit says there is none: readers don't rely on it",
+        &unset,
     );
 
     set.valid("heads", &["EXA-12"], "what stood in front of the tensors", &with_head(|_| {}));
+    let more = with_head(|r| r.parts.push(super::unknown_part(6, 0)));
+    set.valid("head-unknown-part", &["PRT-4", "EXA-12"], "a head with an optional part", &more);
     let recorded = with_rungs(None);
     set.valid("rungs", &["MAN-5"], "the decoded roots of two rungs", &recorded);
 }
@@ -498,6 +605,40 @@ fn with_head(change: impl Fn(&mut Record)) -> File {
     manifest["tensors"]["b"]["file"] = "model.safetensors".into();
     file.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
     file
+}
+
+/// The same with another list of files, for a tensor that is said to be of none.
+fn with_listed(files: serde_json::Value) -> File {
+    let mut file = with_head(|_| {});
+    let mut manifest = file.default_manifest();
+    manifest["files"] = files;
+    file.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
+    file
+}
+
+/// Checks that a vector in which every code occurs shows how values of F16 are cut: towards zero, which keeps its sign, and
+/// below normal numbers too.
+fn assert_tops_are_cut(planes: &Planes) {
+    let levels = LevelSet::default_for(8).table(8);
+    let scale = f32::from_bits(u32::from(planes.scale) << 16);
+    let values = || (0..256).map(|code| scale * 32.0 * anchor(levels, code));
+    let cut = |v: f32| top(Dtype::F16, v);
+    let nearest = |v: f32| half::f16::from_f32(v).to_bits();
+    assert!(values().any(|v| cut(v) == 0x8000) && values().any(|v| cut(v) == 0));
+    assert!(values().any(|v| cut(v) != nearest(v) && cut(v) & 0x7fff != 0));
+}
+
+/// A coded tensor of bfloat16, its bytes, and the model.
+pub fn coded_example() -> (Record, Record) {
+    let model = coded_model(Dtype::Bf16);
+    let source = around_one(Dtype::Bf16, 150);
+    (coded("a", Dtype::Bf16, &[3, 50], 1, &model, &source), model.record())
+}
+
+/// Records of a tensor with a residual, whose model is the same whatever it is called.
+pub fn with_residual(name: &'static str) -> Vec<Record> {
+    let planes = Planes::new(name, Dtype::Bf16, &[2, 40], 16, &[4, 4]);
+    Exact::new(planes, |_| 0, true, false).records()
 }
 
 /// A file whose manifest has decoded roots of rungs, of which `wrong` has another.
@@ -544,7 +685,12 @@ pub fn invalid(set: &mut VectorSet) {
     }
     let mut m = good.clone();
     m.precision = 12;
+    let m = m.filled();
     add("model-precision", "EXA-2", "precision 12", "malformed", &body(&m));
+    let mut m = good.clone();
+    m.precision = 7;
+    m.tables = vec![(0, 0, vec![(0, 128)]); 2];
+    add("model-precision-seven", "EXA-2", "precision 7", "malformed", &body(&m));
     let mut m = good.clone();
     m.contexts[1] = 2;
     add("model-context", "EXA-2", "a context of a third of two tables", "malformed", &body(&m));
@@ -554,6 +700,20 @@ pub fn invalid(set: &mut VectorSet) {
     let mut m = good.clone();
     m.classes.iter_mut().for_each(|c| *c = 0);
     add("model-classes", "EXA-2", "contexts of classes that no code has", "malformed", &body(&m));
+    let mut m = model(Dtype::Bf16, 8, 0);
+    (m.mantissa_bits, m.fraction_bits) = (4, 4);
+    m.classes = (0..=255u8).map(|c| c.min(128)).collect();
+    m.contexts = vec![0; 129 << 8];
+    add("model-contexts", "EXA-2", "129 classes of 256 contexts: 33,024", "malformed", &body(&m));
+    let mut m = coded_model(Dtype::Bf16);
+    m.classes = vec![1];
+    m.contexts = [m.contexts.clone(), m.contexts].concat();
+    add("model-coded-class", "EXA-2", "class 1 without planes", "malformed", &body(&m));
+    let mut bytes = good.body();
+    let table = 12 + good.classes.len() + good.contexts.len();
+    bytes[table + 1] = 1;
+    let reserved = File::of(vec![record_of(&bytes)]);
+    add("model-table-reserved", "EXA-1", "a reserved byte of a table", "malformed", &reserved);
     let mut m = good.clone();
     m.tables[0].2[0].1 += 1;
     add("model-sum", "EXA-3", "frequencies of a table sum to 513", "malformed", &body(&m));
@@ -608,6 +768,11 @@ pub fn invalid(set: &mut VectorSet) {
     let mut r = exact.residual.clone();
     r.models[2] = r.models[1];
     add("residual-model-other", "EXA-4", "a model for another plane count", "malformed", &with(&r));
+    // Upper halves of BF16 and F32 are the same, so that the model would do.
+    let planes = Planes::new("w", Dtype::Bf16, &[1, 40], 16, &[5]);
+    let other = Exact::with(planes, BTreeMap::from([(5, model(Dtype::F32, 5, 0))]), true, false);
+    let comment = "a model for another type, which would do";
+    add("residual-model-dtype", "EXA-4", comment, "malformed", &other.file());
     let mut r = exact.residual.clone();
     r.blocks[0][0..4].copy_from_slice(&100_000u32.to_le_bytes());
     add("block-words", "EXA-4", "more words than weights", "malformed", &with(&r));
@@ -633,6 +798,27 @@ pub fn invalid(set: &mut VectorSet) {
     add("words-left", "EXA-9", "a word is left", "malformed", &more);
     let state = block(&|b| b.states[7] ^= 1 << 20);
     add("state", "EXA-9", "a coder doesn't end where it began", "malformed", &state);
+    let twice = block(&|b| {
+        let (at, top) = b.exceptions[0];
+        b.exceptions.insert(0, (at, top ^ 1));
+    });
+    add("exceptions-twice", "EXA-7", "two exceptions at one place", "malformed", &twice);
+    // The words of a block end in the middle of four bytes.
+    let mut r = exact.residual.clone();
+    let odd = |b: &Vec<u8>| b[0] % 2 == 1;
+    let i = r.blocks.iter().position(odd).expect("a block with an odd number of words");
+    let end = 140 + 2 * usize::from(r.blocks[i][0]);
+    assert_eq!(r.blocks[i][1], 0, "fewer than 256 words");
+    r.blocks[i][end] = 1;
+    add("block-padding", "EXA-4", "padding behind the words is not zero", "malformed", &with(&r));
+    let mut tied = exact.records();
+    tied.insert(0, super::alias("v", "w", &tied[0]));
+    let mut tied = File::of(tied);
+    let mut manifest = tied.default_manifest();
+    manifest["tensors"]["v"]["sha256"] = Digest::of(b"another").to_string().into();
+    tied.manifest = Some(serde_json_canonicalizer::to_vec(&manifest).expect("plain JSON"));
+    let comment = "an alias whose source is said to differ from its target's, which is exact";
+    add("exact-alias", "EXA-11", comment, "integrity", &tied);
     let order = block(&|b| b.exceptions.reverse());
     add("exceptions-order", "EXA-7", "exceptions are not in order", "malformed", &order);
     let beyond = block(&|b| b.exceptions.last_mut().expect("some").0 = 40);
@@ -642,6 +828,9 @@ pub fn invalid(set: &mut VectorSet) {
     let value = block(&|b| b.exceptions[0].1 ^= 1);
     add("exact-value", "EXA-11", "another value than the source's", "integrity", &value);
 
+    let mut file = exact.file();
+    file.records[0].parts.last_mut().expect("the residual").plane = 1;
+    add("residual-plane", "PRT-1", "a residual of plane 1", "malformed", &file);
     let mut file = exact.file();
     file.records[0].parts.last_mut().expect("the residual").flags = 0;
     add(
@@ -656,6 +845,11 @@ pub fn invalid(set: &mut VectorSet) {
     let bf16 = coded_model(Dtype::Bf16);
     let a = || coded("a", Dtype::Bf16, &[3, 50], 1, &bf16, &around_one(Dtype::Bf16, 150));
     let coded_file = |a: Record| File::of(vec![a, bf16.record()]);
+    let mut padding = a();
+    // Three references at 140 in the block, which is behind 48 bytes of names, the count and one length.
+    padding.parts[0].chunks[0][56 + 143] = 1;
+    let comment = "padding behind the references is not zero";
+    add("coded-padding", "EXA-4", comment, "malformed", &coded_file(padding));
     let mut optional = a();
     optional.parts[0].flags = 1;
     let optional = coded_file(optional);
@@ -669,7 +863,7 @@ pub fn invalid(set: &mut VectorSet) {
     let mut none = a();
     none.parts.clear();
     add("coded-empty", "PRT-4", "a coded tensor without its part", "malformed", &coded_file(none));
-    let mut rows = a();
+    let mut rows = coded("a", Dtype::Bf16, &[3, 50], 2, &bf16, &around_one(Dtype::Bf16, 150));
     rows.body[4] = 3;
     add(
         "coded-row-dims",
@@ -702,6 +896,12 @@ pub fn invalid(set: &mut VectorSet) {
 
     let head = with_head(|r| r.body[0] += 1);
     add("head-length", "EXA-12", "a head of another length than its part", "malformed", &head);
+    let unlisted = with_listed(json!([]));
+    add("head-unlisted", "EXA-12", "a head of a file that isn't listed", "malformed", &unlisted);
+    let left_out = with_listed(json!([
+        { "path": "model.safetensors", "role": "left_out", "bytes": 75 },
+    ]));
+    add("head-left-out", "EXA-12", "a head of a file that was left out", "malformed", &left_out);
     let head = with_head(|r| r.flags = 0);
     add("head-required", "IDX-5", "a head that is not optional", "malformed", &head);
 

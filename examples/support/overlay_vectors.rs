@@ -10,6 +10,9 @@ use ultracompress::{Digest, Dtype};
 
 use super::{File, Planes, Record, VectorSet, alias, hex, plain, raw};
 
+/// A way of adding up products, and of scaling what comes out.
+type Sum = fn(&[f32], f32) -> f32;
+
 /// A block, field by field.
 #[derive(Clone)]
 struct Block {
@@ -65,6 +68,37 @@ impl Block {
         )
     }
 
+    /// Exchanges one of the scales, those of rows first, of int8 factors.
+    fn set_scale(&mut self, at: usize, scale: bf16) {
+        let whole = |n: u64| usize::try_from(n).expect("small");
+        let (rows, cols, rank) = (whole(self.rows), whole(self.cols), self.rank as usize);
+        self.content[2 * at..][..2].copy_from_slice(&scale.to_le_bytes());
+        let value =
+            |i: usize| bf16::from_le_bytes([self.content[2 * i], self.content[2 * i + 1]]).to_f32();
+        let factors = &self.content[2 * (rows + cols)..];
+        let (a, b) = factors.split_at(rows * rank);
+        let product = |i: usize| {
+            let (r, c) = (i / cols, i % cols);
+            let term = |k: usize| {
+                i16::from(a[r * rank + k].cast_signed()) * i16::from(b[k * cols + c].cast_signed())
+            };
+            let sum: i32 = (0..rank).map(|k| i32::from(term(k))).sum();
+            #[allow(clippy::cast_precision_loss, reason = "below 2^24")]
+            let sum = sum as f32;
+            sum * (value(r) * value(rows + c))
+        };
+        self.product = (0..rows * cols).map(product).collect();
+    }
+
+    /// One row of factors whose product is zero.
+    fn zero_int8(tensor: &str, cols: usize) -> Self {
+        let mut block = Self::int8(tensor, 1, cols, 1, 0);
+        let n = block.content.len();
+        block.content[n - cols..].fill(0);
+        block.product = vec![0.0; cols];
+        block
+    }
+
     fn f16(tensor: &str, rows: usize, cols: usize, rank: usize, scaling: f32) -> Self {
         let factor = |i: usize, seed: usize| {
             // Sizes far apart, so that the order of the sum shows.
@@ -83,6 +117,88 @@ impl Block {
         };
         let product = (0..rows * cols).map(product).collect();
         Self::new(tensor, 2, rows, cols, rank, scaling, content, product)
+    }
+
+    /// Factors of binary16, given as they are.
+    fn of_f16(tensor: &str, cols: usize, a: &[f16], b: &[f16], scaling: f32) -> Self {
+        let rank = b.len() / cols;
+        let rows = a.len() / rank;
+        let content = a.iter().chain(b).flat_map(|v| v.to_le_bytes()).collect();
+        let product = |i: usize| {
+            let mut sum = 0f32;
+            for k in 0..rank {
+                sum += a[i / cols * rank + k].to_f32() * b[k * cols + i % cols].to_f32();
+            }
+            sum * scaling
+        };
+        let product = (0..rows * cols).map(product).collect();
+        Self::new(tensor, 2, rows, cols, rank, scaling, content, product)
+    }
+
+    /// int8 factors whose sums are as large as they can be and whose scales have all their bits. Checks that rounding the
+    /// product shows: a sum of unrounded product and value is another number somewhere.
+    fn large_int8(tensor: &str, base: &[f32], cols: usize) -> Self {
+        let (rank, rows) = (1024, base.len() / cols);
+        let a: Vec<i8> =
+            (0..rows * rank).map(|i| if i < rank { -128 } else { int8(i, 1) | 64 }).collect();
+        let b: Vec<i8> =
+            (0..rank * cols).map(|i| if i % cols == 0 { -128 } else { int8(i, 2) | 32 }).collect();
+        let scale = |i: usize, base: u16| base + u16::try_from(i * 53 % 128).expect("small");
+        let row_scales: Vec<u16> = (0..rows).map(|i| scale(i + 1, 0x3b00)).collect();
+        let column_scales: Vec<u16> = (0..cols).map(|i| scale(i + 1, 0x3b00)).collect();
+        let mut content = vec![];
+        content.extend(row_scales.iter().chain(&column_scales).flat_map(|s| s.to_le_bytes()));
+        content.extend(a.iter().chain(&b).map(|v| v.cast_unsigned()));
+        let value = |bits: u16| bf16::from_bits(bits).to_f32();
+        let term =
+            |r: usize, c: usize, k: usize| i32::from(a[r * rank + k]) * i32::from(b[k * cols + c]);
+        let sum = |i: usize| -> i32 { (0..rank).map(|k| term(i / cols, i % cols, k)).sum() };
+        let scales = |i: usize| value(row_scales[i / cols]) * value(column_scales[i % cols]);
+        assert_eq!(sum(0), 1 << 24, "the largest sum");
+        #[allow(clippy::cast_precision_loss, reason = "at most 2^24")]
+        let product: Vec<f32> = (0..base.len()).map(|i| sum(i) as f32 * scales(i)).collect();
+        #[allow(clippy::cast_possible_truncation, reason = "this is the rounding")]
+        let fused =
+            |i: usize| (f64::from(base[i]) + f64::from(sum(i)) * f64::from(scales(i))) as f32;
+        assert!((0..base.len()).any(|i| fused(i) != base[i] + product[i]));
+        Self::new(tensor, 1, rows, cols, rank, 0.0, content, product)
+    }
+
+    /// Factors of binary16 whose sum in any of the orders that come to mind is another number somewhere.
+    fn ordered_f16(tensor: &str, rows: usize, cols: usize) -> Self {
+        let rank = 33;
+        let factor = |i: usize, seed: usize| {
+            let size = 2f32.powi(i32::try_from(i * 5 % 13).expect("small") - 9);
+            f16::from_f32(f32::from(int8(i, seed)) * size)
+        };
+        let a: Vec<f16> = (0..rows * rank).map(|i| factor(i, 7)).collect();
+        let b: Vec<f16> = (0..rank * cols).map(|i| factor(i, 8)).collect();
+        let scaling = 1.7f32;
+        let block = Self::of_f16(tensor, cols, &a, &b, scaling);
+        let terms = |i: usize| -> Vec<f32> {
+            let (a, b) = (&a[i / cols * rank..][..rank], b.iter().skip(i % cols).step_by(cols));
+            a.iter().zip(b).map(|(a, b)| a.to_f32() * b.to_f32()).collect()
+        };
+        fn lanes(terms: &[f32], n: usize) -> f32 {
+            (0..n)
+                .map(|l| terms.iter().skip(l).step_by(n).fold(0.0, |s, t| s + t))
+                .fold(0.0, |s, t| s + t)
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "this is the rounding")]
+        let others: [(&str, Sum); 7] = [
+            ("from the last", |t, x| t.iter().rev().fold(0.0, |s, t| s + t) * x),
+            ("two sums", |t, x| lanes(t, 2) * x),
+            ("four sums", |t, x| lanes(t, 4) * x),
+            ("eight sums", |t, x| lanes(t, 8) * x),
+            ("sixteen sums", |t, x| lanes(t, 16) * x),
+            ("binary64", |t, x| t.iter().map(|t| f64::from(*t)).sum::<f64>() as f32 * x),
+            ("scaled terms", |t, x| t.iter().fold(0.0, |s, t| s + t * x)),
+        ];
+        for (what, other) in others {
+            let differs = |i: &usize| other(&terms(*i), scaling) != block.product[*i];
+            assert!((0..rows * cols).filter(differs).count() > rows, "{what} shows");
+        }
+        block
     }
 
     #[allow(clippy::too_many_arguments, reason = "the fields of a block")]
@@ -328,13 +444,111 @@ pub fn valid(set: &mut VectorSet) {
             Block::f16("e.bf16", 1, 8, 1, 1.0 / 1024.0),
         ],
     );
+    // On zeros of binary32 the product is what comes out.
+    let zeros = raw_base("g.zeros", Dtype::F32, &[4, 12], &[0; 4 * 12 * 4]);
+    let mut with_zeros = self::bases();
+    with_zeros.push(zeros);
+    let mut ordered = adapter.clone();
+    ordered.blocks.push(Block::ordered_f16("g.zeros", 4, 12));
     add(
         set,
         "overlay-binary16",
         &["OVL-2", "OVL-4", "OVL-7", "OVL-8"],
         "binary16 factors whose sums depend on their order; a vector as one row",
-        &bases,
-        vec![adapter.clone()],
+        &with_zeros,
+        vec![ordered],
+    );
+    let values: Vec<f32> = (0..36u8).map(|i| f32::from(i) / 7.0 - 2.5).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let large = Block::large_int8("w", &values, 12);
+    add(
+        set,
+        "overlay-int8-rounding",
+        &["OVL-6", "OVL-8"],
+        "rank 1024, sums up to 2^24: the product is rounded before it is added",
+        &[raw_base("w", Dtype::F32, &[3, 12], &bytes)],
+        vec![Overlay::new("first", 1, vec![large])],
+    );
+    // What is just in range.
+    let mut scales = Block::int8("a", 2, 1, 1, 0);
+    scales.set_scale(0, bf16::from_f32(2f32.powi(40)));
+    scales.set_scale(1, bf16::from_f32(2f32.powi(-60)));
+    scales.set_scale(2, bf16::from_f32(2f32.powi(-60)));
+    let tiny = [f16::from_bits(1), f16::from_bits(0x8001)];
+    let ones: Vec<u8> = [1.0f32, -1.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let on_ones = ["a", "b", "c"].map(|name| raw_base(name, Dtype::F32, &[2], &ones));
+    add(
+        set,
+        "overlay-limits",
+        &["OVL-2", "OVL-4", "OVL-5"],
+        "the largest and smallest scales and scalings; a vector as one column",
+        &on_ones,
+        vec![Overlay::new(
+            "first",
+            1,
+            vec![
+                scales,
+                Block::of_f16("b", 1, &tiny, &[f16::ONE], 2f32.powi(64)),
+                Block::of_f16("c", 1, &[f16::MAX, f16::MIN], &[f16::MAX], -2f32.powi(-64)),
+            ],
+        )],
+    );
+    // Products of +0 and -0 on zeros of both signs: only two negative zeros have a negative sum.
+    let zeros: Vec<u8> = [0.0f32, -0.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let on_zeros = [
+        raw_base("a", Dtype::F32, &[2], &zeros),
+        raw_base("b", Dtype::F32, &[2], &zeros),
+        raw_base("c", Dtype::Bf16, &[2], &[0, 0, 0, 0x80]),
+    ];
+    let none = [f16::ZERO, f16::ZERO];
+    let one = [f16::ONE];
+    add(
+        set,
+        "overlay-negative-zero",
+        &["OVL-6", "OVL-7", "OVL-8"],
+        "sums of zeros: a product of binary16 factors is negative zero where the scaling is negative, one of int8 never",
+        &on_zeros,
+        vec![Overlay::new(
+            "first",
+            1,
+            vec![
+                Block::of_f16("a", 2, &one, &none, 1.0),
+                Block::of_f16("b", 2, &one, &none, -1.0),
+                Block::zero_int8("c", 2),
+            ],
+        )],
+    );
+    let mut unset = file(&on_zeros, &[]);
+    unset.optional = Some(2);
+    set.valid(
+        "overlay-feature-unused",
+        &["HDR-5", "OVL-3"],
+        "no overlays, though the optional bit says that there are",
+        &unset,
+    );
+    let (some, mut overlays) = example();
+    let outputs = apply(&some, &mut overlays);
+    let mut unset = file(&some, &overlays);
+    unset.optional = Some(0);
+    set.valid_with(
+        "overlay-feature-unset",
+        &["HDR-5", "OVL-3"],
+        "an overlay, though the optional bit says that there is none: readers don't rely on it",
+        &unset,
+        Some(outputs.into()),
+    );
+    let mut alone = shards();
+    let all = File::of(alone.iter().flat_map(|f| f.records.clone()).collect());
+    let mut first = alone.remove(0);
+    first.shard = Some((1, 2));
+    first.manifest =
+        Some(serde_json_canonicalizer::to_vec(&all.default_manifest()).expect("plain JSON"));
+    set.valid_with(
+        "shard-alone",
+        &["SHD-7"],
+        "the first shard of two: its manifest and its overlay speak of tensors that aren't here",
+        &first,
+        None,
     );
     // Names sort the other way round.
     let stack = vec![
@@ -363,6 +577,16 @@ pub fn valid(set: &mut VectorSet) {
         &File::of(records),
         None,
     );
+}
+
+/// Two shards, of which the first has an overlay for tensors of both.
+pub fn shards() -> Vec<File> {
+    let (bases, mut overlays) = example();
+    apply(&bases, &mut overlays);
+    let (second, first) = bases.split_at(3);
+    let own = |bases: &[Base]| bases.iter().map(|b| b.record.clone()).collect::<Vec<_>>();
+    let overlays = overlays.iter().map(Overlay::record).collect();
+    vec![File::of([own(first), overlays].concat()), File::of(own(second))]
 }
 
 #[allow(clippy::too_many_lines, reason = "a list")]
@@ -398,10 +622,12 @@ pub fn invalid(set: &mut VectorSet) {
     });
     one("overlay-factor-type", "OVL-2", "factors of type 3", m, |o| o.blocks[0].factors = 3);
     one("overlay-rank-zero", "OVL-2", "rank 0", m, |o| o.blocks[0].rank = 0);
-    one("overlay-rank-high", "OVL-2", "rank 1025", m, |o| o.blocks[0].rank = 1025);
     one("overlay-rows-zero", "OVL-2", "no rows", m, |o| o.blocks[0].rows = 0);
     one("overlay-int8-scaling", "OVL-2", "int8 factors with a scaling", m, |o| {
         o.blocks[0].scaling = 1f32.to_bits();
+    });
+    one("overlay-int8-negative-zero", "OVL-2", "int8 factors with a scaling of -0", m, |o| {
+        o.blocks[0].scaling = (-0f32).to_bits();
     });
     one("overlay-huge", "OVL-2", "factors that no file can hold", m, |o| {
         (o.blocks[0].rows, o.blocks[0].cols) = (u64::MAX / 2, u64::MAX / 2);
@@ -416,27 +642,9 @@ pub fn invalid(set: &mut VectorSet) {
     one("overlay-no-tensor", "OVL-4", "for a tensor that isn't there", m, |o| {
         o.blocks[1].tensor = "e.bf17".into();
     });
-    one("overlay-other-shape", "OVL-4", "rows that are no product of first dimensions", m, |o| {
-        (o.blocks[1].rows, o.blocks[1].cols) = (3, 2);
-    });
     one("overlay-on-alias", "OVL-4", "for an alias", m, |o| o.blocks[0].tensor = "a.alias".into());
     one("overlay-on-integers", "OVL-4", "for a tensor of integers", m, |o| {
         o.blocks[1] = Block::int8("f.i16", 1, 4, 1, 0);
-    });
-    one("overlay-scale-zero", "OVL-5", "a row scale of zero", m, |o| {
-        o.blocks[0].content[4..6].fill(0);
-    });
-    one("overlay-scale-negative", "OVL-5", "a negative column scale", m, |o| {
-        o.blocks[0].content[7] |= 0x80;
-    });
-    one("overlay-scale-nan", "OVL-5", "a row scale that is no number", m, |o| {
-        o.blocks[0].content[..2].copy_from_slice(&[0xc0, 0x7f]);
-    });
-    one("overlay-scale-large", "OVL-5", "a row scale above 2^40", m, |o| {
-        o.blocks[0].content[..2].copy_from_slice(&bf16::from_f32(2e12).to_le_bytes());
-    });
-    one("overlay-scale-small", "OVL-5", "a row scale below 2^-60", m, |o| {
-        o.blocks[0].content[..2].copy_from_slice(&bf16::from_f32(4e-19).to_le_bytes());
     });
     one("overlay-digest", "OVL-9", "a tensor leads to other bytes", "integrity", |o| {
         o.blocks[0].effective = Some(Digest::of(b"others"));
@@ -446,6 +654,40 @@ pub fn invalid(set: &mut VectorSet) {
     });
     one("overlay-root", "OVL-9", "the effective root is another", "integrity", |o| {
         o.effective_root = Some(Digest::of(b"another"));
+    });
+
+    // What it leads to is what a reader makes of it that doesn't look.
+    let mut lenient = |id: &str, rule: &str, comment: &str, change: &dyn Fn(&mut Block)| {
+        let (bases, mut overlays) = example();
+        change(&mut overlays[0].blocks[1]);
+        apply(&bases, &mut overlays);
+        set.invalid(id, &[rule], comment, m, &file(&bases, &overlays).bytes());
+    };
+    lenient("overlay-other-shape", "OVL-4", "rows that are no product of first dimensions", &|b| {
+        *b = Block::int8("d.f32", 3, 2, 1, 2);
+    });
+    for (id, comment, scale, at) in [
+        ("overlay-scale-zero", "a row scale of zero", bf16::ZERO, 1),
+        ("overlay-scale-negative", "a negative column scale", bf16::NEG_ONE, 3),
+        ("overlay-scale-nan", "a row scale that is no number", bf16::NAN, 0),
+        ("overlay-scale-large", "a row scale above 2^40", bf16::from_f32(2e12), 0),
+        ("overlay-scale-small", "a column scale below 2^-60", bf16::from_f32(4e-19), 2),
+    ] {
+        lenient(id, "OVL-5", comment, &|b| b.set_scale(at, scale));
+    }
+    for (id, comment, scaling) in [
+        ("overlay-scaling-small", "a scaling below 2^-64", 5e-20),
+        ("overlay-scaling-large", "a scaling above 2^64", 4e19),
+    ] {
+        lenient(id, "OVL-2", comment, &|b| {
+            *b = Block::of_f16("d.f32", 3, &[f16::ONE; 2], &[f16::ONE; 3], scaling);
+        });
+    }
+    lenient("overlay-rank-high", "OVL-2", "rank 1025", &|b| {
+        *b = Block::int8("d.f32", 2, 3, 1025, 2);
+    });
+    lenient("overlay-f16-infinite", "OVL-5", "a binary16 factor is infinite", &|b| {
+        *b = Block::of_f16("d.f32", 3, &[f16::INFINITY, f16::ONE], &[f16::ONE; 3], 0.5);
     });
 
     let adapter = |change: fn(&mut Block)| {
@@ -459,12 +701,6 @@ pub fn invalid(set: &mut VectorSet) {
     };
     for (id, rule, comment, bytes) in [
         (
-            "overlay-f16-infinite",
-            "OVL-5",
-            "a binary16 factor is infinite",
-            adapter(|b| b.content[..2].copy_from_slice(&[0, 0x7c])),
-        ),
-        (
             "overlay-scaling-zero",
             "OVL-2",
             "binary16 factors with a scaling of zero",
@@ -475,12 +711,6 @@ pub fn invalid(set: &mut VectorSet) {
             "OVL-2",
             "a scaling that is no number",
             adapter(|b| b.scaling = f32::NAN.to_bits()),
-        ),
-        (
-            "overlay-scaling-large",
-            "OVL-2",
-            "a scaling above 2^64",
-            adapter(|b| b.scaling = 4e19f32.to_bits()),
         ),
     ] {
         set.invalid(id, &[rule], comment, m, &bytes);
@@ -497,17 +727,101 @@ pub fn invalid(set: &mut VectorSet) {
         m,
         &file(&bases, &same).bytes(),
     );
-    let names: Vec<String> = (0..257).map(|i| format!("o{i:03}")).collect();
-    let many = names.iter().zip(1..).map(|(name, order)| {
-        let blocks = vec![overlays[0].blocks[1].clone()];
-        let mut record = Overlay { order, blocks, ..overlays[0].clone() }.record();
-        record.name = name.as_bytes().to_vec();
+    // Each adds nothing, and all their digests are right.
+    let one = [raw_base("w", Dtype::F32, &[1, 2], &[0; 8])];
+    let mut many: Vec<Overlay> =
+        (1..=257).map(|order| Overlay::new("x", order, vec![Block::zero_int8("w", 2)])).collect();
+    apply(&one, &mut many);
+    let many = many.iter().map(|o| {
+        let mut record = o.record();
+        record.name = format!("o{:03}", o.order).into_bytes();
         record
     });
-    let mut records: Vec<Record> = bases.iter().map(|b| b.record.clone()).collect();
-    records.extend(many);
+    let records = [vec![one[0].record.clone()], many.collect()].concat();
     let bytes = File::of(records).bytes();
     set.invalid("overlay-too-many", &["OVL-3"], "257 overlays", m, &bytes);
+    let mut two =
+        [overlays[0].clone(), Overlay { name: "second", order: 2, ..overlays[0].clone() }];
+    two[1].base_root = Some(Digest::of(b"another"));
+    let of_two = File::of(two.iter().map(Overlay::record).collect());
+    set.invalid(
+        "overlays-two-bases",
+        &["OVL-10"],
+        "a file of overlays for two bases",
+        m,
+        &of_two.bytes(),
+    );
+    let mut shard = shards().remove(0);
+    shard.records.push(two[1].record());
+    shard.shard = Some((1, 2));
+    set.invalid(
+        "shard-two-bases",
+        &["OVL-3"],
+        "the first shard of two has overlays for two bases",
+        m,
+        &shard.bytes(),
+    );
+    let mut spaces = shards().remove(0);
+    let info = br#"{ "kind":"vector"}"#.to_vec();
+    let n = spaces.records.len() - 1;
+    spaces.records[n] = Overlay { info, ..overlays[0].clone() }.record();
+    let bases_of_all = File::of(bases.iter().map(|b| b.record.clone()).collect());
+    let manifest = serde_json_canonicalizer::to_vec(&bases_of_all.default_manifest());
+    spaces.manifest = Some(manifest.expect("plain JSON"));
+    spaces.shard = Some((1, 2));
+    set.invalid(
+        "shard-overlay-info",
+        &["SHD-7", "OVL-1"],
+        "the first shard of two: info of an overlay isn't canonical JSON",
+        m,
+        &spaces.bytes(),
+    );
+    for (id, rule, comment, at) in [
+        ("overlay-reserved-word", "OVL-1", "the reserved word of the body is set", 76),
+        ("overlay-block-word", "OVL-2", "the reserved word of a block is set", 80 + 28),
+    ] {
+        let mut file = file(&bases, &overlays);
+        file.records.last_mut().expect("the overlay").body[at] = 1;
+        set.invalid(id, &[rule], comment, m, &file.bytes());
+    }
+    let doubles: Vec<u8> = [1.0f64, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let doubles = [raw_base("a", Dtype::F64, &[2], &doubles)];
+    let mut on_doubles = [Overlay::new("first", 1, vec![Block::int8("a", 1, 2, 1, 0)])];
+    apply(&doubles, &mut on_doubles);
+    set.invalid(
+        "overlay-on-f64",
+        &["OVL-4"],
+        "for a raw tensor of F64",
+        m,
+        &file(&doubles, &on_doubles).bytes(),
+    );
+    let (coded, model) = super::exact_vectors::coded_example();
+    let source = &coded.tensor.as_ref().expect("a tensor").decoded;
+    let mut coded = [
+        raw_base("a", Dtype::Bf16, &[3, 50], source),
+        Base { record: coded.clone(), values: vec![] },
+    ];
+    coded[0].record = coded[1].record.clone();
+    let coded = &coded[..1];
+    let mut on_coded = [Overlay::new("first", 1, vec![Block::int8("a", 3, 50, 1, 0)])];
+    apply(coded, &mut on_coded);
+    let mut of_coded = file(coded, &on_coded);
+    of_coded.records.push(model.clone());
+    set.invalid("overlay-on-coded", &["OVL-4"], "for a coded tensor", m, &of_coded.bytes());
+    let alone = || File::of(overlays.iter().map(Overlay::record).collect());
+    let mut with_table = alone();
+    with_table.records.insert(0, super::level_record("t", 3, &super::custom3()));
+    let mut with_model = alone();
+    with_model.records.push(model);
+    let mut of_shards = alone();
+    (of_shards.shard, of_shards.required) = (Some((1, 2)), Some(6));
+    for (id, comment, file) in [
+        ("overlays-only-table", "a level table in a file of overlays", with_table),
+        ("overlays-only-model", "an exact model in a file of overlays", with_model),
+        ("overlays-only-shard", "a file of overlays that is a shard", of_shards),
+    ] {
+        set.invalid(id, &["OVL-10"], comment, m, &file.bytes());
+    }
     let mut required = file(&bases, &overlays);
     required.records.last_mut().expect("the overlay").flags = 0;
     set.invalid(

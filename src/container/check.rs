@@ -69,7 +69,9 @@ fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
             return fail("a shard that isn't the first holds an overlay".into());
         }
         if Some(overlay.base_root) != first {
-            return fail("is for another base than the first overlay".into());
+            let rule = if only { Rule::OVL_10 } else { Rule::OVL_3 };
+            let text = "is for another base than the first overlay";
+            return Err(Error::malformed(rule, text).in_tensor(&overlay.name));
         }
         if only || preamble.is_sharded() {
             continue;
@@ -126,7 +128,7 @@ fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
         Encoding::Coded { row_dims } => {
             check_coded_type(t)?;
             coded_matrix(&t.shape, *row_dims)?;
-            let Some(part) = t.parts.first().filter(|p| p.kind == PartKind::Residual) else {
+            let Some(part) = t.parts.iter().find(|p| p.kind == PartKind::Residual) else {
                 return check_parts(&t.parts, &[(PartKind::Residual, 0)]);
             };
             if part.optional {

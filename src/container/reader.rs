@@ -302,6 +302,7 @@ fn compare_crc(found: u32, expected: u32, rule: Rule) -> Result<()> {
 
 #[cfg(feature = "zstd")]
 fn inflate(frame: &[u8], len: usize) -> Result<Vec<u8>> {
+    check_frame_header(frame)?;
     // The library would also take several frames, and frames that are skipped.
     if zstd::zstd_safe::find_frame_compressed_size(frame).ok() != Some(frame.len()) {
         return Err(Error::malformed(Rule::PRT_7, "chunk is not one zstd frame"));
@@ -315,6 +316,29 @@ fn inflate(frame: &[u8], len: usize) -> Result<Vec<u8>> {
         )),
         Err(e) => Err(Error::malformed(Rule::PRT_7, format!("zstd frame: {e}")).with_source(e)),
     }
+}
+
+/// What the library is less strict about than UC-PRT-7.
+#[cfg(feature = "zstd")]
+fn check_frame_header(frame: &[u8]) -> Result<()> {
+    // 8 MiB, which RFC 8878 asks every decoder for.
+    const MAX_WINDOW: u64 = 8 << 20;
+    let Some(([magic @ .., descriptor], rest)) = frame.split_first_chunk::<5>() else {
+        return Err(Error::malformed(Rule::PRT_7, "chunk is shorter than a frame header"));
+    };
+    if *magic != [0x28, 0xb5, 0x2f, 0xfd] {
+        return Err(Error::malformed(Rule::PRT_7, "chunk is not one zstd frame"));
+    }
+    // A frame of a single segment has its content as window.
+    let single_segment = descriptor & 0x20 != 0;
+    if let Some(&window) = rest.first().filter(|_| !single_segment) {
+        let base = 1u64 << (10 + (window >> 3));
+        let size = base + base / 8 * u64::from(window & 7);
+        if size > MAX_WINDOW {
+            return Err(Error::malformed(Rule::PRT_7, format!("zstd frame needs {size} bytes")));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(not(feature = "zstd"))]

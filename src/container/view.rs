@@ -617,8 +617,10 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
             let found = view.part(PartKind::Plane(p)).map_or(0, |part| part.len);
             let needed = rows * layout.row_bytes();
             if found != needed {
+                // A plane that isn't there, or that no row has, is more than a wrong length.
+                let rule = if found == 0 || needed == 0 { Rule::PRT_4 } else { Rule::PRT_5 };
                 return Err(Error::malformed(
-                    Rule::PRT_5,
+                    rule,
                     format!("index says {found} bytes, the counts need {needed}"),
                 )
                 .in_part(PartKind::Plane(p).name()));

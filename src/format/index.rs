@@ -162,7 +162,7 @@ pub enum Storage {
     Plain,
     /// Each chunk is a zstd frame of its own, or as it is where a frame would not be shorter.
     Zstd,
-    /// A way of a later version; only parts that are skipped have it.
+    /// A way of a later version, or any way but plain of a part that is skipped; only such parts have it.
     Unknown(u8),
 }
 
@@ -401,6 +401,9 @@ impl Index {
     }
 
     fn add(&mut self, record: Record<'_>, name: &str) -> Result<()> {
+        if record.kind == 0 {
+            return Err(Error::malformed(Rule::IDX_5, "no record is of kind 0"));
+        }
         let required = matches!(record.kind, KIND_LEVELS | KIND_TENSOR | KIND_FILE);
         let optional = matches!(record.kind, KIND_OVERLAY..=KIND_HEAD);
         if (required && record.optional) || (optional && !record.optional) {
@@ -517,12 +520,16 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
     let kind = PartKind::from_code(h.kind, h.plane);
     let fail = |rule, text: String| Err(Error::malformed(rule, text).in_part(kind.name()));
     let optional = h.flags & PART_FLAG_OPTIONAL != 0;
+    // It would come before the data, where readers look for that.
+    if h.kind == 0 {
+        return fail(Rule::PRT_1, "no part is of kind 0".into());
+    }
     if h.flags & !PART_FLAG_OPTIONAL != 0 {
         return fail(Rule::PRT_1, format!("unknown part flags {:#04x}", h.flags));
     }
     match (kind, optional) {
         _ if !known_record => {}
-        (PartKind::Unknown(1..=5, plane), _) => {
+        (PartKind::Unknown(1..=5 | 16, plane), _) => {
             return fail(Rule::PRT_1, format!("a part of this kind can't be plane {plane}"));
         }
         (PartKind::Unknown(..), false) => {
@@ -535,11 +542,12 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
         (PartKind::Residual, _) | (PartKind::Unknown(..), true) | (_, false) => {}
         (_, true) => return fail(Rule::PRT_1, "a part of this kind can't be optional".into()),
     }
+    let skipped = !known_record || matches!(kind, PartKind::Unknown(..));
     let storage = match h.storage {
         0 => Storage::Plain,
+        // Of what is skipped the checksums are all that is known: 1 need not be frames there (UC-PRT-7).
+        other if skipped => Storage::Unknown(other),
         1 => Storage::Zstd,
-        // Parts that are skipped may be stored in ways of later versions.
-        other if !known_record || matches!(kind, PartKind::Unknown(..)) => Storage::Unknown(other),
         other => {
             return Err(Error::new(
                 ErrorKind::UnsupportedFeature,

@@ -100,6 +100,7 @@ rules! {
     SHD_4 = "UC-SHD-4": "Each shard is the one that the index file lists.";
     SHD_5 = "UC-SHD-5": "Each record is in one shard, tensors in the one that the index file names.";
     SHD_6 = "UC-SHD-6": "Roots of a sharded pack.";
+    SHD_7 = "UC-SHD-7": "A shard that is looked at by itself.";
     MAN_1 = "UC-MAN-1": "The manifest is canonical JSON with integers only.";
     MAN_2 = "UC-MAN-2": "The members of the manifest.";
     MAN_3 = "UC-MAN-3": "The manifest agrees with the index.";

@@ -1,11 +1,14 @@
 //! Exact tensors against the source digests of the manifest (UC-EXA-11).
 
+use std::collections::HashSet;
+
 use sha2::{Digest as _, Sha256};
 
 use super::Manifest;
+use super::verify::Failure;
 use crate::container::{DecodeOptions, ReadAt, TensorView};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Digest, PartKind, Rule};
+use crate::format::{Digest, Encoding, PartKind, Rule};
 use crate::par;
 use crate::progress::{Progress, step};
 
@@ -33,6 +36,30 @@ pub(crate) fn exact_checks<R: ReadAt + Sync>(
             check => Ok(check),
         }
     })
+}
+
+/// UC-EXA-11 of aliases: they have the exact bytes of their targets, so the manifest gives both one source digest. (UC-MAN-3 says so of
+/// aliases of raw and coded tensors.)
+pub(crate) fn alias_checks<R: ReadAt>(
+    views: &[TensorView<'_, R>],
+    manifest: &Manifest,
+) -> Vec<Failure> {
+    let exact: HashSet<&str> =
+        views.iter().filter(|v| has_residual(v)).map(TensorView::name).collect();
+    let source = |name: &str| manifest.tensors.get(name).map(|t| t.sha256.as_str());
+    let wrong = views.iter().filter_map(|view| {
+        let Encoding::Alias { target } = &view.entry().encoding else { return None };
+        let same = !exact.contains(target.as_str()) || source(view.name()) == source(target);
+        (!same).then(|| {
+            let text = format!(
+                "the manifest gives another source digest than that of \"{}\", of which it is an alias ({})",
+                target.escape_debug(),
+                Rule::EXA_11
+            );
+            Failure::from(&view.container().place(Error::integrity(text).in_tensor(view.name())))
+        })
+    });
+    wrong.collect()
 }
 
 fn check<R: ReadAt>(

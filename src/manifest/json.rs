@@ -26,8 +26,10 @@ pub(super) fn from_canonical<T: DeserializeOwned>(
 ) -> Result<T> {
     // Also refuses members that stand there twice, of which a parser keeps one.
     check(bytes, form)?;
-    serde_json::from_slice(bytes)
-        .map_err(|e| Error::malformed(members, e.to_string()).with_source(e))
+    serde_json::from_slice(bytes).map_err(|e| {
+        // What the message quotes is the input's, control characters and all.
+        Error::malformed(members, e.to_string().escape_debug().to_string()).with_source(e)
+    })
 }
 
 fn check(bytes: &[u8], rule: Rule) -> Result<()> {
@@ -39,4 +41,22 @@ fn check(bytes: &[u8], rule: Rule) -> Result<()> {
 /// Whether `s` is a digest as the files write it: 64 lower-case hexadecimal digits.
 pub(crate) fn is_hex_digest(s: &str) -> bool {
     s.len() == 64 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Manifest;
+
+    #[test]
+    fn messages_have_no_control_characters_of_the_input() {
+        let mut manifest = Manifest::new("x");
+        manifest.add_tensor("a", b"", "x");
+        let text = String::from_utf8(manifest.to_bytes().expect("valid")).expect("JSON");
+        let file = r#""files":[{"bytes":1,"path":"a","role":"\u001b[31m"}]"#;
+        let text = text.replace("\"files\":[]", file);
+        let e = Manifest::parse(text.as_bytes()).expect_err("a role that is none");
+        assert!(matches!(e.kind(), crate::error::ErrorKind::Malformed(Rule::MAN_2)), "{e}");
+        assert!(!e.to_string().chars().any(char::is_control), "{e:?}");
+    }
 }

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::json::{self, is_hex_digest};
 use crate::container::{Container, ReadAt, StoredFile};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, FileEntry, Rule, TensorEntry};
+use crate::format::{Digest, Encoding, Index, Rule, TensorEntry};
 
 /// What the manifest's `format` member says.
 const FORMAT: &str = "ultracompress-manifest-1";
@@ -37,10 +37,10 @@ pub struct SourceFile {
     /// What happened to it.
     pub role: FileRole,
     /// SHA-256 of its bytes in hexadecimal; absent for files that were left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// The `__metadata__` of a safetensors file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
 }
 
@@ -50,7 +50,7 @@ pub struct TensorSource {
     /// SHA-256 of the source tensor's bytes in hexadecimal.
     pub sha256: String,
     /// The weights file it was in; absent for tensors that were packed from memory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Why it is encoded as it is.
     pub reason: String,
@@ -67,10 +67,10 @@ pub struct Manifest {
     /// Names the encoder; packs made by one encoder from one source and recipe have equal bytes.
     pub encoder: String,
     /// SHA-256 of the calibration file that steered the encoder, in hexadecimal; absent without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
     /// The licence that the source declares.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub licence: Option<String>,
     /// Everything that steered the encoder, resolved: an object of at most 1 MiB.
     #[serde(deserialize_with = "small_value")]
@@ -82,6 +82,13 @@ pub struct Manifest {
     pub files: Vec<SourceFile>,
     /// The tensors, by name.
     pub tensors: BTreeMap<String, TensorSource>,
+}
+
+/// A member that may be absent, but not null.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// A recipe is small; as a generic value it would take many times its length.
@@ -168,7 +175,7 @@ impl Manifest {
             |e: Error| pack.place(e.in_part("manifest").at(pack.preamble().manifest_offset));
         let manifest = Self::parse(&bytes).map_err(place)?;
         let (index, whole) = (pack.index(), !pack.preamble().is_sharded());
-        manifest.check_against(index.tensors.iter(), &index.files, whole).map_err(place)?;
+        manifest.check_against(index.tensors.iter(), index, whole).map_err(place)?;
         Ok(manifest)
     }
 
@@ -215,12 +222,12 @@ impl Manifest {
         Ok(())
     }
 
-    /// UC-MAN-3: names, digests and carried files agree with the index. `tensors` are sorted by name; a
-    /// manifest may name others unless they are the `whole` pack.
+    /// UC-MAN-3, UC-EXA-12: names, digests, carried files and heads agree with the index of the first file. `tensors`
+    /// are sorted by name; a manifest may name others unless they are the `whole` pack.
     pub(super) fn check_against<'a>(
         &self,
         tensors: impl Iterator<Item = &'a TensorEntry> + Clone,
-        files: &[FileEntry],
+        first: &Index,
         whole: bool,
     ) -> Result<()> {
         let fail =
@@ -255,9 +262,17 @@ impl Manifest {
         }
         let carried: Vec<_> = self.files.iter().filter(|f| f.role == FileRole::Carried).collect();
         let listed = carried.iter().map(|f| (f.path.as_str(), f.bytes, f.sha256.clone()));
-        let stored = files.iter().map(|f| (f.path.as_str(), f.len, Some(f.sha256.to_string())));
+        let stored =
+            first.files.iter().map(|f| (f.path.as_str(), f.len, Some(f.sha256.to_string())));
         if !listed.eq(stored) {
             return fail("", "carried files of manifest and index differ");
+        }
+        for head in &first.heads {
+            let listed = self.files.binary_search_by(|f| f.path.cmp(&head.path)).ok();
+            if listed.is_none_or(|at| self.files[at].role != FileRole::Weights) {
+                let text = "a head of no weights file that the manifest lists";
+                return Err(Error::malformed(Rule::EXA_12, text).in_tensor(&head.path));
+            }
         }
         Ok(())
     }

@@ -68,6 +68,25 @@ pub(crate) fn overlay_info_bytes(info: &Map<String, Value>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Checks overlays without their base, or without all shards of it: what they say of themselves, and their factors. Gives what is wrong.
+///
+/// # Errors
+/// `Io`, `Cancelled`.
+pub(crate) fn overlay_forms<R: ReadAt>(
+    first: &Container<R>,
+    progress: &dyn Progress,
+) -> Result<Vec<Error>> {
+    let mut wrong = vec![];
+    for overlay in first.overlays() {
+        wrong.extend(overlay_info(overlay).err().map(|e| first.place(e)));
+        match first.check_factors(overlay, || step(progress, 0)) {
+            Err(e) if is_fatal(&e) => return Err(e),
+            checked => wrong.extend(checked.err()),
+        }
+    }
+    Ok(wrong)
+}
+
 /// Applies the overlays of a pack, which are in its file `first`, one after the other and compares what comes out with what they say. Gives what is wrong with
 /// each tensor and root, and how many digests were compared.
 ///
@@ -79,20 +98,13 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
     budget: u64,
     progress: &dyn Progress,
 ) -> Result<(Vec<Error>, usize)> {
+    if first.preamble().is_overlays_only() {
+        return Ok((overlay_forms(first, progress)?, 0));
+    }
     let (mut wrong, mut compared) = (vec![], 0);
     let stack = first.overlays();
     for overlay in &stack {
         wrong.extend(overlay_info(overlay).err().map(|e| first.place(e)));
-    }
-    if first.preamble().is_overlays_only() {
-        // There is no base: what they say of themselves is all there is to check.
-        for overlay in &stack {
-            match first.check_factors(overlay, || step(progress, 0)) {
-                Err(e) if is_fatal(&e) => return Err(e),
-                checked => wrong.extend(checked.err()),
-            }
-        }
-        return Ok((wrong, 0));
     }
     let view = |name: &str| {
         let at = views.binary_search_by(|v| v.name().cmp(name));

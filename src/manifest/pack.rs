@@ -340,7 +340,7 @@ impl<R: ReadAt> Pack<R> {
         let bytes = first.manifest_bytes()?;
         let read = || {
             let manifest = Manifest::parse(&bytes)?;
-            manifest.check_against(self.entries(), self.files(), self.complete)?;
+            manifest.check_against(self.entries(), first.index(), self.complete)?;
             Ok(manifest)
         };
         read().map_err(|e: Error| first.place(e.in_part("manifest").at(p.manifest_offset)))

@@ -7,7 +7,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::shards::stored_root_of;
 use super::stored::{StoredPass, check_stored};
-use super::{Manifest, Pack, exact_checks, has_residual, overlay_checks, rung_root};
+use super::{
+    Manifest, Pack, alias_checks, exact_checks, has_residual, overlay_checks, overlay_forms,
+    rung_root,
+};
 use crate::container::{Container, DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Digest, Encoding, Rule, TreeHasher, decoded_root, tensor_leaf};
@@ -175,6 +178,8 @@ impl VerifyOptions {
         if !file.preamble().is_sharded() {
             let views: Vec<_> = file.tensors().collect();
             self.other_rungs(&mut report, file, views, Manifest::read(file), budget, &NoProgress)?;
+        } else {
+            lone_overlays(&mut report, file, &NoProgress)?;
         }
         Ok(report)
     }
@@ -219,11 +224,13 @@ impl VerifyOptions {
                 add(&mut report.failures, [Failure::from(&e)]);
             }
         }
+        let aliases = alias_checks(&views, &manifest);
         views.retain(has_residual);
         if views.is_empty() {
             return Ok(());
         }
-        report.exact = Check::Ok;
+        report.exact = Check::of(&aliases);
+        add(&mut report.failures, aliases);
         for check in exact_checks(&views, &manifest, budget, progress)? {
             report.exact_checked += usize::from(check.is_ok());
             let mut failures = vec![];
@@ -268,6 +275,8 @@ impl VerifyOptions {
             if pack.require_complete().is_ok() {
                 let views = pack.tensors().collect();
                 self.other_rungs(&mut report, file, views, pack.manifest(), budget, progress)?;
+            } else {
+                lone_overlays(&mut report, file, progress)?;
             }
             return Ok(report);
         };
@@ -422,6 +431,23 @@ impl VerifyOptions {
             digests,
         })
     }
+}
+
+/// UC-SHD-7: of a shard by itself, what its overlays are without the tensors of the others.
+fn lone_overlays<R: ReadAt>(
+    report: &mut VerifyReport,
+    shard: &Container<R>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    for e in overlay_forms(shard, progress)? {
+        report.structure = Check::Mismatch;
+        let failure = Failure::from(&e);
+        // Damage was found in the stored bytes already.
+        if !report.failures.contains(&failure) {
+            add(&mut report.failures, [failure]);
+        }
+    }
+    Ok(())
 }
 
 /// The manifest of a file that is looked at by itself. Only the first shard of a pack has one.

@@ -100,6 +100,10 @@ impl ExactModel {
         }
         let codes = if self.native == NO_BASE { 1 } else { 1 << self.native };
         let classes = self.classes.iter().max().map_or(0, |&c| usize::from(c) + 1);
+        if self.native == NO_BASE && classes > 1 {
+            // Their contexts are of class 0 (UC-EXA-10).
+            return bad("the one class without planes is not 0");
+        }
         let contexts = classes * self.each();
         if self.classes.len() != codes || self.contexts.len() != contexts || contexts > MAX_CONTEXTS
         {
