@@ -64,7 +64,7 @@ def kinds(uc, model, folder):
         made.append((name, pathlib.Path(packed["output"]), more))
     overlay = folder / "overlay.uc"
     run(uc, "-q", "train", folder / "planes.uc", "--model", model, "--text", text, "--method", "svd", "--bpw", "6", "--keep",
-        "--frozen-base", "-o", overlay)
+        "--frozen-base", "-o", overlay, "--force")
     made.append(("overlay", overlay, []))
     return made
 
