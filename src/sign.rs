@@ -3,7 +3,8 @@
 
 use std::io::{Read, Seek};
 
-use minisign::{KeyPair, PublicKey, SecretKeyBox, SignatureBox};
+use ct_codecs::{Base64, Decoder};
+use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox, SignatureBox};
 
 use crate::error::{Error, Result};
 
@@ -50,15 +51,9 @@ pub fn sign(
     if comment.contains(['\n', '\r']) {
         return Err(Error::argument("a comment has one line"));
     }
-    let boxed = || {
-        SecretKeyBox::from_string(secret_key)
-            .map_err(|e| Error::argument(format!("no secret key of minisign: {e}")))
-    };
-    let key = match boxed()?.into_unencrypted_secret_key() {
-        Ok(key) => key,
-        Err(_) => boxed()?
-            .into_secret_key(password)
-            .map_err(|e| Error::argument(format!("the secret key can't be used: {e}")))?,
+    let key = match without_checksum(secret_key) {
+        Some(key) => key,
+        None => open(secret_key, password)?,
     };
     let public = PublicKey::from_secret_key(&key)
         .map_err(|e| Error::argument(format!("the secret key can't be used: {e}")))?;
@@ -66,6 +61,32 @@ pub fn sign(
     minisign::sign(Some(&public), &key, file, Some(comment), Some(untrusted))
         .map(SignatureBox::into_string)
         .map_err(|e| Error::argument(format!("can't sign: {e}")))
+}
+
+fn open(secret_key: &str, password: Option<String>) -> Result<SecretKey> {
+    let boxed = || {
+        SecretKeyBox::from_string(secret_key)
+            .map_err(|e| Error::argument(format!("no secret key of minisign: {e}")))
+    };
+    match boxed()?.into_unencrypted_secret_key() {
+        Ok(key) => Ok(key),
+        Err(_) => boxed()?
+            .into_secret_key(password)
+            .map_err(|e| Error::argument(format!("the secret key can't be used: {e}"))),
+    }
+}
+
+/// The key that `minisign -G -W` writes: not encrypted, and zeros where the library expects a checksum. That the two halves of
+/// the key belong together shows when what it signs is verified.
+fn without_checksum(text: &str) -> Option<SecretKey> {
+    const CHECKSUM_BYTES: usize = 32;
+    let bytes = Base64::decode_to_vec(text.lines().nth(1)?.trim(), None).ok()?;
+    let (rest, checksum) = bytes.split_last_chunk::<CHECKSUM_BYTES>()?;
+    let plain = rest.get(2..4)? == [0, 0];
+    if !plain || checksum.iter().any(|b| *b != 0) {
+        return None;
+    }
+    SecretKey::from_bytes(&bytes).ok()
 }
 
 /// Compares a signature, the text of a `.minisig` file, with the bytes of `file` and a public key: the text of minisign's
@@ -143,6 +164,20 @@ mod tests {
         for n in 0..signature.trim_end().len() {
             assert!(verify(&file, &public, &signature[..n]).is_err(), "{n} bytes");
         }
+        // As the tool writes it.
+        let lines: Vec<&str> = secret.lines().collect();
+        let mut bytes = Base64::decode_to_vec(lines[1], None).expect("base64");
+        let end = bytes.len() - 32;
+        bytes[end..].fill(0);
+        let text = |bytes: &[u8]| {
+            use ct_codecs::Encoder;
+            format!("{}\n{}\n", lines[0], Base64::encode_to_string(bytes).expect("small"))
+        };
+        let tools = sign(&file[..], &text(&bytes), None, "").expect("signs");
+        verify(&file, &public, &tools).expect("valid");
+        // Halves of two keys.
+        bytes[end - 40] ^= 1;
+        assert!(sign(&file[..], &text(&bytes), None, "").is_err());
         let other = sign(&file[..], &other_secret, None, "").expect("signs");
         assert!(verify(&file, &public, &other).is_err());
         assert!(verify(&file, "RWQ", &signature).is_err());
