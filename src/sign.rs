@@ -55,10 +55,10 @@ pub fn sign(
         Some(key) => key,
         None => open(secret_key, password)?,
     };
-    let public = PublicKey::from_secret_key(&key)
+    let own = PublicKey::from_secret_key(&key)
         .map_err(|e| Error::argument(format!("the secret key can't be used: {e}")))?;
     let untrusted = "signature from uc, see minisign(1)";
-    minisign::sign(Some(&public), &key, file, Some(comment), Some(untrusted))
+    minisign::sign(Some(&own), &key, file, Some(comment), Some(untrusted))
         .map(SignatureBox::into_string)
         .map_err(|e| Error::argument(format!("can't sign: {e}")))
 }
@@ -99,17 +99,33 @@ pub fn verify_signature(
     public_key: &str,
     signature: &str,
 ) -> Result<Signed> {
-    let text = public_key.trim().lines().last().unwrap_or_default();
-    let key = PublicKey::from_base64(text.trim())
-        .map_err(|e| Error::argument(format!("no public key of minisign: {e}")))?;
+    let key = public(public_key)?;
     let wrong = |e: minisign::PError| Error::integrity(format!("signature: {e}"));
     let signature = checked(signature)?;
     minisign::verify(&key, &signature, file, true, false, false).map_err(wrong)?;
-    let number: [u8; 8] = signature.keynum().try_into().unwrap_or_default();
     Ok(Signed {
-        key_id: format!("{:016X}", u64::from_le_bytes(number)),
+        key_id: number(signature.keynum()),
         comment: signature.trusted_comment().map_err(wrong)?,
     })
+}
+
+/// The number of a public key, in 16 hexadecimal digits.
+///
+/// # Errors
+/// `InvalidArgument` for what is no public key.
+pub fn key_id(public_key: &str) -> Result<String> {
+    Ok(number(public(public_key)?.keynum()))
+}
+
+fn number(bytes: &[u8]) -> String {
+    let bytes: [u8; 8] = bytes.try_into().unwrap_or_default();
+    format!("{:016X}", u64::from_le_bytes(bytes))
+}
+
+fn public(text: &str) -> Result<PublicKey> {
+    let text = text.trim().lines().last().unwrap_or_default();
+    PublicKey::from_base64(text.trim())
+        .map_err(|e| Error::argument(format!("no public key of minisign: {e}")))
 }
 
 fn checked(text: &str) -> Result<SignatureBox> {

@@ -179,8 +179,9 @@ fn another_source_and_another_root_are_told() {
     check_form(&receipt);
     assert_eq!(
         (&*receipt.checks["source"], &*receipt.checks["rederived"]),
-        ("mismatch", "mismatch")
+        ("mismatch", "not_checked")
     );
+    assert_eq!(receipt.verdict, "failed");
     let known = receipt.roots["decoded"].parse_root();
     let receipt = AuditOptions::new().with_root(Some(known)).audit(&file).expect("audits");
     assert!(receipt.is_ok() && receipt.checks["root"] == "ok");
@@ -258,9 +259,14 @@ fn a_pack_that_its_source_does_not_give_is_told() {
     with_manifest(&file, |m| m.encoder = "another-1".into());
     let receipt = with_source(&desk).audit(&file).expect("audits");
     let json = check_form(&receipt);
-    assert!(receipt.is_ok(), "{json:#}");
+    assert!(!receipt.is_ok(), "{json:#}");
+    assert_eq!((&json["verdict"], &json["failures"]), (&json!("incomplete"), &json!([])));
     assert_eq!(json["checks"]["rederived"], "not_checked");
     assert_eq!(json["rederived"]["same_encoder"], false);
+    let ran = desk.uc(&["-q", "audit", "a.uc", "--source", "source"]);
+    assert_eq!(ran.status.code(), Some(3), "what isn't told is no success");
+    let ran = desk.uc(&["-q", "audit", "a.uc"]);
+    assert_eq!(ran.status.code(), Some(0), "nothing else was asked for");
     assert_eq!(
         (&json["rederived"]["tensors_equal"], &json["rederived"]["bytes_compared"]),
         (&json!(3), &json!(0))
@@ -301,9 +307,46 @@ fn a_wrong_recipe_in_the_manifest_is_told_by_the_bytes() {
         (&json!("ok"), &json!("mismatch"))
     );
     assert!(json["failures"].as_array().is_some_and(|f| !f.is_empty()), "{json:#}");
-    with_manifest(&file, |m| m.recipe = json!({ "unknown": 1 }));
-    let e = with_source(&desk).audit(&file).expect_err("no recipe of ours");
-    assert!(e.to_string().contains("recipe"), "{e}");
+    for recipe in
+        [json!({ "unknown": 1 }), json!({ "bits": 99 }), json!({ "calibrated": { "bpw": "5.0" } })]
+    {
+        with_manifest(&file, |m| m.recipe = recipe.clone());
+        let json = check_form(&with_source(&desk).audit(&file).expect("audits"));
+        assert_eq!(json["checks"]["rederived"], "mismatch", "{recipe}");
+        assert_eq!(
+            (&json["failures"][0]["kind"], &json["verdict"]),
+            (&json!("malformed"), &json!("failed"))
+        );
+    }
+    with_manifest(&file, |m| m.calibration = Some("0".repeat(64)));
+    let e = with_source(&desk).audit(&file).expect_err("the calibration is missing");
+    assert_eq!(*e.kind(), ErrorKind::InvalidArgument, "{e}");
+}
+
+#[test]
+fn dimensions_beyond_what_json_holds_are_digits() {
+    use ultracompress::{Dtype, EncodeOptions, EncodedTensor, PackWriter};
+    let desk = Desk::new();
+    let mut manifest = Manifest::new("test");
+    let mut writer = PackWriter::new(std::io::Cursor::new(vec![])).expect("memory");
+    for (name, n) in [("a", (1u64 << 53) - 1), ("b", 1 << 53), ("c", 1 << 60)] {
+        manifest.add_tensor(name, b"", "test");
+        let tensor = EncodedTensor::raw(name, Dtype::U8, &[0, n], b"", &EncodeOptions::new());
+        writer.add_tensor(tensor.expect("valid")).expect("memory");
+    }
+    let file = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1;
+    fs::write(desk.path("a.uc"), file.into_inner()).expect("can write");
+    let receipt = AuditOptions::new().audit(&desk.path("a.uc")).expect("audits");
+    let json = check_form(&receipt);
+    assert!(receipt.is_ok(), "{json:#}");
+    let shapes: Vec<&Value> =
+        json["tensors"].as_array().expect("tensors").iter().map(|t| &t["shape"][1]).collect();
+    let digits =
+        [json!(9_007_199_254_740_991u64), json!("9007199254740992"), json!("1152921504606846976")];
+    assert_eq!(shapes, digits.iter().collect::<Vec<_>>());
+    let again: AuditReceipt =
+        serde_json::from_slice(&receipt.to_bytes().expect("canonical")).expect("a receipt");
+    assert_eq!(again, receipt);
 }
 
 #[test]
@@ -324,11 +367,23 @@ fn sharded_packs_are_joined_and_their_files_named() {
     assert_eq!(json["files"].as_array().expect("files").len(), 4);
     assert_eq!(json["files"][1]["name"], "m-00001-of-00003.uc");
     let shard = desk.path("m-00002-of-00003.uc");
+    let alone = AuditOptions::new().audit(&shard).expect("audits");
+    check_form(&alone);
+    assert_eq!((alone.verdict.as_str(), alone.made.is_none()), ("incomplete", true));
+    assert_eq!(alone.shard.as_ref().map(|s| (s.number, s.count)), Some((2, 3)));
+    let e = with_source(&desk).audit(&shard).expect_err("one shard has no source");
+    assert_eq!(*e.kind(), ErrorKind::InvalidArgument, "{e}");
     let mut bytes = fs::read(&shard).expect("there");
     bytes[5000] ^= 4;
     fs::write(&shard, bytes).expect("can write");
-    let json = check_form(&AuditOptions::new().audit(&index).expect("audits"));
-    assert_eq!(json["failures"][0]["file"], "m-00002-of-00003.uc", "{json:#}");
+    for options in [AuditOptions::new(), with_source(&desk)] {
+        let json = check_form(&options.audit(&index).expect("audits"));
+        assert_eq!(json["failures"][0]["file"], "m-00002-of-00003.uc", "{json:#}");
+        assert_eq!(
+            (&json["checks"]["rederived"], &json["rederived"]),
+            (&json!("not_checked"), &Value::Null)
+        );
+    }
 }
 
 #[test]
@@ -409,6 +464,18 @@ fn signatures_are_made_and_compared() {
     let json: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
     assert_eq!(json["checks"]["signature"], "ok");
     assert_eq!(json["against"]["signature_key"].as_str().map(str::len), Some(16));
+    // The receipt of a signature that isn't one says by which key.
+    let id = json["against"]["signature_key"].clone();
+    fs::write(desk.path("bad.minisig"), [0xff, 0xfe]).expect("can write");
+    for signature in ["bad.minisig", "other.pub"] {
+        let ran = desk.uc(&["-q", "audit", "a.uc", "--key", "k.pub", "--signature", signature]);
+        assert_eq!(ran.status.code(), Some(3), "{signature}");
+        let json: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+        assert_eq!(
+            (&json["checks"]["signature"], &json["against"]["signature_key"]),
+            (&json!("mismatch"), &id)
+        );
+    }
     // One bit that no rule of the format speaks of would do: here one that all checks notice.
     let mut bytes = fs::read(desk.path("a.uc")).expect("there");
     bytes[4000] ^= 1;

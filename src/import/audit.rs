@@ -15,7 +15,9 @@ use crate::limits::Limits;
 use crate::manifest::{Check, Failure, INDEX_ENDING, Manifest, Pack, VerifyOptions};
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::progress::{NoProgress, Progress, step};
-use crate::receipt::{self, AuditReceipt, AuditedFile, AuditedManifest, AuditedTensor};
+use crate::receipt::{
+    self, AuditReceipt, AuditedDimension, AuditedFile, AuditedManifest, AuditedShard, AuditedTensor,
+};
 
 /// What to audit a pack against.
 #[derive(Debug, Clone)]
@@ -119,8 +121,8 @@ impl AuditOptions {
                 receipt.fail(&Failure::from(&Error::integrity(reason.clone())), &[]);
             }
         }
-        let limits = Limits::within(self.max_ram);
-        match Pack::open_with(location, |_| true, limits) {
+        // The same limits everywhere: what is read must not depend on the machine.
+        match Pack::open_with(location, |_| true, Limits::default()) {
             Ok(pack) => {
                 self.audit_pack(&mut receipt, &pack, location, source.as_ref(), progress)?
             }
@@ -132,7 +134,7 @@ impl AuditOptions {
             }
             Err(e) => return Err(e),
         }
-        receipt.settle();
+        receipt.settle(self.source.is_some());
         Ok(receipt)
     }
 
@@ -144,9 +146,22 @@ impl AuditOptions {
         source: Option<&Source>,
         progress: &dyn Progress,
     ) -> Result<()> {
+        if source.is_some() {
+            // Of one shard there is no source to make it from.
+            pack.require_complete()?;
+            if let Ok(manifest) = pack.manifest() {
+                self.check_calibration(&manifest)?;
+            }
+        }
         let preamble = pack.containers()[0].preamble();
         receipt.format_version =
             Some(format!("{}.{}", preamble.format_major, preamble.format_minor));
+        if pack.require_complete().is_err() {
+            receipt.shard = Some(AuditedShard {
+                number: preamble.shard_number.into(),
+                count: preamble.shard_count.into(),
+            });
+        }
         let mut names = vec![];
         if let Some(index) = pack.shard_index() {
             // The index file may be called anything that ends like one.
@@ -197,7 +212,7 @@ impl AuditOptions {
             .map(|t| AuditedTensor {
                 name: t.name().to_owned(),
                 dtype: t.dtype().name().to_owned(),
-                shape: t.shape().to_vec(),
+                shape: t.shape().iter().copied().map(AuditedDimension::from).collect(),
                 encoding: t.entry().encoding.name().to_owned(),
                 decoded_sha256: t.entry().decoded_sha256.to_string(),
                 source_sha256: claimed.and_then(|c| Some(c.get(t.name())?.sha256.clone())),
@@ -228,6 +243,17 @@ impl AuditOptions {
         }
     }
 
+    /// Whether a calibration was given where one is needed: before hours of work.
+    fn check_calibration(&self, manifest: &Manifest) -> Result<()> {
+        match (&manifest.calibration, &self.calibration) {
+            (Some(sha), None) => Err(Error::argument(format!(
+                "the pack was made with a calibration, of SHA-256 {sha}: give it too"
+            ))),
+            (None, Some(_)) => Err(Error::argument("the pack was made without a calibration")),
+            _ => Ok(()),
+        }
+    }
+
     #[allow(clippy::too_many_arguments, reason = "one step of `audit_pack`")]
     fn audit_source(
         &self,
@@ -252,9 +278,11 @@ impl AuditOptions {
             receipt.counts.insert(name.into(), count);
         }
         found.failures.iter().for_each(|f| receipt.fail(f, names));
-        if !found.failures.is_empty() {
-            // Of another source there can be no such pack.
-            receipt.set("rederived", Check::Mismatch);
+        let damaged = ["structure", "stored", "decoded"]
+            .iter()
+            .any(|c| receipt.checks.get(*c).is_some_and(|c| c == Check::Mismatch.name()));
+        if damaged || !found.failures.is_empty() {
+            // Nothing more to learn: of another source, or whole, there is no such pack.
             return Ok(());
         }
         let temp = tempfile::Builder::new().prefix(".uc-audit-").tempdir_in(&self.work_dir);
@@ -267,7 +295,15 @@ impl AuditOptions {
             work_dir: temp.path(),
             max_ram: self.max_ram,
         };
-        let (rederived, failures) = work.run(pack, manifest, progress)?;
+        let options = match work.options(pack, manifest) {
+            Err(e) => {
+                receipt.set("rederived", Check::Mismatch);
+                receipt.fail(&Failure::from(&e.in_part("manifest")), names);
+                return Ok(());
+            }
+            Ok(options) => options,
+        };
+        let (rederived, failures) = work.run(pack, manifest, &options, progress)?;
         let outcome = match rederived.same_encoder {
             true => check(&failures),
             // What another encoder makes may differ.
@@ -290,7 +326,6 @@ fn about_the_pack(e: &Error) -> bool {
             | ErrorKind::Truncated { .. }
             | ErrorKind::UnsupportedVersion
             | ErrorKind::UnsupportedFeature
-            | ErrorKind::LimitExceeded(_)
     )
 }
 

@@ -104,8 +104,8 @@ impl Jobs {
         let t = &source.tensors()[i];
         let job = match &plan.tensors[i].decision {
             Decision::Alias(_) => return Ok(()),
+            _ if self.whole[i].is_some() => t.len.max(1),
             Decision::Raw => RAW_BYTES,
-            Decision::Planes { .. } if self.whole[i].is_some() => t.len.max(1),
             Decision::Planes { .. } => {
                 let encoder = tile_encoder(source, plan, recipe, i)?;
                 self.row_weights[i] = encoder.layout.cols;
@@ -460,8 +460,7 @@ impl<'a> Output<'a> {
         let Some(there) = self.there.as_ref() else { return Ok(false) };
         match (item, written) {
             (Item::Tensor(i), Written::Tensor(entry)) => {
-                let same = entry.name == self.source.tensors()[i].name;
-                if !same || !self.writer.restore(&entry.parts, there)? {
+                if !self.is_planned(i, &entry) || !self.writer.restore(&entry.parts, there)? {
                     return Ok(false);
                 }
                 if self.calibrated.is_some_and(|c| c.has(i)) {
@@ -470,8 +469,13 @@ impl<'a> Output<'a> {
                 self.writer.list(entry);
             }
             (Item::File(i), Written::File(entry)) => {
-                let same = entry.path == self.source.files[i].path;
-                if !same || !self.writer.restore(&entry.parts, there)? {
+                let file = &self.source.files[i];
+                let digest = self.scans.files[i].as_ref().map(|scan| scan.sha256);
+                let same = (&entry.path, entry.len) == (&file.path, file.bytes);
+                if !same
+                    || Some(entry.sha256) != digest
+                    || !self.writer.restore(&entry.parts, there)?
+                {
                     return Ok(false);
                 }
                 self.writer.list_file(entry);
@@ -479,6 +483,21 @@ impl<'a> Output<'a> {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Whether a record is one of this tensor, stored as it would be stored now.
+    fn is_planned(&self, i: usize, entry: &TensorEntry) -> bool {
+        let (t, planned) = (&self.source.tensors()[i], &self.plan.tensors[i]);
+        let same = (&entry.name, entry.dtype, &entry.shape, entry.role)
+            == (&t.name, t.dtype, &t.shape, planned.role);
+        let stored = match (&entry.encoding, &planned.decision) {
+            (Encoding::Raw, Decision::Raw) => entry.decoded_sha256 == self.scans.tensors[i].sha256,
+            (Encoding::Planes { row_dims, .. }, Decision::Planes { row_dims: own, .. }) => {
+                row_dims == own
+            }
+            _ => false,
+        };
+        same && stored
     }
 
     /// Cuts off what the earlier run wrote behind what is taken over.

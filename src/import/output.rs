@@ -27,7 +27,7 @@ pub(crate) struct Partial {
     pub stage: &'static str,
     /// Stay when this run fails.
     pub keep: bool,
-    /// Go on with the bytes that are there.
+    /// Go on with the bytes that are there; else they are made anew, if there are any.
     pub again: bool,
 }
 
@@ -112,6 +112,7 @@ impl NewFile {
                     .in_file(path.display().to_string()));
             }
         } else {
+            // The state of this run, or of an interrupted one, lists it: it is nobody else's.
             remove_stale(&path).map_err(io)?;
             options.create_new(true);
         }
@@ -163,6 +164,11 @@ impl ClosedFile {
     /// Where it is until it gets its name.
     pub(crate) fn path(&self) -> &Path {
         &self.temp
+    }
+
+    /// Makes renames in the folder of `path` durable, where the platform can.
+    pub(crate) fn sync_parent(path: &Path) {
+        sync_folder(parent(path));
     }
 
     /// Gives all files their names, in order. When one fails, those before it are removed again, unless

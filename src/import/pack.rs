@@ -9,7 +9,7 @@ use super::exact::{Adder, estimate};
 use super::ladder;
 use super::plan::{Decision, Plan, PlannedTensor, Recipe};
 use super::reshard::{CopyOptions, copy_pack};
-use super::resume::{BASE, EXACT, PackState, ROOTS, RUNGS, STAGES, take_back};
+use super::resume::{BASE, EXACT, NewName, PackState, ROOTS, RUNGS, bytes_there};
 use super::reuse::{OldPack, Reused};
 use super::scan::{Scans, scan};
 use super::shards::{NewPack, Placed, assign, check_shard_size};
@@ -325,7 +325,8 @@ impl PackOptions {
     pub fn estimate(&self, source: &Source) -> Result<u64> {
         let plan = Plan::new(source, &self.recipe)?;
         let carried = source.files.iter().filter(|f| f.role == FileRole::Carried).map(|f| f.bytes);
-        // The base waits beside the pack until the exact rung is made.
+        // Copies wait beside the pack until the next one is made.
+        let copies = if self.rungs.is_empty() { 1 } else { 3 };
         let exact = if self.exact == Exact::No { 0 } else { source.bytes() };
         let tensors =
             self.placed(source, &plan, &self.recipe, None)?.into_iter().map(
@@ -335,10 +336,16 @@ impl PackOptions {
                 },
             );
         // Padding, records and the manifest's entries on top.
-        Ok(carried
+        let all = carried
             .chain(tensors)
             .chain([exact])
-            .fold(0, |sum, n| sum.saturating_add(n).saturating_add(4096)))
+            .fold(0u64, |sum, n| sum.saturating_add(n).saturating_add(4096));
+        Ok(all.saturating_mul(copies))
+    }
+
+    /// Bytes that an interrupted run of `output` left, and that [`PackOptions::resume`] goes on with.
+    pub fn bytes_there(&self, output: &Path) -> u64 {
+        if self.resume { bytes_there(output) } else { 0 }
     }
 
     /// Packs a source into the file `output`, which appears only when it is complete. With
@@ -385,16 +392,14 @@ impl PackOptions {
         let (scanning, encoding) = self.budget(source, &plan, &recipe, calibration)?;
         // Whether the output can be written shows before hours of reading; equal tensors, which the scan
         // finds, may make fewer shards of it.
-        if self.resume && !self.force {
-            take_back(output)?;
+        let mut state = PackState::open(output, self.resume)?;
+        if !state.was_naming() {
+            NewPack::check(output, self.force, self.shards(source, &plan, &recipe, None)?.1)?;
         }
-        NewPack::check(output, self.force, self.shards(source, &plan, &recipe, None)?.1)?;
         let work = Work { source, recipe: &recipe, calibration, scanning, encoding };
         let old = self.reuse.as_deref().map(OldPack::open).transpose()?;
-        let mut state = PackState::open(output, self.resume)?;
         let (mut plan, scans) = work.scan(plan, true, progress)?;
         let run = self.run(&work.manifest(&plan, &scans)?)?;
-        // An earlier run had as many files: what decides that is in the digest.
         state.start(run)?;
         let saved = state.calibrated().cloned();
         let calibrated = work.calibrate(&mut plan, &scans, saved.as_ref(), progress)?;
@@ -402,11 +407,20 @@ impl PackOptions {
             state.add_calibrated(calibrated.save(source)?)?;
         }
         let (shards, count) = self.shards(source, &plan, &recipe, calibrated.as_ref())?;
+        let targets = NewPack::targets_of(output, count)?;
+        if state.roll_forward(&targets, self.force)? {
+            let last = targets.last().map_or(output, PathBuf::as_path);
+            let written = Pack::open_path(last)?;
+            state.end();
+            let report = self.report(source, plan, &scans, &written, lengths(targets)?);
+            return Ok(PackReport { resumed: items(source), ..report });
+        }
         let mut pack =
             NewPack::create(output, self.force, count)?.with_partial_files(BASE, self.resume);
-        let partial: Vec<_> = STAGES.iter().flat_map(|stage| pack.partial_paths(stage)).collect();
         if state.is_new() {
-            state.add_partial(&partial)?;
+            let stages = self.stages();
+            let partial = stages.iter().flat_map(|stage| pack.partial_paths(stage));
+            state.add_partial(&partial.collect::<Vec<_>>())?;
         }
         let reused = match old {
             None => Reused::none(source),
@@ -467,23 +481,49 @@ impl PackOptions {
         }
         let written = pack.open()?;
         written.manifest()?;
-        let stats = PackStats::of(&written);
-        let (stored_root, decoded_root) = (written.stored_root(), written.decoded_root());
-        state.add_named(pack.names_and_roots())?;
-        let files = pack.commit(&written)?;
-        state.end(partial);
+        let files = pack.commit_after(&written, |names| {
+            let name = |(from, to): &(&Path, &Path)| NewName::new(from, to);
+            state.add_named(names.iter().map(name).collect::<Result<_>>()?)
+        })?;
+        let (resumed, reused) = (resumed, reused.count());
+        state.end();
+        let report = self.report(source, plan, &scans, &written, files);
+        Ok(PackReport { resumed, reused, ..report })
+    }
+
+    /// What is said of a pack that is complete.
+    fn report<R: ReadAt>(
+        &self,
+        source: &Source,
+        plan: Plan,
+        scans: &Scans,
+        written: &Pack<R>,
+        files: Vec<(PathBuf, u64)>,
+    ) -> PackReport {
         let odd = plan.tensors.iter().zip(&scans.tensors).filter(|(_, s)| s.odd.is_some());
-        Ok(PackReport {
+        PackReport {
             files,
-            stored_root,
-            decoded_root,
-            stats,
+            stored_root: written.stored_root(),
+            decoded_root: written.decoded_root(),
+            stats: PackStats::of(written),
             odd: odd.map(|(t, _)| t.name.clone()).collect(),
             plan,
             left_out: source.left_out().into_iter().map(str::to_owned).collect(),
-            resumed,
-            reused: reused.count(),
-        })
+            resumed: 0,
+            reused: 0,
+        }
+    }
+
+    /// The steps that the pack is made in.
+    fn stages(&self) -> Vec<&'static str> {
+        let mut stages = vec![BASE];
+        if !self.rungs.is_empty() {
+            stages.push(RUNGS);
+            // With the exact rung the manifest is written once more anyway.
+            stages.extend((self.exact == Exact::No).then_some(ROOTS));
+        }
+        stages.extend((self.exact != Exact::No).then_some(EXACT));
+        stages
     }
 
     /// The pack after one step more. What is left of it by a run that is killed is of no use to the next.
@@ -718,6 +758,22 @@ impl<'a> Work<'a> {
         output.map_or(Ok(()), Output::end)?;
         Ok(restored)
     }
+}
+
+/// Files with their lengths.
+fn lengths(paths: Vec<PathBuf>) -> Result<Vec<(PathBuf, u64)>> {
+    let io = |e, path: &Path| Error::io("can't read", e).in_file(path.display().to_string());
+    let len = |path: PathBuf| match path.metadata() {
+        Ok(meta) => Ok((path, meta.len())),
+        Err(e) => Err(io(e, &path)),
+    };
+    paths.into_iter().map(len).collect()
+}
+
+/// Tensors and carried files of a source.
+fn items(source: &Source) -> usize {
+    let carried = source.files.iter().filter(|f| f.role == FileRole::Carried);
+    source.tensors().len() + carried.count()
 }
 
 /// The `license` of a model card's front matter.

@@ -12,7 +12,7 @@ use super::source::Source;
 use crate::calibration::Calibration;
 use crate::container::{Container, Input, ReadAt};
 use crate::error::{Error, Result};
-use crate::format::{CHUNK_BYTES, Encoding, PREAMBLE_BYTES, to_usize};
+use crate::format::{CHUNK_BYTES, Encoding, PREAMBLE_BYTES, Rule, to_usize};
 use crate::manifest::{Failure, Manifest, Pack};
 use crate::progress::{Progress, step};
 use crate::receipt::Rederived;
@@ -30,16 +30,15 @@ impl Rederive<'_> {
     /// Makes the pack again, and compares. Gives what differs, too.
     ///
     /// # Errors
-    /// `InvalidArgument` when a calibration is missing, or was given without need; as [`PackOptions::pack`] and
-    /// reading the pack.
+    /// As [`PackOptions::pack`] and reading the pack.
     pub(super) fn run(
         &self,
         pack: &Pack<Input>,
         manifest: &Manifest,
+        options: &PackOptions,
         progress: &dyn Progress,
     ) -> Result<(Rederived, Vec<Failure>)> {
         let mut failures = vec![];
-        let options = self.options(pack, manifest)?;
         if let (Some(expected), Some(path)) = (&manifest.calibration, self.calibration) {
             let found = Calibration::open(path)?.sha256().to_string();
             if found != *expected {
@@ -83,21 +82,19 @@ impl Rederive<'_> {
     }
 
     /// The options that the manifest records.
-    fn options(&self, pack: &Pack<Input>, manifest: &Manifest) -> Result<PackOptions> {
-        let recipe: Recipe = serde_json::from_value(manifest.recipe.clone()).map_err(|e| {
-            Error::source_file(format!("the pack's recipe isn't one of this program: {e}"))
-                .with_source(e)
-        })?;
-        match (&manifest.calibration, self.calibration) {
-            (Some(sha), None) => {
-                return Err(Error::argument(format!(
-                    "the pack was made with a calibration, of SHA-256 {sha}: give it too"
-                )));
-            }
-            (None, Some(_)) => {
-                return Err(Error::argument("the pack was made without a calibration"));
-            }
-            _ => {}
+    ///
+    /// # Errors
+    /// `Malformed` for a recipe that this program doesn't have.
+    pub(super) fn options(&self, pack: &Pack<Input>, manifest: &Manifest) -> Result<PackOptions> {
+        let no_recipe = |e: String| {
+            Error::malformed(Rule::MAN_2, format!("the recipe isn't one of this program: {e}"))
+        };
+        let recipe: Recipe = serde_json::from_value(manifest.recipe.clone())
+            .map_err(|e| no_recipe(e.to_string().escape_debug().to_string()))?;
+        recipe.check().map_err(|e| no_recipe(e.message().to_owned()))?;
+        let budget = recipe.calibrated.as_ref().is_some_and(|c| c.bpw.is_some());
+        if budget && manifest.calibration.is_none() {
+            return Err(no_recipe("a budget of bits without a calibration".into()));
         }
         let index = pack.containers()[0].index();
         let coded = pack.tensors().any(|t| matches!(t.entry().encoding, Encoding::Coded { .. }));

@@ -1,10 +1,11 @@
 //! What an interrupted run leaves, so that another goes on where it ended.
 //!
 //! Files of a pack are written as `NAME.partial`. Beside them `OUT.pack-state` lists, line by line, what they hold: first
-//! the digest of all that decides the bytes of the pack, then, where a calibration steers the encoder, what it was told
-//! to do, then each tensor and carried file in the order of the bytes. A line is written when its bytes are.
+//! the digest of all that decides the bytes of the pack, then the files, then, where a calibration steers the encoder, what it
+//! was told to do, then each tensor and carried file in the order of the bytes, and last, when all is complete, the names that
+//! the files get. A line is written when what it speaks of is; it starts with its own CRC-32. The state is locked while a run
+//! works with it. It is trusted as the output is: who can write here could write the pack.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind as IoKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::output::{partial_path, remove_stale};
+use super::output::{ClosedFile, partial_path, remove_stale};
 use crate::container::Container;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Digest, FileEntry, Index, TensorEntry, write_index};
@@ -27,29 +28,39 @@ pub(super) const ROOTS: &str = ".partial-roots";
 pub(super) const EXACT: &str = ".partial-exact";
 pub(super) const STAGES: [&str; 4] = [BASE, RUNGS, ROOTS, EXACT];
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Head {
-    format: String,
-    /// Digest of everything that decides the bytes of the pack.
-    run: String,
-}
+/// Longest state that is read. A line takes about 64 bytes and 24 for each MiB of its tensor.
+const MOST_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 enum Line {
-    /// Names of the files that hold what was done.
+    /// What the state is, and the digest of everything that decides the bytes of the pack.
+    #[serde(rename = "head")]
+    Head { format: String, run: String },
+    /// Names of the files that hold what is done, at any stage.
     #[serde(rename = "partial")]
     Partial(Vec<String>),
-    /// The files get their names now: these, with these stored roots.
-    #[serde(rename = "named")]
-    Named(BTreeMap<String, String>),
     /// How the calibration encodes.
     #[serde(rename = "calibrated")]
     Calibrated(Value),
-    /// An index with one record, in hexadecimal, and its CRC-32.
+    /// An index with one record, in hexadecimal.
     #[serde(rename = "done")]
-    Done { record: String, crc32: u32 },
+    Done(String),
+    /// All files are complete and get their names now, in this order.
+    #[serde(rename = "named")]
+    Named(Vec<NewName>),
+}
+
+/// A complete file that gets its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewName {
+    /// Where it was written.
+    from: String,
+    /// Its name.
+    to: String,
+    /// Its stored root; of an index file the SHA-256.
+    id: String,
 }
 
 /// A tensor or a carried file that was written.
@@ -59,71 +70,81 @@ pub(super) enum Written {
     File(FileEntry),
 }
 
-/// The open, locked state of a run. Dropped, it vanishes unless it is to be kept.
+/// The open, locked state of a run.
 #[derive(Debug)]
 pub(super) struct PackState {
     path: PathBuf,
     file: File,
     keep: bool,
+    /// Whether this run has written to it, or made it: then it vanishes with the run unless it is to be kept.
+    ours: bool,
+    run: Option<String>,
+    partial: Vec<String>,
     calibrated: Option<Value>,
     /// What was done, with the length of the state before its line.
     done: Vec<(Written, u64)>,
     /// These lengths, when what was done has been taken.
     before: Vec<u64>,
+    named: Option<(Vec<NewName>, u64)>,
     len: u64,
 }
 
 fn state_path(output: &Path) -> PathBuf {
-    let mut name = output.file_name().unwrap_or_default().to_owned();
-    name.push(".pack-state");
-    output.with_file_name(name)
+    partial_path(output, ".pack-state")
 }
 
-/// Takes their names from files of `output` that a run was giving them when it was killed, so that another run goes on with
-/// them. A file that isn't what that run wrote keeps its name.
-///
-/// # Errors
-/// `Io`.
-pub(super) fn take_back(output: &Path) -> Result<()> {
-    let Ok(text) = std::fs::read(state_path(output)) else { return Ok(()) };
-    let named = text.split(|b| *b == b'\n').filter_map(|l| match serde_json::from_slice(l) {
-        Ok(Line::Named(names)) => Some(names),
-        _ => None,
-    });
-    for (name, root) in named.last().into_iter().flatten() {
-        let path = output.with_file_name(&name);
-        let plain = Path::new(&name).file_name().is_some_and(|n| n == name.as_str());
-        let partial = partial_path(&path, BASE);
-        let written = || Some(Container::open_path(&path).ok()?.preamble().stored_root.to_string());
-        if plain && partial.symlink_metadata().is_err() && written() == Some(root) {
-            std::fs::rename(&path, &partial)
-                .map_err(|e| Error::io("can't rename", e).in_file(path.display().to_string()))?;
-        }
+/// Bytes that an earlier run of `output` left, which are gone on with.
+pub(super) fn bytes_there(output: &Path) -> u64 {
+    let path = state_path(output);
+    if !path.symlink_metadata().is_ok_and(|m| m.is_file()) {
+        return 0;
     }
-    Ok(())
+    let text = File::open(&path).and_then(|file| read_capped(&file));
+    let names = text.ok().into_iter().flat_map(|text| {
+        let lines = text.split(|b| *b == b'\n').map_while(parse_line);
+        let names = lines.filter_map(|l| if let Line::Partial(n) = l { Some(n) } else { None });
+        names.flatten().collect::<Vec<_>>()
+    });
+    let base = names.filter(|n| n.ends_with(BASE) && is_plain(n));
+    base.filter_map(|n| Some(path.with_file_name(n).symlink_metadata().ok()?.len())).sum()
+}
+
+fn read_capped(file: &File) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file.take(MOST_BYTES).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Whether it is the name of a file in the same folder.
+fn is_plain(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|n| n == name)
 }
 
 impl PackState {
     /// Of the run that writes `output`. `keep` goes on with what is there, and leaves what was done when this run fails;
-    /// otherwise what is there is removed.
+    /// otherwise what is there is removed, when the run starts.
     ///
     /// # Errors
-    /// `Io`, also when another process is writing the same pack.
+    /// `Io`, also when another process is writing the same pack, or something else is in the way.
     pub(super) fn open(output: &Path, keep: bool) -> Result<Self> {
         let path = state_path(output);
         let io = |e| Error::io("can't write", e).in_file(path.display().to_string());
-        let file = loop {
-            let file = match OpenOptions::new().read(true).write(true).create_new(true).open(&path)
-            {
+        let in_the_way = || {
+            Error::new(ErrorKind::Io, "is in the way: it is no state of an earlier run")
+                .in_file(path.display().to_string())
+        };
+        let (file, new) = loop {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true);
+            let (file, new) = match options.clone().create_new(true).open(&path) {
                 Err(e) if e.kind() == IoKind::AlreadyExists => {
-                    // A link would lead elsewhere.
+                    // A link would lead elsewhere, a pipe would never answer.
                     if !path.symlink_metadata().is_ok_and(|m| m.is_file()) {
-                        return Err(Error::new(ErrorKind::Io, "is no state of an earlier run")
-                            .in_file(path.display().to_string()));
+                        return Err(in_the_way());
                     }
-                    OpenOptions::new().read(true).write(true).open(&path).map_err(io)?
+                    (options.open(&path).map_err(io)?, false)
                 }
-                file => file.map_err(io)?,
+                file => (file.map_err(io)?, true),
             };
             match file.try_lock() {
                 Err(TryLockError::WouldBlock) => {
@@ -133,76 +154,153 @@ impl PackState {
                 // Some file systems have no locks.
                 Err(TryLockError::Error(_)) | Ok(()) => {}
             }
-            // The run that held the lock may have ended and removed the file.
-            if path.symlink_metadata().is_ok() {
-                break file;
+            // The run that held the lock may have ended and removed the file, and a third one made another.
+            if is_still_there(&file, &path) {
+                break (file, new);
             }
         };
-        Ok(Self { path, file, keep, calibrated: None, done: vec![], before: vec![], len: 0 })
-    }
-
-    fn io(&self, what: &'static str) -> impl Fn(std::io::Error) -> Error {
-        let path = self.path.display().to_string();
-        move |e| Error::io(what, e).in_file(&path)
-    }
-
-    /// Reads what is there, or starts anew. `run` is the digest of everything that decides the bytes of the pack.
-    ///
-    /// # Errors
-    /// `Source` when what is there is of another run; `Io`.
-    pub(super) fn start(&mut self, run: Digest) -> Result<()> {
-        let mut text = Vec::new();
-        let read =
-            self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.read_to_end(&mut text));
-        read.map_err(self.io("can't read"))?;
-        let mut lines = text.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n"));
-        let head: Option<Head> = lines.next().and_then(|l| serde_json::from_slice(l).ok());
-        if let (Some(head), true) = (&head, self.keep) {
-            if head.format != FORMAT || head.run != run.to_string() {
-                let text = "is the state of another run: the source, the recipe or the tool was another; start again without --resume";
-                // It stays as it was.
-                return Err(Error::source_file(text).in_file(self.path.display().to_string()));
-            }
-            self.len = text.iter().position(|b| *b == b'\n').map_or(0, |at| at as u64 + 1);
-            self.read(lines);
-            return self.cut(self.len);
-        }
-        let name_of_ours = |name: &String| {
-            let path = Path::new(name);
-            let ours = STAGES.iter().any(|stage| name.ends_with(stage));
-            ours && path.file_name().is_some_and(|n| n == name.as_str())
+        let text = read_capped(&file).map_err(io)?;
+        let mut state = Self {
+            path: path.clone(),
+            file,
+            keep,
+            ours: new,
+            run: None,
+            partial: vec![],
+            calibrated: None,
+            done: vec![],
+            before: vec![],
+            named: None,
+            len: 0,
         };
-        let names = lines.filter_map(|l| match serde_json::from_slice(l) {
-            Ok(Line::Partial(names)) => Some(names),
-            _ => None,
-        });
-        for name in names.flatten().filter(name_of_ours) {
-            remove_stale(&self.path.with_file_name(name)).map_err(self.io("can't remove"))?;
+        state.read(&text);
+        if state.run.is_none() && !text.is_empty() {
+            return Err(in_the_way());
         }
-        let head = Head { format: FORMAT.into(), run: run.to_string() };
-        self.cut(0)?;
-        self.append(&head)
+        Ok(state)
     }
 
     /// Takes lines until one isn't whole: the last one of a killed run, or a damaged one.
-    fn read<'a>(&mut self, lines: impl Iterator<Item = &'a [u8]>) {
-        for line in lines {
-            match serde_json::from_slice(line) {
-                Ok(Line::Partial(_) | Line::Named(_)) => {}
-                Ok(Line::Calibrated(value)) => self.calibrated = Some(value),
-                Ok(Line::Done { record, crc32 }) => {
-                    let Some(written) = parse(&record, crc32) else { return };
+    fn read(&mut self, text: &[u8]) {
+        for line in text.split_inclusive(|b| *b == b'\n') {
+            let Some(parsed) = line.strip_suffix(b"\n").and_then(parse_line) else { return };
+            match parsed {
+                Line::Head { format, run } if self.len == 0 && format == FORMAT => {
+                    self.run = Some(run);
+                }
+                _ if self.run.is_none() => return,
+                Line::Head { .. } => return,
+                Line::Partial(names) => self.partial = names,
+                Line::Calibrated(value) => self.calibrated = Some(value),
+                Line::Done(record) => {
+                    let Some(written) = parse_record(&record) else { return };
                     self.done.push((written, self.len));
                 }
-                Err(_) => return,
+                Line::Named(names) => self.named = Some((names, self.len)),
             }
             self.len += line.len() as u64;
         }
     }
 
-    /// Whether no earlier run had written anything.
+    fn io(&self, what: &'static str) -> impl Fn(std::io::Error) -> Error + use<> {
+        let path = self.path.display().to_string();
+        move |e| Error::io(what, e).in_file(&path)
+    }
+
+    /// Whether an earlier run was giving files their names when it ended.
+    pub(super) fn was_naming(&self) -> bool {
+        self.keep && self.named.is_some()
+    }
+
+    /// Goes on with what is there, or starts anew. `run` is the digest of everything that decides the bytes of the pack.
+    ///
+    /// # Errors
+    /// `Source` when what is there is of another run; `Io`.
+    pub(super) fn start(&mut self, run: Digest) -> Result<()> {
+        let run = run.to_string();
+        if let (Some(earlier), true) = (&self.run, self.keep) {
+            if *earlier != run {
+                let text = "is the state of another run: the source, the recipe or the tool was another; start again without --resume";
+                // It stays as it was.
+                return Err(Error::source_file(text).in_file(self.path.display().to_string()));
+            }
+            self.ours = true;
+            return self.cut(self.len);
+        }
+        self.ours = true;
+        self.remove_partial(&STAGES)?;
+        self.forget();
+        self.cut(0)?;
+        self.append(&Line::Head { format: FORMAT.into(), run })
+    }
+
+    fn forget(&mut self) {
+        (self.calibrated, self.named) = (None, None);
+        self.partial.clear();
+        self.done.clear();
+    }
+
+    /// Removes the listed files of these stages.
+    fn remove_partial(&self, stages: &[&str]) -> Result<()> {
+        let of_stage = |n: &&String| is_plain(n) && stages.iter().any(|s| n.ends_with(s));
+        for name in self.partial.iter().filter(of_stage) {
+            remove_stale(&self.path.with_file_name(name)).map_err(self.io("can't remove"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the remaining files of a run their names, if it had begun to and all of them are there. Says whether that ended the run;
+    /// if not, what stands there of stages that can't be gone on with is removed.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn roll_forward(&mut self, targets: &[PathBuf], force: bool) -> Result<bool> {
+        let named = self.named.take();
+        if let Some((names, before)) = named {
+            if self.all_there(&names, targets, force)? {
+                for (name, target) in names.iter().zip(targets) {
+                    let from = self.path.with_file_name(&name.from);
+                    if is_file_of(&from, &name.id)? {
+                        std::fs::rename(&from, target).map_err(|e| {
+                            Error::io("can't rename", e).in_file(target.display().to_string())
+                        })?;
+                    }
+                }
+                ClosedFile::sync_parent(&self.path);
+                return Ok(true);
+            }
+            self.cut(before)?;
+        }
+        self.remove_partial(&STAGES[1..])?;
+        Ok(false)
+    }
+
+    /// Whether each file of `names` is complete, where it was written or where it belongs, and nobody else's is in its place.
+    fn all_there(&self, names: &[NewName], targets: &[PathBuf], force: bool) -> Result<bool> {
+        let is_called = |(name, target): (&NewName, &PathBuf)| {
+            target.file_name().is_some_and(|t| t == name.to.as_str())
+        };
+        let same = names.len() == targets.len() && names.iter().zip(targets).all(is_called);
+        let ours = |n: &NewName| {
+            STAGES.iter().any(|stage| n.from == format!("{}{stage}", n.to)) && is_plain(&n.from)
+        };
+        if !same || !names.iter().all(ours) {
+            return Ok(false);
+        }
+        for (name, target) in names.iter().zip(targets) {
+            let from = self.path.with_file_name(&name.from);
+            let free = force || target.symlink_metadata().is_err();
+            let ready = free && is_file_of(&from, &name.id)?;
+            if !ready && !is_file_of(target, &name.id)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the files that hold what is done aren't recorded yet.
     pub(super) fn is_new(&self) -> bool {
-        self.done.is_empty()
+        self.partial.is_empty()
     }
 
     /// How the calibration encodes, if an earlier run found it out.
@@ -229,18 +327,26 @@ impl PackState {
     /// Records the files that will hold what is done.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Io`, also when one of them is there: it is somebody else's.
     pub(super) fn add_partial(&mut self, paths: &[PathBuf]) -> Result<()> {
+        if let Some(path) = paths.iter().find(|p| p.symlink_metadata().is_ok()) {
+            let text = "is in the way: no interrupted run is known that wrote it";
+            return Err(Error::new(ErrorKind::Io, text).in_file(path.display().to_string()));
+        }
         let name = |p: &PathBuf| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        self.append(&Line::Partial(paths.iter().map(name).collect()))
+        self.partial = paths.iter().map(name).collect();
+        let line = Line::Partial(self.partial.clone());
+        self.append(&line)
     }
 
-    /// Records that files get their names now, with their stored roots.
+    /// Records that files get their names now: where each was written, its name, and what it is.
     ///
     /// # Errors
     /// `Io`.
-    pub(super) fn add_named(&mut self, roots: BTreeMap<String, String>) -> Result<()> {
-        self.append(&Line::Named(roots))
+    pub(super) fn add_named(&mut self, names: Vec<NewName>) -> Result<()> {
+        self.append(&Line::Named(names))?;
+        // Before the first rename: what is named without a line would be somebody else's.
+        self.file.sync_all().map_err(self.io("can't write"))
     }
 
     /// Records how the calibration encodes.
@@ -261,15 +367,14 @@ impl PackState {
             Written::Tensor(entry) => index.tensors.push(entry),
             Written::File(entry) => index.files.push(entry),
         }
-        let (bytes, _) = write_index(&index)?;
-        self.append(&Line::Done { record: hex(&bytes), crc32: crc32fast::hash(&bytes) })
+        self.append(&Line::Done(hex(&write_index(&index)?.0)))
     }
 
-    fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut bytes = serde_json::to_vec(line)
+    fn append(&mut self, line: &Line) -> Result<()> {
+        let text = serde_json::to_string(line)
             .map_err(|e| Error::argument(format!("state: {e}")).with_source(e))?;
-        bytes.push(b'\n');
-        self.file.write_all(&bytes).map_err(self.io("can't write"))?;
+        let bytes = format!("{:08x} {text}\n", crc32fast::hash(text.as_bytes()));
+        self.file.write_all(bytes.as_bytes()).map_err(self.io("can't write"))?;
         self.len += bytes.len() as u64;
         Ok(())
     }
@@ -280,22 +385,68 @@ impl PackState {
         Ok(())
     }
 
-    /// Removes the state and what lies beside it: the pack has its name.
-    pub(super) fn end(mut self, partial: Vec<PathBuf>) {
+    /// Removes the state and what the pack was made from: it has its name.
+    pub(super) fn end(mut self) {
         self.keep = false;
-        for path in partial {
-            // What can't be removed is of no consequence.
-            let _ = remove_stale(&path);
-        }
+        // What can't be removed is of no consequence.
+        let _ = self.remove_partial(&STAGES);
     }
 }
 
 impl Drop for PackState {
     fn drop(&mut self) {
-        if !self.keep {
+        // Of a run that never started what is there stays as it was; of one that wrote nothing there is nothing to keep.
+        if self.ours && (!self.keep || self.partial.is_empty()) {
             let _ = remove_stale(&self.path);
         }
     }
+}
+
+impl NewName {
+    /// # Errors
+    /// `Io`.
+    pub(super) fn new(from: &Path, to: &Path) -> Result<Self> {
+        let name = |p: &Path| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { from: name(from), to: name(to), id: id_of(from)? })
+    }
+}
+
+/// Whether a path leads to a regular file that is this one.
+fn is_file_of(path: &Path, id: &str) -> Result<bool> {
+    if !path.symlink_metadata().is_ok_and(|m| m.is_file()) {
+        return Ok(false);
+    }
+    Ok(id_of(path)? == id)
+}
+
+/// The stored root that a container has in its preamble: it was written and synced as a whole. Of other files the SHA-256.
+fn id_of(path: &Path) -> Result<String> {
+    if let Ok(pack) = Container::open_path(path) {
+        return Ok(pack.preamble().stored_root.to_string());
+    }
+    let io = |e| Error::io("can't read", e).in_file(path.display().to_string());
+    let text = File::open(path).and_then(|file| read_capped(&file)).map_err(io)?;
+    Ok(Digest::of(&text).to_string())
+}
+
+#[cfg(unix)]
+fn is_still_there(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |m: std::fs::Metadata| (m.dev(), m.ino());
+    let (open, there) = (file.metadata().map(id), path.symlink_metadata().map(id));
+    open.ok().is_some_and(|open| there.is_ok_and(|there| open == there))
+}
+
+#[cfg(not(unix))]
+fn is_still_there(_: &File, path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn parse_line(line: &[u8]) -> Option<Line> {
+    let (crc, text) = line.split_first_chunk::<8>()?;
+    let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?;
+    let text = text.strip_prefix(b" ").filter(|text| crc32fast::hash(text) == crc)?;
+    serde_json::from_slice(text).ok()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -306,13 +457,12 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn parse(record: &str, crc32: u32) -> Option<Written> {
+fn parse_record(record: &str) -> Option<Written> {
     let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let (pairs, []) = record.as_bytes().as_chunks::<2>() else { return None };
     let bytes: Option<Vec<u8>> =
         pairs.iter().map(|[a, b]| Some(digit(*a)? << 4 | digit(*b)?)).collect();
-    let bytes = bytes.filter(|bytes| crc32fast::hash(bytes) == crc32)?;
-    let mut index = Index::parse(&bytes, u64::MAX, 1).ok()?;
+    let mut index = Index::parse(&bytes?, u64::MAX, 1).ok()?;
     let tensor = index.tensors.pop().map(Written::Tensor);
     tensor.or_else(|| index.files.pop().map(Written::File))
 }

@@ -96,12 +96,17 @@ impl Reused {
             let (t, p) = (&source.tensors()[i], &plan.tensors[i]);
             let group = recipe.group_of(p.role);
             let sha256 = scans.tensors[i].sha256;
+            // The digest is one of bytes: other elements may have the same.
+            let view = pack.pack.tensor(&t.name)?;
+            if (view.dtype(), view.shape()) != (t.dtype, t.shape.as_slice()) {
+                return None;
+            }
             if calibrated.is_some_and(|c| c.has(i))
                 || !pack.has(&t.name, sha256, &p.decision, group, recipe.zstd_level)
             {
                 return None;
             }
-            let parts = &pack.pack.tensor(&t.name)?.entry().parts;
+            let parts = &view.entry().parts;
             let bytes = kept(parts).map(|p| p.stored_len).sum();
             (cost(bytes) <= budget).then_some(bytes)
         };

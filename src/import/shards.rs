@@ -1,6 +1,6 @@
 //! Cutting a pack into shards, and naming them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -122,6 +122,14 @@ impl NewPack {
         self
     }
 
+    /// What the files of a pack of `count` containers are called: containers, then the index file.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that packs can't have.
+    pub(crate) fn targets_of(output: &Path, count: usize) -> Result<Vec<PathBuf>> {
+        targets(output, count)
+    }
+
     /// Where the files are until they are complete, with names that end like this.
     pub(crate) fn partial_paths(&self, stage: &'static str) -> impl Iterator<Item = PathBuf> {
         self.targets.iter().map(move |t| partial_path(t, stage))
@@ -241,18 +249,23 @@ impl NewPack {
         Pack::from_shards(index, shards.into_iter().map(|(_, c)| Some(c)).collect())
     }
 
-    /// The names that the containers will get, and their stored roots.
-    pub(crate) fn names_and_roots(&self) -> BTreeMap<String, String> {
-        let name = |t: &PathBuf| t.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let written = self.targets.iter().zip(&self.done);
-        written.map(|(t, (_, summary))| (name(t), summary.stored_root.to_string())).collect()
-    }
-
     /// Gives the files their names: shards first, the index file last. Returns all paths with lengths.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn commit(mut self, pack: &Pack<Unnamed>) -> Result<Vec<(PathBuf, u64)>> {
+    pub(crate) fn commit(self, pack: &Pack<Unnamed>) -> Result<Vec<(PathBuf, u64)>> {
+        self.commit_after(pack, |_| Ok(()))
+    }
+
+    /// As [`NewPack::commit`]; `before` is called with where each complete file is and what it will be called.
+    ///
+    /// # Errors
+    /// `Io`, and that of `before`.
+    pub(crate) fn commit_after(
+        mut self,
+        pack: &Pack<Unnamed>,
+        before: impl FnOnce(&[(&Path, &Path)]) -> Result<()>,
+    ) -> Result<Vec<(PathBuf, u64)>> {
         let targets = std::mem::take(&mut self.targets);
         let mut lengths: Vec<u64> = self.done.iter().map(|(_, s)| s.file_len).collect();
         let done = std::mem::take(&mut self.done);
@@ -266,6 +279,9 @@ impl NewPack {
             files.push(out.close()?);
             lengths.push(bytes.len() as u64);
         }
+        let names: Vec<_> =
+            files.iter().map(ClosedFile::path).zip(targets.iter().map(PathBuf::as_path)).collect();
+        before(&names)?;
         ClosedFile::commit(files)?;
         Ok(targets.into_iter().zip(lengths).collect())
     }

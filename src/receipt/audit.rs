@@ -33,8 +33,11 @@ pub struct AuditReceipt {
     pub tool: String,
     /// The version of the format that the first file says it has; nothing when that can't be read.
     pub format_version: Option<String>,
-    /// `ok`, or `failed` when anything at all is wrong.
+    /// `ok`; `failed` when anything at all is wrong; `incomplete` when nothing is, but what was asked for can't be told: the pack
+    /// has another encoder than the one that made it again, or is one shard of several.
     pub verdict: String,
+    /// Which shard it is, when it is one that was audited by itself.
+    pub shard: Option<AuditedShard>,
     /// What was checked: `ok`, `mismatch` or `not_checked`.
     pub checks: BTreeMap<String, String>,
     /// How much was checked.
@@ -55,6 +58,32 @@ pub struct AuditReceipt {
     pub receipts: BTreeMap<String, String>,
     /// What is wrong.
     pub failures: Vec<AuditFailure>,
+}
+
+/// One shard of several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditedShard {
+    /// Its number, from 1.
+    pub number: u64,
+    /// How many the pack has.
+    pub count: u64,
+}
+
+/// A dimension. Those beyond 2^53 - 1, which only empty tensors have, are text: numbers of JSON aren't exact there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AuditedDimension {
+    /// As a number.
+    Number(u64),
+    /// As decimal digits.
+    Digits(String),
+}
+
+impl From<u64> for AuditedDimension {
+    fn from(n: u64) -> Self {
+        if n < 1 << 53 { Self::Number(n) } else { Self::Digits(n.to_string()) }
+    }
 }
 
 /// A file of an audited pack.
@@ -114,7 +143,7 @@ pub struct AuditedTensor {
     /// Its element type.
     pub dtype: String,
     /// Its dimensions.
-    pub shape: Vec<u64>,
+    pub shape: Vec<AuditedDimension>,
     /// How it is stored.
     pub encoding: String,
     /// SHA-256 of what it decodes to, as the index says.
@@ -128,7 +157,7 @@ pub struct AuditedTensor {
 #[serde(deny_unknown_fields)]
 pub struct AuditFailure {
     /// What kind of error it is, in the words of the vectors: `malformed`, `integrity`, `truncated`, `unsupported_version`,
-    /// `unsupported_feature`; `limit` for what this reader refuses to hold.
+    /// `unsupported_feature`.
     pub kind: String,
     /// The file, where the index of a sharded pack names it.
     pub file: Option<String>,
@@ -164,6 +193,7 @@ impl AuditReceipt {
             tool: concat!("ultracompress ", env!("CARGO_PKG_VERSION")).into(),
             format_version: None,
             verdict: "failed".into(),
+            shard: None,
             checks: checks.map(|c| (c.to_owned(), Check::NotChecked.name().to_owned())).into(),
             counts: BTreeMap::new(),
             files: vec![],
@@ -194,7 +224,6 @@ impl AuditReceipt {
             ErrorKind::Truncated { .. } => "truncated",
             ErrorKind::UnsupportedVersion => "unsupported_version",
             ErrorKind::UnsupportedFeature => "unsupported_feature",
-            ErrorKind::LimitExceeded(_) => "limit",
             _ => "malformed",
         };
         self.failures.push(AuditFailure {
@@ -212,10 +241,19 @@ impl AuditReceipt {
         self.verdict == "ok"
     }
 
+    /// The verdict; `with_source` says that the pack was to be made again.
     #[cfg(feature = "safetensors")]
-    pub(crate) fn settle(&mut self) {
-        let wrong = self.checks.values().any(|c| c == Check::Mismatch.name());
-        self.verdict = if wrong || !self.failures.is_empty() { "failed" } else { "ok" }.into();
+    pub(crate) fn settle(&mut self, with_source: bool) {
+        let any = |word: Check| self.checks.values().any(|c| c == word.name());
+        let unknown = with_source && self.checks["rederived"] == Check::NotChecked.name();
+        self.verdict = if any(Check::Mismatch) || !self.failures.is_empty() {
+            "failed"
+        } else if unknown || self.shard.is_some() {
+            "incomplete"
+        } else {
+            "ok"
+        }
+        .into();
     }
 
     /// The canonical bytes (RFC 8785).

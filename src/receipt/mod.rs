@@ -10,7 +10,8 @@ mod statistics;
 
 pub use attach::{CheckedReceipt, attach, check};
 pub use audit::{
-    AuditFailure, AuditReceipt, AuditedFile, AuditedManifest, AuditedTensor, Rederived,
+    AuditFailure, AuditReceipt, AuditedDimension, AuditedFile, AuditedManifest, AuditedShard,
+    AuditedTensor, Rederived,
 };
 #[cfg(feature = "lm")]
 pub(crate) use record::Measured;

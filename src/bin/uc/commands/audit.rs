@@ -16,7 +16,7 @@ pub fn run(args: &Audit, console: &mut Console) -> Outcome {
     }
     let signature = sign::compare(&args.file, &args.signature)?.map(|found| match found {
         Ok(signed) => (signed.key_id, None),
-        Err(e) => ("unknown".to_owned(), Some(e.message().to_owned())),
+        Err((key_id, e)) => (key_id, Some(e.message().to_owned())),
     });
     let mut options = AuditOptions::new()
         .with_root(args.root)
@@ -62,10 +62,12 @@ pub fn run(args: &Audit, console: &mut Console) -> Outcome {
         });
     }
     console.say(format!("{}: audit {}", args.file.display(), receipt.verdict));
+    let malformed = !receipt.failures.is_empty();
     Ok(match receipt.is_ok() {
         true => 0,
         // Damage outweighs bad form, as in `uc verify`.
-        false if receipt.failures.iter().all(|f| f.kind != "integrity") => FAILED,
+        false if malformed && receipt.failures.iter().all(|f| f.kind != "integrity") => FAILED,
+        // What is incomplete is no success either.
         false => MISMATCH,
     })
 }

@@ -43,7 +43,8 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
     }
     let output = args.output.as_deref().expect("clap requires it without --dry-run");
     check_distinct(&args.source, output)?;
-    check_free_disk(output, options.estimate(&source)?)?;
+    let there = options.bytes_there(output);
+    check_free_disk(output, options.estimate(&source)?.saturating_sub(there))?;
     console.start("packing", options.work(&source));
     let report = options.pack_with(&source, output, console)?;
     console.finish();

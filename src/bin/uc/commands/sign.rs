@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use ultracompress::import::write_new;
-use ultracompress::sign::{Signed, generate, sign, verify_signature};
+use ultracompress::sign::{Signed, generate, key_id, sign, verify_signature};
 use ultracompress::{Error, ErrorKind, Limits, Pack, VerifyOptions};
 
 use super::{Outcome, max_ram};
@@ -83,8 +83,11 @@ fn new_key(name: &Path, args: &Sign, console: &Console) -> Outcome {
     Ok(0)
 }
 
-/// What comparing the signature of a pack's file came to; an error when there was nothing to compare.
-pub fn compare(file: &Path, args: &Signature) -> Result<Option<Result<Signed, Error>>, Error> {
+/// What comparing a signature came to: what it says, or the number of the key and what is wrong.
+pub type Compared = Result<Signed, (String, Error)>;
+
+/// Compares the signature of a pack's file, if that was asked for; an error when there is nothing to compare.
+pub fn compare(file: &Path, args: &Signature) -> Result<Option<Compared>, Error> {
     let Some(key) = &args.key else { return Ok(None) };
     // A key's own line has no ending, and is longer than most names.
     let text = match Path::new(key).is_file() {
@@ -92,28 +95,42 @@ pub fn compare(file: &Path, args: &Signature) -> Result<Option<Result<Signed, Er
         false => key.clone(),
     };
     let path = args.signature.clone().unwrap_or_else(|| with_ending(file, ".minisig"));
-    let signature = small_text(&path)?;
+    // What isn't text isn't a signature, which is for the comparison to say.
+    let signature = small_file(&path)?;
+    let key_id = key_id(&text)?;
     let name = file.display().to_string();
-    match verify_signature(open(file)?, &text, &signature) {
-        Err(e) if *e.kind() == ErrorKind::Integrity => Ok(Some(Err(e.in_file(name)))),
+    match verify_signature(open(file)?, &text, &String::from_utf8_lossy(&signature)) {
+        Err(e) if *e.kind() == ErrorKind::Integrity => Ok(Some(Err((key_id, e.in_file(name))))),
         Err(e) => Err(e),
         Ok(signed) => Ok(Some(Ok(signed))),
     }
 }
 
+/// A regular file: a pipe might never answer.
 fn open(path: &Path) -> Result<BufReader<File>, Error> {
-    let io = |e| Error::new(ErrorKind::Io, format!("can't read: {e}"));
-    let file = File::open(path).map_err(|e| io(e).in_file(path.display().to_string()))?;
+    let place = |text: String| Error::new(ErrorKind::Io, text).in_file(path.display().to_string());
+    let meta = path.metadata().map_err(|e| place(format!("can't read: {e}")))?;
+    if !meta.is_file() {
+        return Err(place("is no file".into()));
+    }
+    let file = File::open(path).map_err(|e| place(format!("can't read: {e}")))?;
     Ok(BufReader::with_capacity(1 << 20, file))
 }
 
-fn small_text(path: &Path) -> Result<String, Error> {
-    let mut text = String::new();
-    let read = open(path)?.take(MOST_BYTES).read_to_string(&mut text);
+fn small_file(path: &Path) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![];
+    let read = open(path)?.take(MOST_BYTES).read_to_end(&mut bytes);
     read.map_err(|e| {
         Error::new(ErrorKind::Io, format!("can't read: {e}")).in_file(path.display().to_string())
     })?;
-    Ok(text)
+    Ok(bytes)
+}
+
+fn small_text(path: &Path) -> Result<String, Error> {
+    String::from_utf8(small_file(path)?).map_err(|_| {
+        let e = Error::new(ErrorKind::InvalidArgument, "is no key of minisign");
+        e.in_file(path.display().to_string())
+    })
 }
 
 fn with_ending(path: &Path, ending: &str) -> PathBuf {

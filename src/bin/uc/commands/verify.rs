@@ -2,7 +2,6 @@
 
 use serde_json::json;
 use ultracompress::import::{Source, against};
-use ultracompress::sign::Signed;
 use ultracompress::{
     Check, Digest, Error, ErrorKind, Failure, Limits, Pack, VerifyOptions, VerifyReport,
 };
@@ -38,7 +37,7 @@ pub fn run(args: &Verify, console: &mut Console) -> Outcome {
     if let Some(found) = &signature {
         let check = if found.is_ok() { Check::Ok } else { Check::Mismatch };
         compared = if compared == Check::Mismatch { compared } else { check };
-        report.failures.extend(found.as_ref().err().map(Failure::from));
+        report.failures.extend(found.as_ref().err().map(|(_, e)| Failure::from(e)));
     }
     let mut note = None;
     if let Some(source) = &source {
@@ -122,7 +121,7 @@ fn compare_root(root: Digest, report: &mut VerifyReport) -> Check {
 fn print(
     report: &VerifyReport,
     compared: Check,
-    signature: Option<&Result<Signed, Error>>,
+    signature: Option<&sign::Compared>,
     file: &str,
     console: &Console,
 ) -> Result<(), Error> {
