@@ -208,7 +208,10 @@ def kills(uc, model, folder, count, seed):
                     for path in work.iterdir():
                         # A file with its final name is complete.
                         assert path.name not in expected or sha256(path) == expected[path.name], path
-                    continue
+                    if (work / "m.uc.pack-state").exists() or not any(p.name in expected for p in work.iterdir()):
+                        continue
+                    # It was over, and had only to end.
+                    break
                 if child.returncode:
                     sys.exit(f"after {killed} kills: {err}")
                 resumed += json.loads(out)["resumed"]
