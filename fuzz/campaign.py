@@ -18,7 +18,7 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-TARGETS = "open index manifest receipt calibration shards decode exact overlay roundtrip safetensors".split()
+TARGETS = "open index manifest receipt calibration shards decode exact overlay roundtrip safetensors signature".split()
 
 
 def cpu() -> str:

@@ -26,6 +26,12 @@ for path in sorted(VECTORS.glob("*/**/*.json")):
     write(target, path.stem, bytes.fromhex(vector["input"]))
     if target == "open" and vector["expect"] == "ok":
         write("index", path.stem, bytes.fromhex(vector["input"]))
+SIGNATURE = """untrusted comment: signature from minisign secret key
+RUTdXXFm2oJLmoVk5Kn392DaVIE/WYUOcf5y1MlFUzzjCFpQN0Du9YxK6EL2PlTwScsXdmnHF4PkXBs3vJiPdRJoWbJy6rfd7A8=
+trusted comment: a comment
+rJ4mJNTJqIsDShZG9mRtzUVyYqWsekwkXjhlWSH9YF4wSaUhbQTZX8MAmyBwQDHZOXUJrryxWA/pILkj/xMrBQ==
+"""
+write("signature", "of-weights", SIGNATURE.encode())
 write("safetensors", "two-tensors", HEADER + bytes(range(256)) + b"\0\0\x80\x3f")
 
 RECORD = {

@@ -392,9 +392,15 @@ impl PackOptions {
         let (scanning, encoding) = self.budget(source, &plan, &recipe, calibration)?;
         // Whether the output can be written shows before hours of reading; equal tensors, which the scan
         // finds, may make fewer shards of it.
+        let count = self.shards(source, &plan, &recipe, None)?.1;
+        let check = || NewPack::check(output, self.force, count);
+        let interrupted = self.resume && PackState::is_there(output);
+        if !interrupted {
+            check()?;
+        }
         let mut state = PackState::open(output, self.resume)?;
-        if !state.was_naming() {
-            NewPack::check(output, self.force, self.shards(source, &plan, &recipe, None)?.1)?;
+        if interrupted && !state.was_naming() {
+            check()?;
         }
         let work = Work { source, recipe: &recipe, calibration, scanning, encoding };
         let old = self.reuse.as_deref().map(OldPack::open).transpose()?;

@@ -121,6 +121,11 @@ fn is_plain(name: &str) -> bool {
 }
 
 impl PackState {
+    /// Whether a run of `output` left one.
+    pub(super) fn is_there(output: &Path) -> bool {
+        state_path(output).symlink_metadata().is_ok()
+    }
+
     /// Of the run that writes `output`. `keep` goes on with what is there, and leaves what was done when this run fails;
     /// otherwise what is there is removed, when the run starts.
     ///
