@@ -729,3 +729,42 @@ fn spec_rules() -> BTreeSet<String> {
     }
     rules
 }
+
+/// Each `result: PATH TENSOR[INDEX] ... = BYTES` of the page is what the vector has there.
+#[test]
+fn vectors_worked_by_hand_have_these_results() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/by-hand.md");
+    let page = std::fs::read_to_string(page).expect("the page is there");
+    let mut compared = 0;
+    for line in page.lines().map(|l| l.trim().trim_matches('`')) {
+        let Some(text) = line.strip_prefix("result: ") else { continue };
+        let (place, bytes) = text.split_once(" = ").unwrap_or_else(|| panic!("{line}"));
+        let expected: Vec<u8> = bytes
+            .split(' ')
+            .map(|b| u8::from_str_radix(b, 16).unwrap_or_else(|_| panic!("{line}")))
+            .collect();
+        let mut words = place.split(' ');
+        let (path, element) = (words.next().expect(line), words.next().expect(line));
+        let (tensor, index) = element.trim_end_matches(']').split_once('[').expect(line);
+        let index: usize = index.parse().expect(line);
+        let json = std::fs::read_to_string(root().join(path).with_extension("json")).expect(line);
+        let json: Value = serde_json::from_str(&json).expect("JSON");
+        let output = &json["output"];
+        let of_tensor = &output["tensors"][tensor];
+        let hex = match (words.next(), words.next()) {
+            (None, None) if tensor == "-" => &output["bytes"],
+            (None, None) => &of_tensor["bytes"],
+            (Some("exact"), None) => &of_tensor["exact"],
+            (Some("rung"), Some(planes)) => &of_tensor["rungs"][planes],
+            (Some("overlays"), Some(n)) => {
+                &output["overlays"][n.parse::<usize>().expect(line) - 1]["tensors"][tensor]
+            }
+            _ => panic!("{line}"),
+        };
+        let all = unhex(hex.as_str().unwrap_or_else(|| panic!("{line}: not in the vector")));
+        let at = index * expected.len();
+        assert_eq!(all.get(at..at + expected.len()), Some(&expected[..]), "{line}");
+        compared += 1;
+    }
+    assert!(compared >= 6, "{compared} results");
+}
