@@ -281,6 +281,43 @@ fn what_an_interrupted_run_left_is_not_trusted() {
 }
 
 #[test]
+fn records_that_lie_behind_right_checksums_are_noticed_by_decoding() {
+    let (desk, source) = folder();
+    let out = desk.path().join("m.uc");
+    let resume = PackOptions::new().with_resume(true);
+    let whole = desk.path().join("whole.uc");
+    pack(&source, &whole, &PackOptions::new()).expect("packs");
+    let whole = ultracompress::Container::open(fs::read(whole).expect("there")).expect("valid");
+    let digest = |t: &ultracompress::TensorEntry| t.decoded_sha256.to_string();
+    let tensors = &whole.index().tensors;
+    let planes = tensors.iter().find(|t| t.shape.len() == 2).map(digest).expect("planes");
+    let raw = tensors.iter().find(|t| t.shape.len() == 1).map(digest).expect("raw");
+    let state = desk.path().join("m.uc.pack-state");
+    for digest in [planes, raw.clone()] {
+        interrupted(&source, &out, &resume);
+        let text = fs::read_to_string(&state).expect("kept");
+        assert!(text.contains(&digest));
+        let other = text.replace(&digest, &"0".repeat(64));
+        let fixed = |l: &str| line(&serde_json::from_str(&l[9..]).expect("JSON"));
+        fs::write(&state, other.lines().map(fixed).collect::<String>()).expect("can write");
+        let found = pack(&source, &out, &resume);
+        if digest == raw {
+            // The source's digest is known: that tensor and those behind it are encoded again.
+            assert!(found.expect("packs").resumed > 0);
+            assert!(fs::read(&out).expect("there") == *whole.reader());
+        } else {
+            let e = found.expect_err("the record lies");
+            assert_eq!(*e.kind(), ErrorKind::Integrity, "{e}");
+            assert!(e.to_string().contains("start again without --resume"), "{e}");
+            assert!(!out.exists());
+        }
+        let _ = fs::remove_file(&out);
+        pack(&source, &out, &PackOptions::new()).expect("starts again");
+        fs::remove_file(&out).expect("there");
+    }
+}
+
+#[test]
 fn another_run_is_not_gone_on_with() {
     let (desk, source) = folder();
     let out = desk.path().join("m.uc");

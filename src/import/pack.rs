@@ -19,7 +19,9 @@ use crate::codec::PlaneLayout;
 use crate::container::ReadAt;
 use crate::error::{Error, Result};
 use crate::format::{Digest, Encoding, Index, OverlayBlock, PartKind, Role, elements};
-use crate::manifest::{FileRole, Manifest, Pack, SourceFile, TensorSource, rung_root};
+use crate::manifest::{
+    FileRole, Manifest, Pack, SourceFile, TensorSource, VerifyOptions, rung_root,
+};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par::{self, Until};
 use crate::progress::{NoProgress, Progress, step};
@@ -363,8 +365,8 @@ impl PackOptions {
     /// ```
     ///
     /// # Errors
-    /// `Source` for a damaged or already quantized checkpoint, or one that changes meanwhile;
-    /// `InvalidArgument` for an impossible recipe or too little memory; `Io`.
+    /// `Source` for a damaged or already quantized checkpoint, or one that changes meanwhile; `Integrity` when what an
+    /// interrupted run left is damaged; `InvalidArgument` for an impossible recipe or too little memory; `Io`.
     pub fn pack(&self, source: &Source, output: &Path) -> Result<PackReport> {
         self.pack_with(source, output, &NoProgress)
     }
@@ -487,6 +489,9 @@ impl PackOptions {
         }
         let written = pack.open()?;
         written.manifest()?;
+        if resumed > 0 {
+            self.check_resumed(&written)?;
+        }
         let files = pack.commit_after(&written, |names| {
             let name = |(from, to): &(&Path, &Path)| NewName::new(from, to);
             state.add_named(names.iter().map(name).collect::<Result<_>>()?)
@@ -495,6 +500,18 @@ impl PackOptions {
         state.end();
         let report = self.report(source, plan, &scans, &written, files);
         Ok(PackReport { resumed, reused, ..report })
+    }
+
+    /// Decodes a pack of which an earlier run wrote a part: its checksums were right, this shows that its records are.
+    fn check_resumed<R: ReadAt + Sync>(&self, pack: &Pack<R>) -> Result<()> {
+        let report = VerifyOptions::new().with_max_ram(self.max_ram).verify_pack(pack)?;
+        report.failures.first().map_or(Ok(()), |failure| {
+            let what = failure.tensor.as_deref().unwrap_or("the pack");
+            Err(Error::integrity(format!(
+                "what the interrupted run left is damaged: {what}: {}; start again without --resume",
+                failure.reason
+            )))
+        })
     }
 
     /// What is said of a pack that is complete.
