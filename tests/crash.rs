@@ -326,8 +326,9 @@ fn another_run_is_not_gone_on_with() {
     six.bits = 6;
     interrupted(&source, &out, &resume);
     let left = names(desk.path());
-    // Another recipe, another exact rung, another cut.
+    // Another recipe, another exact rung, other rungs, another cut.
     for options in [
+        resume.clone().with_rungs(vec![4]),
         resume.clone().with_recipe(six),
         resume.clone().with_exact(Exact::Residual),
         resume.clone().with_shard_size(Some(1 << 20)),

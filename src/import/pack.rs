@@ -557,8 +557,8 @@ impl PackOptions {
     /// A digest of everything that decides the bytes of the pack: the manifest as far as it is known before encoding has the
     /// digests of the source, the recipe, the encoder and the calibration.
     fn run(&self, manifest: &Manifest) -> Result<Digest> {
-        let rest =
-            format!("{} {:?} {:?}\n", env!("CARGO_PKG_VERSION"), self.shard_size, self.exact);
+        let (version, Self { shard_size, exact, rungs, .. }) = (env!("CARGO_PKG_VERSION"), self);
+        let rest = format!("{version} {shard_size:?} {exact:?} {rungs:?}\n");
         let mut bytes = rest.into_bytes();
         bytes.extend(manifest.to_bytes()?);
         Ok(Digest::of(&bytes))
