@@ -401,6 +401,10 @@ fn the_command_writes_receipts_and_statements() {
     assert!(printed.stdout == [&receipt[..], b"\n"].concat() && printed.stderr.is_empty());
     let ran = desk.uc(&["audit", "a.uc", "-o", "a.json"]);
     assert_eq!(ran.status.code(), Some(1), "it is there");
+    let ran = desk.uc(&["--json", "-q", "audit", "a.uc", "--source", "source", "-o", "b.json"]);
+    let json: Value = serde_json::from_slice(&ran.stdout).expect("one JSON object");
+    assert_eq!(json["verdict"], "ok");
+    assert_eq!(json["sha256"], ultracompress::Digest::of(&receipt).to_string());
     let statement = desk.uc(&["-q", "audit", "a.uc", "--source", "source", "--format", "in-toto"]);
     let json: Value = serde_json::from_slice(&statement.stdout).expect("JSON");
     let own: Value = serde_json::from_slice(&receipt).expect("JSON");

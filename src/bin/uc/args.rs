@@ -290,7 +290,7 @@ pub struct Signature {
 const AUDIT_EXAMPLES: &str = "\
 Examples:
   uc audit model.uc -o model.audit.json
-  uc audit model.uc --source ./model -o model.audit.json             make it again from its source, compare byte by byte
+  uc audit model.uc --source ./model -o model.audit.json     make it again, compare byte by byte
   uc audit model.uc --source ./model --calibration model.cal
   uc audit model.uc --root 1f0c... --format in-toto -o model.intoto.json
 
@@ -340,7 +340,7 @@ pub enum AuditFormat {
 
 const SIGN_EXAMPLES: &str = "\
 Examples:
-  uc sign --new-key publisher                         publisher.pub and publisher.key
+  UC_SIGN_PASSWORD=... uc sign --new-key publisher     publisher.pub and publisher.key
   uc sign model.uc --secret-key publisher.key         writes model.uc.minisig
   uc sign big.uc.index.json --secret-key publisher.key     shards: the index has the root of each
   uc verify model.uc --key publisher.pub
@@ -349,8 +349,8 @@ Examples:
 The roots of the pack are in the signed comment. A pack is verified before it is signed.
 
 Environment:
-  UC_SIGN_PASSWORD   the password of the secret key; when it is not set, it is asked for on the terminal,
-                     but for a new key";
+  UC_SIGN_PASSWORD   the password of the secret key. For a key that is there it is asked for when this
+                     is not set; a new one needs it, or --no-password";
 
 #[derive(Debug, ClapArgs)]
 pub struct Sign {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::json;
+use ultracompress::Digest;
 use ultracompress::import::{AuditOptions, write_new};
 
 use super::{Outcome, check_distinct, max_ram, sign};
@@ -35,7 +37,18 @@ pub fn run(args: &Audit, console: &mut Console) -> Outcome {
         AuditFormat::InToto => receipt.to_in_toto(),
     }?;
     match &args.output {
-        Some(output) => write_new(output, args.force, Some(&bytes))?,
+        Some(output) => {
+            write_new(output, args.force, Some(&bytes))?;
+            if console.json {
+                console.print_json(&json!({
+                    "output": output.display().to_string(),
+                    "sha256": Digest::of(&bytes).to_string(),
+                    "verdict": receipt.verdict,
+                    "checks": receipt.checks,
+                    "failures": receipt.failures.len(),
+                }))?;
+            }
+        }
         None => {
             bytes.push(b'\n');
             console.print_bytes(&bytes)?;
