@@ -719,6 +719,26 @@ mod checkpoints {
 
     use super::*;
 
+    /// Zeros coded without planes take next to no bytes: 16 MiB come back in pieces.
+    #[cfg(feature = "zstd")]
+    #[test]
+    fn coded_tensors_that_expand_a_thousandfold_are_read_in_pieces() {
+        use ultracompress::import::Exact;
+        let _one = alone();
+        let folder = tempfile::tempdir().expect("a folder");
+        let header =
+            r#"{"w.weight":{"dtype":"BF16","shape":[2048,4096],"data_offsets":[0,16777216]}}"#;
+        let (source, path) = (folder.path().join("model.safetensors"), folder.path().join("m.uc"));
+        fs::write(&source, file(header, 16 << 20)).expect("can write");
+        let source = Source::open(&source).expect("valid");
+        PackOptions::new().with_exact(Exact::Only).pack(&source, &path).expect("packs");
+        let bytes = fs::read(&path).expect("there");
+        assert!(bytes.len() < 8192, "{} bytes", bytes.len());
+        let (found, peak) = peak_of(|| read_all(&bytes));
+        assert_eq!(found, Ok(()));
+        assert!(peak < PER_BYTE * bytes.len() + WORKING_SET, "{peak} bytes for {}", bytes.len());
+    }
+
     /// A safetensors file with this header and `data` zero bytes.
     fn file(header: &str, data: usize) -> Vec<u8> {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();

@@ -107,16 +107,7 @@ impl Block {
         };
         let a: Vec<f16> = (0..rows * rank).map(|i| factor(i, 3)).collect();
         let b: Vec<f16> = (0..rank * cols).map(|i| factor(i, 4)).collect();
-        let content = a.iter().chain(&b).flat_map(|v| v.to_le_bytes()).collect();
-        let product = |i: usize| {
-            let mut sum = 0f32;
-            for k in 0..rank {
-                sum += a[i / cols * rank + k].to_f32() * b[k * cols + i % cols].to_f32();
-            }
-            sum * scaling
-        };
-        let product = (0..rows * cols).map(product).collect();
-        Self::new(tensor, 2, rows, cols, rank, scaling, content, product)
+        Self::of_f16(tensor, cols, &a, &b, scaling)
     }
 
     /// Factors of binary16, given as they are.
