@@ -11,6 +11,8 @@ use std::arch::x86_64::*;
 use super::decode::{LevelTable, Row, Shape, Tables};
 use super::dot::{DotRow, Int8Row, NIBBLE_BYTES, Packed, RowBits};
 use super::exact::{ContextOf, Contexts, DecodeTables, FEW_CODES, Hint, LANES, Lanes, Top};
+#[cfg(feature = "safetensors")]
+use super::exact::{EncodeTables, LaneEncoder};
 use super::nearest::{Cells, TRIES, add_lanes, cell};
 use super::target::{Float, STEPS};
 
@@ -1246,4 +1248,133 @@ pub(super) unsafe fn decode_exact(
     }
     lanes.words = words;
     done
+}
+
+/// By the lanes that give a word: which bytes of eight words move to the end, in their order. (What comes before is not looked at.)
+#[cfg(feature = "safetensors")]
+static COLLECT: [[u8; 16]; 256] = {
+    let mut table = [[0x80; 16]; 256];
+    let mut mask: usize = 0;
+    while mask < 256 {
+        let (mut lane, mut word) = (0, 8 - mask.count_ones() as usize);
+        while lane < 8 {
+            if mask >> lane & 1 == 1 {
+                table[mask][2 * word] = 2 * lane;
+                table[mask][2 * word + 1] = 2 * lane + 1;
+                word += 1;
+            }
+            lane += 1;
+        }
+        mask += 1;
+    }
+    table
+};
+
+/// Encodes whole steps of all lanes, the last weight first.
+///
+/// # Safety
+/// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2); hints and tops are as many, a multiple of the lanes, and the encoder has
+/// room for a word of each and eight more.
+#[cfg(feature = "safetensors")]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn encode_exact(
+    encoder: &mut LaneEncoder,
+    tables: &EncodeTables,
+    hints: &[Hint],
+    tops: &[[u8; 2]],
+    first: usize,
+) {
+    let EncodeTables { codes, reciprocals, usual, precision } = tables;
+    let zero = _mm256_setzero_si256();
+    let (up, kept) =
+        (_mm_cvtsi32_si128(*precision as i32), _mm256_set1_epi32(32 - *precision as i32));
+    let mut x = [zero; 4];
+    for (x, states) in x.iter_mut().zip(encoder.states.as_chunks::<8>().0) {
+        // SAFETY: 32 bytes are there.
+        *x = unsafe { _mm256_loadu_si256(states.as_ptr().cast()) };
+    }
+    let steps = hints.as_chunks::<LANES>().0.iter().zip(tops.as_chunks::<LANES>().0);
+    for (step, (hints, tops)) in steps.enumerate().rev() {
+        for g in (0..4).rev() {
+            // SAFETY: 32 and 16 bytes are there.
+            let (hint, top) = unsafe {
+                (
+                    _mm256_loadu_si256(hints.as_ptr().add(8 * g).cast()),
+                    _mm256_cvtepu16_epi32(_mm_loadu_si128(tops.as_ptr().add(8 * g).cast())),
+                )
+            };
+            let shift = _mm256_and_si256(_mm256_srli_epi32::<16>(hint), _mm256_set1_epi32(15));
+            // How far it is, in the lower half; the sign is its bit 15.
+            let distance = _mm256_sub_epi32(top, hint);
+            let near = _mm256_and_si256(distance, _mm256_set1_epi32(0x7fff));
+            let symbol = _mm256_srlv_epi32(near, shift);
+            let sign = _mm256_and_si256(_mm256_srli_epi32::<8>(distance), _mm256_set1_epi32(0x80));
+            let table = _mm256_slli_epi32::<8>(_mm256_srli_epi32::<24>(hint));
+            let low = _mm256_and_si256(symbol, _mm256_set1_epi32(0x7f));
+            let number = _mm256_or_si256(table, _mm256_or_si256(sign, low));
+            // SAFETY: numbers have 16 bits.
+            let mut code = unsafe { gather(&codes[..], number) };
+            // The raw bits are what the symbol leaves.
+            let mut raw = _mm256_sub_epi32(near, _mm256_sllv_epi32(symbol, shift));
+            let far = _mm256_cmpgt_epi32(symbol, _mm256_set1_epi32(0x7f));
+            let odd = _mm256_or_si256(far, _mm256_cmpeq_epi32(code, zero));
+            let odd = _mm256_movemask_ps(_mm256_castsi256_ps(odd));
+            if odd != 0 {
+                let (mut own, mut own_raw) = ([0u32; 8], [0u32; 8]);
+                // SAFETY: 32 bytes have room in each.
+                unsafe {
+                    _mm256_storeu_si256(own.as_mut_ptr().cast(), code);
+                    _mm256_storeu_si256(own_raw.as_mut_ptr().cast(), raw);
+                }
+                for lane in (0..8).rev().filter(|lane| odd >> lane & 1 == 1) {
+                    let at = 8 * g + lane;
+                    encoder.exceptions.push(((first + LANES * step + at) as u16, tops[at]));
+                    (own[lane], own_raw[lane]) = (usual[(hints[at] >> 24) as usize], 0);
+                }
+                // SAFETY: 32 bytes are there.
+                unsafe {
+                    code = _mm256_loadu_si256(own.as_ptr().cast());
+                    raw = _mm256_loadu_si256(own_raw.as_ptr().cast());
+                }
+            }
+            let frequency = _mm256_and_si256(code, _mm256_set1_epi32(0xffff));
+            // SAFETY: no frequency is above 2^precision.
+            let reciprocal = unsafe { gather(reciprocals, frequency) };
+            let above = _mm256_srlv_epi32(x[g], _mm256_sub_epi32(kept, shift));
+            let stays = _mm256_cmpgt_epi32(frequency, above);
+            let full = !_mm256_movemask_ps(_mm256_castsi256_ps(stays)) as usize & 255;
+            let low_words = _mm256_and_si256(x[g], _mm256_set1_epi32(0xffff));
+            let words = _mm_packus_epi32(
+                _mm256_castsi256_si128(low_words),
+                _mm256_extracti128_si256::<1>(low_words),
+            );
+            // SAFETY: at least eight words more than are still to come have room before `start`.
+            unsafe {
+                let order = _mm_loadu_si128(COLLECT[full].as_ptr().cast());
+                let at = encoder.words.as_mut_ptr().add(encoder.start - 8);
+                _mm_storeu_si128(at.cast(), _mm_shuffle_epi8(words, order));
+            }
+            encoder.start -= full.count_ones() as usize;
+            let state = _mm256_blendv_epi8(_mm256_srli_epi32::<16>(x[g]), x[g], stays);
+            let value = _mm256_or_si256(_mm256_sllv_epi32(state, shift), raw);
+            // The upper halves of products; right, or one too small.
+            let even = _mm256_srli_epi64::<32>(_mm256_mul_epu32(value, reciprocal));
+            let odd = _mm256_mul_epu32(
+                _mm256_srli_epi64::<32>(value),
+                _mm256_srli_epi64::<32>(reciprocal),
+            );
+            let quotient = _mm256_blend_epi32::<0b1010_1010>(even, odd);
+            let rest = _mm256_sub_epi32(value, _mm256_mullo_epi32(quotient, frequency));
+            let more = _mm256_cmpgt_epi32(frequency, rest);
+            // All ones where the quotient is right, else zero.
+            let quotient = _mm256_add_epi32(_mm256_add_epi32(quotient, _mm256_set1_epi32(1)), more);
+            let rest = _mm256_sub_epi32(rest, _mm256_andnot_si256(more, frequency));
+            let slot = _mm256_add_epi32(rest, _mm256_srli_epi32::<16>(code));
+            x[g] = _mm256_add_epi32(_mm256_sll_epi32(quotient, up), slot);
+        }
+    }
+    for (x, states) in x.iter().zip(encoder.states.as_chunks_mut::<8>().0) {
+        // SAFETY: 32 bytes have room.
+        unsafe { _mm256_storeu_si256(states.as_mut_ptr().cast(), *x) };
+    }
 }

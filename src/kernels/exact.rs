@@ -280,6 +280,109 @@ impl Lanes<'_> {
     }
 }
 
+/// Encoding tables.
+#[cfg(feature = "safetensors")]
+#[derive(Debug, Clone)]
+pub(crate) struct EncodeTables {
+    /// By table (times 256) and symbol: bits 0 to 15 the frequency, or 0 for a symbol that the table doesn't have, bits 16 up the
+    /// first slot.
+    pub(super) codes: Box<[u32; 1 << 16]>,
+    /// By frequency: 2^32 over it, rounded down, and at most 2^32 - 1.
+    pub(super) reciprocals: Vec<u32>,
+    /// By table, the code of its most frequent symbol: what exceptions are coded as.
+    pub(super) usual: Vec<u32>,
+    pub(super) precision: u32,
+}
+
+#[cfg(feature = "safetensors")]
+impl EncodeTables {
+    /// Of symbols with their frequencies, table by table.
+    ///
+    /// # Panics
+    /// When a table's frequencies don't sum to 2^precision, or tables are none or more than 256.
+    pub(crate) fn new<'a>(tables: impl Iterator<Item = &'a [(u8, u16)]>, precision: u32) -> Self {
+        assert!((1..=11).contains(&precision), "precision");
+        let codes = vec![0; 1 << 16].into_boxed_slice();
+        let mut codes: Box<[u32; 1 << 16]> = codes.try_into().expect("2^16 of them");
+        let mut usual = vec![];
+        for (table, own) in tables.zip(codes.chunks_exact_mut(256)) {
+            let (mut start, mut most) = (0u32, (0, 0));
+            for &(symbol, frequency) in table {
+                let code = start << 16 | u32::from(frequency);
+                own[usize::from(symbol)] = code;
+                most = most.max((frequency, code));
+                start += u32::from(frequency);
+            }
+            assert_eq!(start, 1 << precision, "frequencies");
+            usual.push(most.1);
+        }
+        assert!(!usual.is_empty(), "tables");
+        let reciprocal = |f: u64| u32::try_from((1 << 32) / f.max(1)).unwrap_or(u32::MAX);
+        let reciprocals = (0..=1 << precision).map(reciprocal).collect();
+        Self { codes, reciprocals, usual, precision }
+    }
+}
+
+/// What encodes the weights of one block, the last first.
+#[cfg(feature = "safetensors")]
+#[derive(Debug)]
+pub(crate) struct LaneEncoder {
+    pub(super) states: [u32; LANES],
+    /// Words, of which those from `start` on are written; there is room for eight more before them than weights need.
+    pub(super) words: Vec<[u8; 2]>,
+    pub(super) start: usize,
+    /// Place and upper bits of weights that aren't coded by their symbol, the last first.
+    pub(super) exceptions: Vec<(u16, [u8; 2])>,
+}
+
+#[cfg(feature = "safetensors")]
+impl LaneEncoder {
+    /// For at most `weights` weights.
+    pub(crate) fn new(weights: usize) -> Self {
+        let words = vec![[0; 2]; weights + 8];
+        Self { states: [LOW; LANES], start: words.len(), words, exceptions: vec![] }
+    }
+
+    /// Encodes a row whose upper 16 bits are `tops`; `first` is its first place in the block.
+    ///
+    /// # Panics
+    /// When the lengths differ, a hint names no table, there is no room for so many words, or the CPU can't run `kernel`.
+    pub(crate) fn encode(
+        &mut self,
+        kernel: Kernel,
+        tables: &EncodeTables,
+        hints: &[Hint],
+        tops: &[[u8; 2]],
+        first: usize,
+    ) {
+        assert_eq!(hints.len(), tops.len(), "weights");
+        assert!(self.start >= hints.len() + 8, "room for words");
+        assert!(first + hints.len() <= 1 << 16, "weights of a block");
+        assert!(kernel.is_available(), "kernel {kernel} can't run here");
+        match kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2 | Kernel::Avx512 => {
+                // What doesn't fill a step comes last, so it goes first.
+                let whole = hints.len() - hints.len() % LANES;
+                scalar::encode_exact(self, tables, &hints[whole..], &tops[whole..], first + whole);
+                // SAFETY: the CPU has what the kernel needs; there is room for a word of each weight and eight more.
+                unsafe {
+                    avx2::encode_exact(self, tables, &hints[..whole], &tops[..whole], first);
+                }
+            }
+            _ => scalar::encode_exact(self, tables, hints, tops, first),
+        }
+    }
+
+    /// The states that the decoder begins with, the words, and the exceptions in their order.
+    pub(crate) fn end(self) -> ([u32; LANES], Vec<[u8; 2]>, Vec<(u16, [u8; 2])>) {
+        let Self { states, mut words, start, mut exceptions } = self;
+        exceptions.reverse();
+        words.drain(..start);
+        (states, words, exceptions)
+    }
+}
+
 /// The codes of a row.
 ///
 /// # Panics

@@ -43,6 +43,8 @@ pub(crate) use dot::{Int8Row, MOST, Packed, RowBits, RowDot, dot_f32, pack_row};
 pub(crate) use exact::{
     ContextBits, ContextOf, Contexts, DecodeTables, Hint, LANES, LOW, Lanes, Top, place, unpack,
 };
+#[cfg(feature = "safetensors")]
+pub(crate) use exact::{EncodeTables, LaneEncoder};
 #[cfg(feature = "lm")]
 pub(crate) use exp::{ScanToken, exp, exp_shifted, scan_step, silu, swiglu};
 pub(crate) use memory::{as_bytes_mut, can_stream, stream_copy, stream_end, zeroed};

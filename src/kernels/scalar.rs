@@ -3,6 +3,8 @@
 use super::decode::{LevelTable, Row, Shape, Tables};
 use super::dot::{BLOCK, DotRow, Int8Row, NIBBLE_BYTES, Packed, RowBits};
 use super::exact::{Contexts, DecodeTables, Hint, LANES, LOW, Lanes};
+#[cfg(feature = "safetensors")]
+use super::exact::{EncodeTables, LaneEncoder};
 use super::nearest::{Cells, TRIES, add_lanes, cell};
 use super::target::{Float, bf16_bits, f16_bits};
 
@@ -234,6 +236,48 @@ pub(super) fn decode_exact(
     }
     lanes.words = words.as_slice();
     true
+}
+
+/// Encodes weights, of which the first belongs to lane 0, the last of them first.
+#[cfg(feature = "safetensors")]
+pub(super) fn encode_exact(
+    encoder: &mut LaneEncoder,
+    tables: &EncodeTables,
+    hints: &[Hint],
+    tops: &[[u8; 2]],
+    first: usize,
+) {
+    let precision = tables.precision;
+    let each = hints.iter().zip(tops).enumerate();
+    for (at, (hint, top)) in each.rev() {
+        let (table, shift) = (hint >> 24, hint >> 16 & 15);
+        let distance = u32::from(u16::from_le_bytes(*top)).wrapping_sub(*hint) & 0xffff;
+        let symbol = (distance & 0x7fff) >> shift;
+        let number = table << 8 | distance >> 15 << 7 | symbol & 0x7f;
+        let mut code = tables.codes[number as usize];
+        let mut raw = distance & ((1 << shift) - 1);
+        if symbol > 0x7f || code == 0 {
+            encoder.exceptions.push(((first + at) as u16, *top));
+            (code, raw) = (tables.usual[table as usize], 0);
+        }
+        let (frequency, start) = (code & 0xffff, code >> 16);
+        let state = &mut encoder.states[at % LANES];
+        let mut x = *state;
+        if x >> (32 - precision - shift) >= frequency {
+            encoder.start -= 1;
+            encoder.words[encoder.start] = (x as u16).to_le_bytes();
+            x >>= 16;
+        }
+        let value = x << shift | raw;
+        let reciprocal = tables.reciprocals[frequency as usize];
+        // Right, or one too small.
+        let mut quotient = (u64::from(value) * u64::from(reciprocal) >> 32) as u32;
+        let mut rest = value.wrapping_sub(quotient.wrapping_mul(frequency));
+        if rest >= frequency {
+            (quotient, rest) = (quotient + 1, rest - frequency);
+        }
+        *state = (quotient << precision) + rest + start;
+    }
 }
 
 #[cfg(test)]

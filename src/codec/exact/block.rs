@@ -20,7 +20,7 @@ pub(crate) enum BlockBase<'a> {
 /// Codes blocks of one type and native count.
 #[derive(Debug)]
 pub(crate) struct BlockCoder {
-    kernel: Kernel,
+    pub(super) kernel: Kernel,
     pub(super) dtype: Dtype,
     top: Top,
     contexts: Option<Contexts>,

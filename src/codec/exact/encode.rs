@@ -5,7 +5,7 @@
 use super::block::{BlockBase, BlockCoder, HEAD_BYTES, pad4, tail_bytes};
 use super::model::ExactModel;
 use crate::error::Result;
-use crate::kernels::{Hint, Kernel, LANES, LOW};
+use crate::kernels::{EncodeTables, Hint, Kernel, LaneEncoder};
 
 /// How far `top` is from what symbol 0 stands for, modulo 2^16.
 pub(super) fn distance(hint: Hint, top: u16) -> u32 {
@@ -18,37 +18,11 @@ pub(super) fn symbol(distance: u32, shift: u32) -> Option<u8> {
     (above < 128).then(|| (distance >> 15 << 7 | above).to_le_bytes()[0])
 }
 
-/// How a symbol of a table is coded.
-#[derive(Debug, Clone, Copy, Default)]
-struct Code {
-    /// 2^64 / frequency, rounded up; for a frequency of one the largest number.
-    reciprocal: u64,
-    /// States from here on give a word first: 2^32 at most.
-    limit: u64,
-    /// What is added to the state.
-    bias: u32,
-    /// 2^precision less the frequency.
-    rest: u16,
-    shift: u16,
-}
-
 /// The encoder of blocks.
 #[derive(Debug)]
 pub(crate) struct BlockEncoder {
     coder: BlockCoder,
-    codes: Vec<Code>,
-    /// By table and symbol, the place in `codes`, or 0. (As many as there are numbers of 16 bits, so that looking needs no check.)
-    places: Box<[u16; 1 << 16]>,
-    /// By table, the place of its most frequent symbol: what exceptions are coded as.
-    usual: Vec<u16>,
-    steps: Vec<Step>,
-}
-
-/// One coded weight: its code, and the bits below the symbol.
-#[derive(Debug, Clone, Copy, Default)]
-struct Step {
-    place: u16,
-    raw: u16,
+    tables: EncodeTables,
 }
 
 impl BlockEncoder {
@@ -56,37 +30,9 @@ impl BlockEncoder {
     /// As [`BlockCoder::new`].
     pub(crate) fn new(model: &ExactModel, levels: Option<&[i8]>, kernel: Kernel) -> Result<Self> {
         let coder = BlockCoder::new(model, levels, kernel)?;
-        let all = 1u32 << model.precision;
-        // No symbol has place 0.
-        let mut codes = vec![Code::default()];
-        let mut places = vec![0u16; 1 << 16];
-        let mut usual = vec![];
-        for (first, table) in (0..).step_by(256).zip(&model.tables) {
-            let bits = u32::from(model.precision) + u32::from(table.shift);
-            let mut start = 0;
-            let mut most = (0, 0);
-            for &(symbol, frequency) in &table.frequencies {
-                let place = codes.len() as u16;
-                most = most.max((frequency, place));
-                let frequency = u32::from(frequency);
-                places[first + usize::from(symbol)] = place;
-                codes.push(Code {
-                    // Of one the quotient is one too small, which the bias makes up for.
-                    reciprocal: match frequency {
-                        1 => u64::MAX,
-                        f => u64::MAX / u64::from(f) + 1,
-                    },
-                    limit: u64::from(frequency) << (32 - bits),
-                    bias: if frequency == 1 { start + all - 1 } else { start },
-                    rest: (all - frequency) as u16,
-                    shift: table.shift.into(),
-                });
-                start += frequency;
-            }
-            usual.push(most.1);
-        }
-        let places = places.into_boxed_slice().try_into().expect("2^16 of them");
-        Ok(Self { coder, codes, places, usual, steps: vec![] })
+        let symbols = model.tables.iter().map(|t| &t.frequencies[..]);
+        let tables = EncodeTables::new(symbols, model.precision.into());
+        Ok(Self { coder, tables })
     }
 
     /// Codes a block whose elements are `source`. Without a base `references` has a byte for each row.
@@ -104,22 +50,23 @@ impl BlockEncoder {
         let size = tail + 2;
         assert!(rows * cols <= 1 << 16, "weights of a block");
         assert_eq!(source.len(), rows * cols * size, "bytes of the source");
-        // The decoder goes forwards, so the encoder goes backwards; what it collects comes last first.
-        let mut states = [LOW; LANES];
-        let mut words = Vec::with_capacity(rows * cols);
-        let mut exceptions: Vec<(u16, u16)> = vec![];
+        // The decoder goes forwards, so the encoder goes backwards.
+        let mut lanes = LaneEncoder::new(rows * cols);
         let mut tops = std::mem::take(&mut self.coder.tops);
         for (i, row) in source.chunks_exact(cols * size).enumerate().rev() {
             self.coder.fill(base, references, i, cols);
-            tops.clear();
-            match size {
-                2 => tops.extend_from_slice(row.as_chunks().0),
-                _ => tops.extend(row.chunks_exact(size).map(|e| [e[tail], e[tail + 1]])),
-            }
-            self.choose(&tops, i * cols, &mut exceptions);
-            self.run_backwards(&mut states, &mut words);
+            let own = match size {
+                2 => row.as_chunks().0,
+                _ => {
+                    tops.clear();
+                    tops.extend(row.chunks_exact(size).map(|e| [e[tail], e[tail + 1]]));
+                    &tops[..]
+                }
+            };
+            lanes.encode(self.coder.kernel, &self.tables, &self.coder.row, own, i * cols);
         }
         self.coder.tops = tops;
+        let (states, words, exceptions) = lanes.end();
         let is_zero = |e: &[u8]| e[..tail].iter().all(|&b| b == 0);
         let tails_zero = tail == 0 || source.chunks_exact(size).all(is_zero);
         let length = |n: usize| u32::try_from(n).expect("at most 65,536").to_le_bytes();
@@ -133,65 +80,15 @@ impl BlockEncoder {
             out.extend(references);
             pad(&mut out);
         }
-        let start = out.len();
-        out.resize(start + 2 * words.len(), 0);
-        let places = out[start..].as_chunks_mut::<2>().0.iter_mut();
-        places.zip(words.iter().rev()).for_each(|(to, w)| *to = w.to_le_bytes());
+        out.extend(words.as_flattened());
         pad(&mut out);
-        out.extend(exceptions.iter().rev().flat_map(|(at, _)| at.to_le_bytes()));
-        out.extend(exceptions.iter().rev().flat_map(|(_, top)| top.to_le_bytes()));
+        out.extend(exceptions.iter().flat_map(|(at, _)| at.to_le_bytes()));
+        out.extend(exceptions.iter().flat_map(|(_, top)| top));
         if !tails_zero {
             source.chunks_exact(size).for_each(|e| out.extend_from_slice(&e[..tail]));
             pad(&mut out);
         }
         out
-    }
-
-    /// What the weights of a row are coded as; `first` is the row's first position in the block.
-    fn choose(&mut self, tops: &[[u8; 2]], first: usize, exceptions: &mut Vec<(u16, u16)>) {
-        self.steps.resize(tops.len(), Step::default());
-        let before = exceptions.len();
-        let each = self.steps.iter_mut().zip(tops).zip(&self.coder.row).enumerate();
-        for (at, ((step, top), hint)) in each {
-            let (table, shift) = (hint >> 24, hint >> 16 & 15);
-            let distance = distance(*hint, u16::from_le_bytes(*top));
-            // Too far away, the number is that of no symbol, or of another table.
-            let symbol = (distance & 0x7fff) >> shift;
-            let number = table << 8 | distance >> 15 << 7 | symbol;
-            let place = self.places[(number & 0xffff) as usize];
-            let raw = (distance & ((1 << shift) - 1)) as u16;
-            *step = Step { place, raw };
-            if symbol >= 128 || place == 0 {
-                exceptions.push(((first + at) as u16, u16::from_le_bytes(*top)));
-                *step = Step { place: self.usual[table as usize], raw: 0 };
-            }
-        }
-        exceptions[before..].reverse();
-    }
-
-    /// Codes a row, its last weight first.
-    fn run_backwards(&self, states: &mut [u32; LANES], words: &mut Vec<u16>) {
-        let start = words.len();
-        words.resize(start + self.steps.len(), 0);
-        let out = &mut words[start..];
-        let mut n = 0;
-        for turn in self.steps.chunks(LANES).rev() {
-            for (state, step) in states.iter_mut().zip(turn).rev() {
-                let code = &self.codes[usize::from(step.place)];
-                let x = *state;
-                out[n] = (x & 0xffff) as u16;
-                let full = u64::from(x) >= code.limit;
-                n += usize::from(full);
-                let x = if full { x >> 16 } else { x };
-                let value = x << (code.shift & 15) | u32::from(step.raw);
-                let product = u128::from(value) * u128::from(code.reciprocal);
-                let quotient = (product >> 64) as u32;
-                *state = value
-                    .wrapping_add(code.bias)
-                    .wrapping_add(quotient.wrapping_mul(code.rest.into()));
-            }
-        }
-        words.truncate(start + n);
     }
 }
 
