@@ -9,27 +9,45 @@ use super::reader::Container;
 use crate::error::{Error, Result};
 use crate::format::{ALIGN_BYTES, CHUNK_BYTES, Part, PartKind, Storage, reserve, to_usize};
 
+/// Bytes that were read, or that are in memory anyway.
+#[derive(Debug, Clone)]
+enum Buffer<'a> {
+    Read(Arc<Vec<u8>>),
+    There(&'a [u8]),
+}
+
+impl Deref for Buffer<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::There(bytes) => bytes,
+        }
+    }
+}
+
 /// Bytes of a part, perhaps in a buffer with others that were read at once.
 #[derive(Debug, Clone)]
-pub(super) struct Piece {
-    buffer: Arc<Vec<u8>>,
+pub(super) struct Piece<'a> {
+    buffer: Buffer<'a>,
     range: Range<usize>,
 }
 
-impl Piece {
+impl Piece<'_> {
     fn own(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();
-        Self { buffer: Arc::new(bytes), range }
+        Self { buffer: Buffer::Read(Arc::new(bytes)), range }
     }
 
     /// Bytes `range` of this piece.
     fn slice(&self, range: Range<usize>) -> Self {
         let range = self.range.start + range.start..self.range.start + range.end;
-        Self { buffer: Arc::clone(&self.buffer), range }
+        Self { buffer: self.buffer.clone(), range }
     }
 }
 
-impl Deref for Piece {
+impl Deref for Piece<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -37,10 +55,14 @@ impl Deref for Piece {
     }
 }
 
-impl From<Piece> for Vec<u8> {
-    fn from(piece: Piece) -> Self {
+impl From<Piece<'_>> for Vec<u8> {
+    fn from(piece: Piece<'_>) -> Self {
         let Piece { buffer, range } = piece;
-        match Arc::try_unwrap(buffer) {
+        let shared = match buffer {
+            Buffer::There(bytes) => return bytes[range].to_vec(),
+            Buffer::Read(shared) => shared,
+        };
+        match Arc::try_unwrap(shared) {
             Ok(mut bytes) => {
                 bytes.truncate(range.end);
                 bytes.drain(..range.start);
@@ -80,7 +102,7 @@ impl<'a> Covering<'a> {
     }
 
     /// Checks the chunks, which stand in `buffer` from `base` on, and cuts the content out of them.
-    fn piece(&self, buffer: &Arc<Vec<u8>>, base: u64) -> Result<Piece> {
+    fn piece<'b>(&self, buffer: &Buffer<'b>, base: u64) -> Result<Piece<'b>> {
         let from = to_usize(self.stored.start - base)?;
         let stored = &buffer[from..][..to_usize(self.stored.end - self.stored.start)?];
         let plain = self.part.check_chunks(self.chunks.clone(), stored)?;
@@ -89,7 +111,7 @@ impl<'a> Covering<'a> {
             return Ok(Piece::own(vec![]));
         }
         let all = match plain {
-            None => Piece { buffer: Arc::clone(buffer), range: from..from + stored.len() },
+            None => Piece { buffer: buffer.clone(), range: from..from + stored.len() },
             Some(content) => Piece::own(content),
         };
         let skip = to_usize(self.content.start - self.chunks.start as u64 * CHUNK_BYTES)?;
@@ -104,7 +126,7 @@ impl<R: ReadAt> Container<R> {
     /// # Errors
     /// `Integrity` where a chunk disagrees with its checksum, `Malformed(UC-PRT-7)` for a damaged zstd
     /// frame, `UnsupportedFeature` for zstd without the `zstd` feature, `Truncated`, `Io`.
-    pub(super) fn read_parts(&self, wants: &[(&Part, Range<u64>)]) -> Result<Vec<Piece>> {
+    pub(super) fn read_parts(&self, wants: &[(&Part, Range<u64>)]) -> Result<Vec<Piece<'_>>> {
         let covering: Vec<_> = wants
             .iter()
             .map(|(part, range)| Covering::new(part, range.clone()))
@@ -124,12 +146,17 @@ impl<R: ReadAt> Container<R> {
             }
             let base = first.stored.start;
             let len = to_usize(end - base)?;
-            let mut bytes = reserve(len)?;
-            bytes.resize(len, 0);
-            if len > 0 {
-                self.reader().read_exact_at(base, &mut bytes).map_err(|e| self.place(e))?;
-            }
-            let buffer = Arc::new(bytes);
+            let buffer = match self.reader().bytes_at(base, len) {
+                Some(bytes) if bytes.len() == len => Buffer::There(bytes),
+                _ => {
+                    let mut bytes = reserve(len)?;
+                    bytes.resize(len, 0);
+                    if len > 0 {
+                        self.reader().read_exact_at(base, &mut bytes).map_err(|e| self.place(e))?;
+                    }
+                    Buffer::Read(Arc::new(bytes))
+                }
+            };
             for c in &rest[..n] {
                 let place = |e: Error| self.place(e.in_part(c.part.kind.name()));
                 pieces.push(c.piece(&buffer, base).map_err(place)?);
@@ -188,10 +215,10 @@ pub(super) enum Rows<'a, R> {
     /// Reads what is asked for.
     Direct(&'a Container<R>),
     /// Has whole parts at hand.
-    Whole(Vec<(PartKind, Piece)>),
+    Whole(Vec<(PartKind, Piece<'a>)>),
     /// Goes forward through the parts and keeps one chunk for each plane count of each part, so that
     /// no chunk is read twice.
-    Forward(&'a Container<R>, HashMap<(PartKind, u8), (usize, Piece)>),
+    Forward(&'a Container<R>, HashMap<(PartKind, u8), (usize, Piece<'a>)>),
 }
 
 /// Bytes of a part that belong to rows of one native plane count.
@@ -211,7 +238,7 @@ impl<'a, R: ReadAt> Rows<'a, R> {
 
     /// # Errors
     /// As [`Container::read_parts`].
-    pub(super) fn get(&mut self, wants: &[Want<'_>]) -> Result<Vec<Piece>> {
+    pub(super) fn get(&mut self, wants: &[Want<'_>]) -> Result<Vec<Piece<'a>>> {
         match self {
             Self::Direct(container) => {
                 let wants: Vec<_> = wants.iter().map(|w| (w.part, w.range.clone())).collect();
@@ -232,11 +259,11 @@ impl<'a, R: ReadAt> Rows<'a, R> {
     }
 }
 
-fn forward<R: ReadAt>(
-    container: &Container<R>,
-    at_hand: &mut HashMap<(PartKind, u8), (usize, Piece)>,
+fn forward<'a, R: ReadAt>(
+    container: &'a Container<R>,
+    at_hand: &mut HashMap<(PartKind, u8), (usize, Piece<'a>)>,
     want: &Want<'_>,
-) -> Result<Piece> {
+) -> Result<Piece<'a>> {
     let mut joined: Option<Vec<u8>> = None;
     let mut from = want.range.start;
     while from < want.range.end {

@@ -28,9 +28,20 @@ pub trait ReadAt {
     fn long_reads_pay(&self) -> bool {
         true
     }
+
+    /// The `len` bytes that start at `offset`, when they are in memory anyway: then they aren't copied. Nothing by default, and where
+    /// the source ends before.
+    fn bytes_at(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let _ = (offset, len);
+        None
+    }
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for &T {
+    fn bytes_at(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        (**self).bytes_at(offset, len)
+    }
+
     fn len_bytes(&self) -> Result<u64> {
         (**self).len_bytes()
     }
@@ -45,6 +56,10 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
+    fn bytes_at(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        (**self).bytes_at(offset, len)
+    }
+
     fn len_bytes(&self) -> Result<u64> {
         (**self).len_bytes()
     }
@@ -83,14 +98,17 @@ pub(super) fn truncated(needed: Range<u64>) -> Error {
 }
 
 impl ReadAt for [u8] {
+    fn bytes_at(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let from = usize::try_from(offset).ok()?;
+        self.get(from..from.checked_add(len)?)
+    }
+
     fn len_bytes(&self) -> Result<u64> {
         Ok(self.len() as u64)
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let from = usize::try_from(offset).ok();
-        let range = from.and_then(|f| Some(f..f.checked_add(buf.len())?));
-        match range.and_then(|r| self.get(r)) {
+        match self.bytes_at(offset, buf.len()) {
             Some(bytes) => buf.copy_from_slice(bytes),
             None => return Err(truncated(offset..offset.saturating_add(buf.len() as u64))),
         }
@@ -103,6 +121,10 @@ impl ReadAt for [u8] {
 }
 
 impl ReadAt for Vec<u8> {
+    fn bytes_at(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        self.as_slice().bytes_at(offset, len)
+    }
+
     fn len_bytes(&self) -> Result<u64> {
         self.as_slice().len_bytes()
     }

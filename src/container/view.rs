@@ -676,7 +676,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
     }
 
     /// Splits what [`Self::wants`] asked for into scales, steps and planes.
-    pub(super) fn split<'p>(&self, pieces: &'p [Piece]) -> (&'p [u8], &'p [u8], Vec<&'p [u8]>) {
+    pub(super) fn split<'p>(&self, pieces: &'p [Piece<'_>]) -> (&'p [u8], &'p [u8], Vec<&'p [u8]>) {
         let grouped = usize::from(self.layout.n_groups() > 0);
         let steps: &[u8] = if grouped == 1 { &pieces[1] } else { &[] };
         (&pieces[0], steps, pieces[1 + grouped..].iter().map(|p| &**p).collect())
