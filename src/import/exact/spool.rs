@@ -1,17 +1,21 @@
 //! A residual on its way into a pack.
 
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+
+use tempfile::SpooledTempFile;
 
 use crate::container::{OpenData, residual_header};
 use crate::error::{Error, Result};
 use crate::format::{CHUNK_BYTES, to_usize};
 use crate::import::shards::ShardWriter;
 
-/// A residual that is being made: blocks in a file without a name, lengths in memory.
+/// Bytes of blocks that are held in memory.
+const IN_MEMORY: usize = 4 << 20;
+
+/// A residual that is being made: lengths and some blocks in memory, many in a file without a name.
 pub(super) struct Spool {
-    file: BufWriter<File>,
+    file: SpooledTempFile,
     header: Vec<u8>,
     lengths: Vec<u32>,
     blocks: u64,
@@ -19,8 +23,7 @@ pub(super) struct Spool {
 
 impl Spool {
     pub(super) fn new(folder: &Path, names: [[u8; 8]; 6], n: usize) -> Result<Self> {
-        let file = tempfile::tempfile_in(folder).map_err(spool_error)?;
-        let file = BufWriter::with_capacity(1 << 20, file);
+        let file = tempfile::spooled_tempfile_in(IN_MEMORY, folder);
         let lengths = Vec::with_capacity(n);
         Ok(Self { file, header: residual_header(&names, n)?, lengths, blocks: 0 })
     }
@@ -38,14 +41,12 @@ impl Spool {
 
     /// Writes it as a part behind what is written.
     pub(super) fn write(&mut self, writer: &mut ShardWriter, optional: bool) -> Result<OpenData> {
-        self.file.flush().map_err(spool_error)?;
         self.file.seek(SeekFrom::Start(0)).map_err(spool_error)?;
+        let mut left = self.len();
         let mut head = self.header.clone();
         head.extend(self.lengths.iter().flat_map(|n| n.to_le_bytes()));
-        let mut rest = BufReader::new(self.file.get_ref());
-        let mut all = head.chain(&mut rest);
+        let mut all = head.chain(&mut self.file);
         let mut data = writer.begin_residual(optional)?;
-        let mut left = self.len();
         let mut chunk = vec![];
         while left > 0 {
             chunk.resize(to_usize(left.min(CHUNK_BYTES))?, 0);
