@@ -16,7 +16,7 @@ const MAX_TABLES: usize = 32;
 /// Weights that a table must serve on average.
 const WEIGHTS_A_TABLE: u64 = 1 << 14;
 /// Frequencies sum to two to the power of this.
-const PRECISION: u8 = 10;
+const PRECISION: u8 = 8;
 /// The same without a base, where all rows share few tables.
 const PRECISION_NO_BASE: u8 = 11;
 /// Symbols have about this many bits; below them bits are stored as they are.
