@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::fetch::{Rows, Want};
 use super::read_at::ReadAt;
 use super::reader::Container;
 use super::view::{PlanesReader, TensorView, WHOLE_BYTES};
-use crate::codec::exact::{Block, BlockBase, BlockCoder, ExactLayout, ExactModel, coded_matrix};
+use crate::codec::exact::{
+    Block, BlockBase, BlockCoder, BlockTables, ExactLayout, ExactModel, coded_matrix,
+};
 use crate::codec::{
     PlaneCounts, PlaneLayout, RowRun, RunBytes, RunCursor, RunDecoder, STEPS, scale_f32,
 };
@@ -164,6 +166,55 @@ impl<'a, R: ReadAt> ExactBase<'a, R> {
     }
 }
 
+/// How many tables a container keeps, and the most bytes that each may have: those that our encoder makes have 32 KiB, others up to 2 MiB.
+const MOST_KEPT: usize = 8;
+const MOST_KEPT_BYTES: usize = 128 << 10;
+
+/// Decoding tables that were made for one tensor, kept for the next.
+#[derive(Debug, Default)]
+pub(super) struct ExactTables(Mutex<Vec<KeptTables>>);
+
+#[derive(Debug)]
+struct KeptTables {
+    model: String,
+    dtype: Dtype,
+    levels: Option<Vec<i8>>,
+    kernel: Kernel,
+    tables: Arc<BlockTables>,
+}
+
+impl ExactTables {
+    /// The tables of a model for tensors of this type and with these levels, made by `make` if they aren't there.
+    fn get(
+        &self,
+        (model, dtype): (&str, Dtype),
+        levels: Option<&[i8]>,
+        kernel: Kernel,
+        make: impl FnOnce() -> Result<BlockTables>,
+    ) -> Result<Arc<BlockTables>> {
+        // Nothing is left half done while the lock is held, so a thread that panicked did no harm.
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |kept: &&KeptTables| {
+            (&kept.model[..], kept.dtype, kept.levels.as_deref(), kept.kernel)
+                == (model, dtype, levels, kernel)
+        };
+        if let Some(known) = lock().iter().find(is_it) {
+            return Ok(Arc::clone(&known.tables));
+        }
+        let tables = Arc::new(make()?);
+        if tables.bytes() > MOST_KEPT_BYTES {
+            return Ok(tables);
+        }
+        let (model, levels) = (model.to_owned(), levels.map(<[i8]>::to_vec));
+        let mut kept = lock();
+        if kept.len() >= MOST_KEPT {
+            kept.remove(0);
+        }
+        kept.push(KeptTables { model, dtype, levels, kernel, tables: Arc::clone(&tables) });
+        Ok(tables)
+    }
+}
+
 /// The exact rung of one tensor.
 pub(super) struct ExactReader<'a, R> {
     container: &'a Container<R>,
@@ -264,18 +315,30 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
             return Ok(());
         }
         let name = exact_model_name(self.models[usize::from(native).saturating_sub(3)]);
-        let mut records = self.container.index().exact_models.iter();
-        let record = records.find(|m| m.name == name).ok_or_else(|| {
-            Error::malformed(Rule::EXA_4, format!("exact model {name} doesn't exist"))
-        })?;
-        let model = ExactModel::parse(&record.body)?;
-        if (model.dtype, model.native) != (self.base.dtype, native) {
-            return Err(Error::malformed(
-                Rule::EXA_4,
-                format!("exact model {name} is for {} of {} planes", model.dtype, model.native),
-            ));
-        }
-        let coder = BlockCoder::new(&model, self.base.levels(native), self.kernel)?;
+        let levels = self.base.levels(native);
+        let tables = self.container.exact_tables().get(
+            (&name, self.base.dtype),
+            levels,
+            self.kernel,
+            || {
+                let mut records = self.container.index().exact_models.iter();
+                let record = records.find(|m| m.name == name).ok_or_else(|| {
+                    Error::malformed(Rule::EXA_4, format!("exact model {name} doesn't exist"))
+                })?;
+                let model = ExactModel::parse(&record.body)?;
+                if (model.dtype, model.native) != (self.base.dtype, native) {
+                    return Err(Error::malformed(
+                        Rule::EXA_4,
+                        format!(
+                            "exact model {name} is for {} of {} planes",
+                            model.dtype, model.native
+                        ),
+                    ));
+                }
+                BlockTables::new(&model, levels, self.kernel)
+            },
+        )?;
+        let coder = BlockCoder::new(tables);
         self.coders.insert(native, coder);
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::check::check_index;
+use super::exact::ExactTables;
 use super::read_at::{ReadAt, read_section};
 use super::view::TensorView;
 use crate::error::{Error, ErrorKind, Result};
@@ -36,6 +37,7 @@ pub struct Container<R> {
     index: Index,
     limits: Limits,
     name: Option<String>,
+    exact_tables: ExactTables,
 }
 
 impl Container<File> {
@@ -95,7 +97,14 @@ impl<R: ReadAt> Container<R> {
             .map_err(|e| e.in_part("index").at(preamble.index_offset))?;
         let index = Index::parse(&bytes, preamble.index_offset, preamble.n_records)?;
         check_index(&index, &preamble)?;
-        Ok(Self { reader, preamble, index, limits, name: None })
+        Ok(Self {
+            reader,
+            preamble,
+            index,
+            limits,
+            name: None,
+            exact_tables: ExactTables::default(),
+        })
     }
 
     /// The header.
@@ -210,6 +219,11 @@ impl<R: ReadAt> Container<R> {
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
+    }
+
+    /// Decoding tables of the exact rung, kept from one tensor to the next.
+    pub(super) fn exact_tables(&self) -> &ExactTables {
+        &self.exact_tables
     }
 
     /// The name given by [`Container::with_name`] or [`Container::open_path`].

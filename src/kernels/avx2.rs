@@ -1090,12 +1090,13 @@ pub(super) unsafe fn hints_by_factor(
     }
 }
 
-/// Hints of columns, `group` of which share a factor, by the contexts of values.
+/// Hints of columns, `group` of which share a factor, by the contexts of values. With `PLAIN` anchors and classes are computed (see
+/// `plain_code` in `kernels::exact`).
 ///
 /// # Safety
 /// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn hints_by_value(
+pub(super) unsafe fn hints_by_value<const PLAIN: bool>(
     contexts: &Contexts,
     codes: &[u8],
     group: usize,
@@ -1111,24 +1112,40 @@ pub(super) unsafe fn hints_by_value(
     let (from_fraction, fraction_bits) =
         (count(16 - context_bits.fraction), count(context_bits.fraction));
     let free = _mm256_set1_epi32(0x7fff);
+    let each = count(context_bits.mantissa + context_bits.fraction);
+    let (one, top_bit) = (_mm256_set1_epi32(1), _mm256_set1_epi32(i32::MIN));
     for ((codes, out), factor) in codes.chunks(group).zip(out.chunks_mut(group)).zip(factors) {
         let (eights, rest) = codes.as_chunks::<8>();
         let (outs, out_rest) = out.as_chunks_mut::<8>();
-        let factor_8 = _mm256_set1_ps(*factor);
+        let (factor_8, half) = (_mm256_set1_ps(*factor), _mm256_set1_ps(factor * 0.5));
         for (codes, out) in eights.iter().zip(outs) {
             // SAFETY: eight bytes are there.
             let codes = unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.as_ptr().cast())) };
-            // SAFETY: each code has an entry.
-            let entry = unsafe { gather(by_code, codes) };
-            let anchor = _mm256_castsi256_ps(_mm256_andnot_si256(free, entry));
-            let v = _mm256_mul_ps(anchor, factor_8);
+            let (v, first) = if PLAIN {
+                let level = _mm256_sub_epi32(codes, _mm256_set1_epi32(128));
+                let magnitude = _mm256_abs_epi32(level);
+                let twice = _mm256_sub_epi32(_mm256_add_epi32(magnitude, magnitude), one);
+                let anchor = _mm256_cvtepi32_ps(_mm256_max_epi32(twice, one));
+                let sign = _mm256_castsi256_ps(_mm256_and_si256(level, top_bit));
+                let v = _mm256_or_ps(_mm256_mul_ps(anchor, half), sign);
+                let float = _mm256_castps_si256(_mm256_cvtepi32_ps(magnitude));
+                let eighths =
+                    _mm256_sub_epi32(_mm256_srli_epi32::<20>(float), _mm256_set1_epi32(1032));
+                let small = _mm256_min_epi32(magnitude, _mm256_set1_epi32(15));
+                (v, _mm256_sll_epi32(_mm256_max_epi32(eighths, small), each))
+            } else {
+                // SAFETY: each code has an entry.
+                let entry = unsafe { gather(by_code, codes) };
+                let anchor = _mm256_castsi256_ps(_mm256_andnot_si256(free, entry));
+                (_mm256_mul_ps(anchor, factor_8), _mm256_and_si256(entry, free))
+            };
             let bits = _mm256_castps_si256(v);
             let low_23 = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f_ffff));
             let low_16 = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
             let mantissa = _mm256_sll_epi32(_mm256_srl_epi32(low_23, to_mantissa), fraction_bits);
             let fraction = _mm256_srl_epi32(low_16, from_fraction);
             let number = _mm256_or_si256(mantissa, fraction);
-            let context = _mm256_add_epi32(_mm256_and_si256(entry, free), number);
+            let context = _mm256_add_epi32(first, number);
             // SAFETY: contexts of all codes exist.
             let hint = unsafe { gather(by_context, context) };
             let sign = _mm256_slli_epi32::<15>(_mm256_srli_epi32::<31>(bits));
@@ -1142,16 +1159,16 @@ pub(super) unsafe fn hints_by_value(
     }
 }
 
-/// By the lanes that take a word: where in the next 16 bytes each finds its own; a byte above 127 gives zero.
-static SPREAD: [[u8; 16]; 256] = {
-    let mut table = [[0x80; 16]; 256];
+/// By the lanes that take a word: where in the next 16 bytes each finds its own, for its lower half; a byte above 127 gives zero.
+static SPREAD: [[u8; 32]; 256] = {
+    let mut table = [[0x80; 32]; 256];
     let mut mask = 0;
     while mask < 256 {
         let (mut lane, mut word) = (0, 0);
         while lane < 8 {
             if mask >> lane & 1 == 1 {
-                table[mask][2 * lane] = 2 * word;
-                table[mask][2 * lane + 1] = 2 * word + 1;
+                table[mask][4 * lane] = 2 * word;
+                table[mask][4 * lane + 1] = 2 * word + 1;
                 word += 1;
             }
             lane += 1;
@@ -1165,18 +1182,18 @@ static SPREAD: [[u8; 16]; 256] = {
 ///
 /// # Safety
 /// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2).
-#[target_feature(enable = "avx2")]
-pub(super) unsafe fn decode_exact(
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) unsafe fn decode_exact<const PRECISION: i32>(
     lanes: &mut Lanes<'_>,
     tables: &DecodeTables,
     hints: &[Hint],
     out: &mut [[u8; 2]],
 ) -> usize {
-    let DecodeTables { entries, precision } = tables;
+    let entries = &tables.entries;
+    debug_assert_eq!(PRECISION, tables.precision as i32, "precision");
     // No hint leads out of the tables, whatever it says.
     let last = _mm256_set1_epi32((entries.len() - 1) as i32);
-    let precision = _mm_cvtsi32_si128(*precision as i32);
-    let slots = _mm256_set1_epi32((1 << tables.precision) - 1);
+    let slots = _mm256_set1_epi32((1 << PRECISION) - 1);
     let mut x = [_mm256_setzero_si256(); 4];
     for (x, states) in x.iter_mut().zip(lanes.states.as_chunks::<8>().0) {
         // SAFETY: 32 bytes are there.
@@ -1197,7 +1214,7 @@ pub(super) unsafe fn decode_exact(
         for g in 0..4 {
             // SAFETY: 32 bytes are there.
             let hint = unsafe { _mm256_loadu_si256(hints.as_ptr().add(8 * g).cast()) };
-            let table = _mm256_sll_epi32(_mm256_srli_epi32::<24>(hint), precision);
+            let table = _mm256_slli_epi32::<PRECISION>(_mm256_srli_epi32::<24>(hint));
             let at = _mm256_or_si256(table, _mm256_and_si256(x[g], slots));
             // SAFETY: `last` is the last entry's index.
             entries_of[g] = unsafe { gather(entries, _mm256_min_epu32(at, last)) };
@@ -1207,7 +1224,7 @@ pub(super) unsafe fn decode_exact(
         for g in 0..4 {
             let (entry, hint) = (entries_of[g], hints_of[g]);
             let bias = _mm256_and_si256(_mm256_srli_epi32::<8>(entry), _mm256_set1_epi32(0xfff));
-            let times = _mm256_srl_epi32(x[g], precision);
+            let times = _mm256_srli_epi32::<PRECISION>(x[g]);
             let next =
                 _mm256_add_epi32(_mm256_mullo_epi32(_mm256_srli_epi32::<20>(entry), times), bias);
             let shift = _mm256_and_si256(_mm256_srli_epi32::<16>(hint), _mm256_set1_epi32(15));
@@ -1227,8 +1244,8 @@ pub(super) unsafe fn decode_exact(
             // SAFETY: of 32 words at most 24 were taken, so 16 bytes are there; so they are in the table.
             let word = unsafe {
                 let next_words = _mm_loadu_si128(words.as_ptr().cast());
-                let order = _mm_loadu_si128(SPREAD[mask].as_ptr().cast());
-                _mm256_cvtepu16_epi32(_mm_shuffle_epi8(next_words, order))
+                let order = _mm256_loadu_si256(SPREAD[mask].as_ptr().cast());
+                _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(next_words), order)
             };
             let filled = _mm256_or_si256(_mm256_slli_epi32::<16>(*x), word);
             *x = _mm256_blendv_epi8(*x, filled, takes);
@@ -1276,7 +1293,7 @@ static COLLECT: [[u8; 16]; 256] = {
 /// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2); hints and tops are as many, a multiple of the lanes, and the encoder has
 /// room for a word of each and eight more.
 #[cfg(feature = "safetensors")]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,popcnt")]
 pub(super) unsafe fn encode_exact(
     encoder: &mut LaneEncoder,
     tables: &EncodeTables,
@@ -1286,6 +1303,8 @@ pub(super) unsafe fn encode_exact(
 ) {
     let EncodeTables { codes, reciprocals, usual, precision } = tables;
     let zero = _mm256_setzero_si256();
+    // No hint leads out of the tables, whatever it says.
+    let last = _mm256_set1_epi32((codes.len() - 1) as i32);
     let (up, kept) =
         (_mm_cvtsi32_si128(*precision as i32), _mm256_set1_epi32(32 - *precision as i32));
     let mut x = [zero; 4];
@@ -1312,8 +1331,8 @@ pub(super) unsafe fn encode_exact(
             let table = _mm256_slli_epi32::<8>(_mm256_srli_epi32::<24>(hint));
             let low = _mm256_and_si256(symbol, _mm256_set1_epi32(0x7f));
             let number = _mm256_or_si256(table, _mm256_or_si256(sign, low));
-            // SAFETY: numbers have 16 bits.
-            let mut code = unsafe { gather(&codes[..], number) };
+            // SAFETY: `last` is the last code's index.
+            let mut code = unsafe { gather(codes, _mm256_min_epu32(number, last)) };
             // The raw bits are what the symbol leaves.
             let mut raw = _mm256_sub_epi32(near, _mm256_sllv_epi32(symbol, shift));
             let far = _mm256_cmpgt_epi32(symbol, _mm256_set1_epi32(0x7f));

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub enum Kernel {
     /// Portable code.
     Scalar,
-    /// x86-64 with AVX2, FMA and F16C (Haswell, Zen and later).
+    /// x86-64 with AVX2, FMA, F16C and POPCNT (Haswell, Zen and later).
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI and with GFNI (Ice Lake, Zen 4 and later).
     Avx512,
@@ -79,6 +79,7 @@ impl Kernel {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("popcnt")
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {

@@ -116,6 +116,18 @@ pub(crate) struct Contexts {
     doubled: [u8; FEW_CODES],
     /// By context of the factor; empty when contexts are of values, or codes are many.
     by_factor: Vec<ByCode>,
+    /// Whether anchors and classes are those of [`plain_code`], which kernels find without looking them up.
+    is_plain: bool,
+}
+
+/// Twice the anchor, and the class, of a code of 8 planes with the levels -128 to 127, whose classes are one for each of the first
+/// sixteen magnitudes and then eight to an octave.
+fn plain_code(code: usize) -> (i32, u32) {
+    let level = code as i32 - 128;
+    let magnitude = level.unsigned_abs();
+    let eighths = ((magnitude as f32).to_bits() >> 20) as i32 - 1032;
+    let anchor = (2 * magnitude as i32 - 1).max(1);
+    (if level < 0 { -anchor } else { anchor }, eighths.max(magnitude.min(15) as i32) as u32)
 }
 
 impl Contexts {
@@ -158,7 +170,12 @@ impl Contexts {
                 by_factor.push(table);
             }
         }
-        Self { codes, hints, top, bits, doubled, by_factor }
+        let is_plain = anchors.len() == 256
+            && (0..256).all(|i| {
+                let (twice, class) = plain_code(i);
+                anchors[i] * 2.0 == twice as f32 && u32::from(classes[i]) == class
+            });
+        Self { codes, hints, top, bits, doubled, by_factor, is_plain }
     }
 
     /// Hints of consecutive columns, `group` of which share a factor (scale times step).
@@ -180,9 +197,12 @@ impl Contexts {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the CPU has what the kernel needs; contexts of all codes exist.
             Kernel::Avx2 | Kernel::Avx512 => unsafe {
-                match self.by_factor.is_empty() {
-                    true => avx2::hints_by_value(self, codes, group, factors, out),
-                    false => avx2::hints_by_factor(self, codes, group, factors, out),
+                match (self.by_factor.is_empty(), self.is_plain) {
+                    (false, _) => avx2::hints_by_factor(self, codes, group, factors, out),
+                    (true, false) => {
+                        avx2::hints_by_value::<false>(self, codes, group, factors, out)
+                    }
+                    (true, true) => avx2::hints_by_value::<true>(self, codes, group, factors, out),
                 }
             },
             _ => scalar::hints(self, codes, group, factors, out),
@@ -243,6 +263,10 @@ impl DecodeTables {
         );
         Self { entries, precision }
     }
+
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&self.entries[..])
+    }
 }
 
 /// The state of the coders of one block.
@@ -272,7 +296,15 @@ impl Lanes<'_> {
             Kernel::Avx2 | Kernel::Avx512 => {
                 // Where a whole step surely has its words; the scalar loop does the rest.
                 // SAFETY: the CPU has what the kernel needs.
-                let done = unsafe { avx2::decode_exact(self, tables, hints, out) };
+                let done = unsafe {
+                    match tables.precision {
+                        8 => avx2::decode_exact::<8>(self, tables, hints, out),
+                        9 => avx2::decode_exact::<9>(self, tables, hints, out),
+                        10 => avx2::decode_exact::<10>(self, tables, hints, out),
+                        11 => avx2::decode_exact::<11>(self, tables, hints, out),
+                        _ => 0,
+                    }
+                };
                 scalar::decode_exact(self, tables, &hints[done..], &mut out[done..])
             }
             _ => scalar::decode_exact(self, tables, hints, out),
@@ -286,7 +318,7 @@ impl Lanes<'_> {
 pub(crate) struct EncodeTables {
     /// By table (times 256) and symbol: bits 0 to 15 the frequency, or 0 for a symbol that the table doesn't have, bits 16 up the
     /// first slot.
-    pub(super) codes: Box<[u32; 1 << 16]>,
+    pub(super) codes: Vec<u32>,
     /// By frequency: 2^32 over it, rounded down, and at most 2^32 - 1.
     pub(super) reciprocals: Vec<u32>,
     /// By table, the code of its most frequent symbol: what exceptions are coded as.
@@ -302,21 +334,21 @@ impl EncodeTables {
     /// When a table's frequencies don't sum to 2^precision, or tables are none or more than 256.
     pub(crate) fn new<'a>(tables: impl Iterator<Item = &'a [(u8, u16)]>, precision: u32) -> Self {
         assert!((1..=11).contains(&precision), "precision");
-        let codes = vec![0; 1 << 16].into_boxed_slice();
-        let mut codes: Box<[u32; 1 << 16]> = codes.try_into().expect("2^16 of them");
-        let mut usual = vec![];
-        for (table, own) in tables.zip(codes.chunks_exact_mut(256)) {
+        let (mut codes, mut usual) = (vec![], vec![]);
+        for table in tables {
+            let first = codes.len();
+            codes.resize(first + 256, 0);
             let (mut start, mut most) = (0u32, (0, 0));
             for &(symbol, frequency) in table {
                 let code = start << 16 | u32::from(frequency);
-                own[usize::from(symbol)] = code;
+                codes[first + usize::from(symbol)] = code;
                 most = most.max((frequency, code));
                 start += u32::from(frequency);
             }
             assert_eq!(start, 1 << precision, "frequencies");
             usual.push(most.1);
         }
-        assert!(!usual.is_empty(), "tables");
+        assert!((1..=256).contains(&usual.len()), "tables");
         let reciprocal = |f: u64| u32::try_from((1 << 32) / f.max(1)).unwrap_or(u32::MAX);
         let reciprocals = (0..=1 << precision).map(reciprocal).collect();
         Self { codes, reciprocals, usual, precision }
@@ -337,9 +369,9 @@ pub(crate) struct LaneEncoder {
 
 #[cfg(feature = "safetensors")]
 impl LaneEncoder {
-    /// For at most `weights` weights.
-    pub(crate) fn new(weights: usize) -> Self {
-        let words = vec![[0; 2]; weights + 8];
+    /// For at most `weights` weights; `words` is a buffer, whatever is in it.
+    pub(crate) fn new(mut words: Vec<[u8; 2]>, weights: usize) -> Self {
+        words.resize(weights + 8, [0; 2]);
         Self { states: [LOW; LANES], start: words.len(), words, exceptions: vec![] }
     }
 
@@ -374,13 +406,24 @@ impl LaneEncoder {
         }
     }
 
-    /// The states that the decoder begins with, the words, and the exceptions in their order.
-    pub(crate) fn end(self) -> ([u32; LANES], Vec<[u8; 2]>, Vec<(u16, [u8; 2])>) {
-        let Self { states, mut words, start, mut exceptions } = self;
+    /// What the decoder begins with.
+    pub(crate) fn end(self) -> EncodedLanes {
+        let Self { states, words, start, mut exceptions } = self;
         exceptions.reverse();
-        words.drain(..start);
-        (states, words, exceptions)
+        EncodedLanes { states, words, start, exceptions }
     }
+}
+
+/// The weights of a block as they are stored.
+#[cfg(feature = "safetensors")]
+#[derive(Debug)]
+pub(crate) struct EncodedLanes {
+    pub states: [u32; LANES],
+    /// The buffer, in which words begin at `start`.
+    pub words: Vec<[u8; 2]>,
+    pub start: usize,
+    /// Places, in order, and upper bits.
+    pub exceptions: Vec<(u16, [u8; 2])>,
 }
 
 /// The codes of a row.

@@ -44,7 +44,7 @@ pub(crate) use exact::{
     ContextBits, ContextOf, Contexts, DecodeTables, Hint, LANES, LOW, Lanes, Top, place, unpack,
 };
 #[cfg(feature = "safetensors")]
-pub(crate) use exact::{EncodeTables, LaneEncoder};
+pub(crate) use exact::{EncodeTables, EncodedLanes, LaneEncoder};
 #[cfg(feature = "lm")]
 pub(crate) use exp::{ScanToken, exp, exp_shifted, scan_step, silu, swiglu};
 pub(crate) use memory::{as_bytes_mut, can_stream, stream_copy, stream_end, zeroed};

@@ -271,7 +271,7 @@ pub(super) fn encode_exact(
         let value = x << shift | raw;
         let reciprocal = tables.reciprocals[frequency as usize];
         // Right, or one too small.
-        let mut quotient = (u64::from(value) * u64::from(reciprocal) >> 32) as u32;
+        let mut quotient = ((u64::from(value) * u64::from(reciprocal)) >> 32) as u32;
         let mut rest = value.wrapping_sub(quotient.wrapping_mul(frequency));
         if rest >= frequency {
             (quotient, rest) = (quotient + 1, rest - frequency);

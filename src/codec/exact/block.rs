@@ -1,5 +1,7 @@
 //! Coding one block of weights (UC-EXA-5 to UC-EXA-9).
 
+use std::sync::Arc;
+
 use super::model::{ExactModel, NO_BASE, top_of};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Rule, to_usize};
@@ -17,9 +19,9 @@ pub(crate) enum BlockBase<'a> {
     None,
 }
 
-/// Codes blocks of one type and native count.
+/// What blocks of one type, native count and level table are coded with.
 #[derive(Debug)]
-pub(crate) struct BlockCoder {
+pub(crate) struct BlockTables {
     pub(super) kernel: Kernel,
     pub(super) dtype: Dtype,
     top: Top,
@@ -28,9 +30,15 @@ pub(crate) struct BlockCoder {
     hints: Vec<Hint>,
     mantissa_bits: u32,
     tables: DecodeTables,
+}
+
+/// Codes blocks.
+#[derive(Debug)]
+pub(crate) struct BlockCoder {
+    with: Arc<BlockTables>,
     /// Hints of a row, and its upper bits.
-    pub(super) row: Vec<Hint>,
-    pub(super) tops: Vec<[u8; 2]>,
+    row: Vec<Hint>,
+    tops: Vec<[u8; 2]>,
 }
 
 /// What a reference byte stands for (UC-EXA-10): the upper 16 bits of a magnitude, in steps of a quarter of an octave.
@@ -111,8 +119,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-impl BlockCoder {
-    /// A coder for tensors with these levels, or without a base.
+impl BlockTables {
+    /// For tensors with these levels, or without a base.
     ///
     /// # Errors
     /// `Malformed(UC-EXA-2)` when the model is for other tensors.
@@ -129,29 +137,44 @@ impl BlockCoder {
             hints: model.hints(),
             mantissa_bits: model.each().ilog2(),
             tables: model.decode_tables(),
-            row: vec![],
-            tops: vec![],
         })
     }
 
-    /// Fills `self.row` with the hints of row `i` of a block.
-    pub(super) fn fill(&mut self, base: &BlockBase<'_>, references: &[u8], i: usize, cols: usize) {
-        self.row.resize(cols, 0);
+    /// Bytes of its decoding tables, which are most of it.
+    pub(crate) fn bytes(&self) -> usize {
+        self.tables.bytes()
+    }
+
+    /// Fills `hints` with those of row `i` of a block.
+    pub(super) fn fill(
+        &self,
+        base: &BlockBase<'_>,
+        references: &[u8],
+        i: usize,
+        hints: &mut [Hint],
+    ) {
+        let cols = hints.len();
         match (base, &self.contexts) {
             (BlockBase::Planes { codes, group, factors }, Some(contexts)) => {
                 let group = (*group).min(cols).max(1);
                 let groups = cols.div_ceil(group);
                 let codes = &codes[i * cols..][..cols];
                 let factors = &factors[i * groups..][..groups];
-                contexts.hints(self.kernel, codes, group, factors, &mut self.row);
+                contexts.hints(self.kernel, codes, group, factors, hints);
             }
             _ => {
                 let byte = references[i];
                 let context = reference_context(byte, self.mantissa_bits);
                 let hint = self.hints.get(context).copied().unwrap_or_default();
-                self.row.fill(place(hint, reference(self.top, byte)));
+                hints.fill(place(hint, reference(self.top, byte)));
             }
         }
+    }
+}
+
+impl BlockCoder {
+    pub(crate) fn new(with: Arc<BlockTables>) -> Self {
+        Self { with, row: vec![], tops: vec![] }
     }
 
     /// Decodes a block of `rows` rows to little-endian elements.
@@ -168,25 +191,26 @@ impl BlockCoder {
         (rows, cols): (usize, usize),
         out: &mut [u8],
     ) -> Result<()> {
-        let size = tail_bytes(self.dtype) + 2;
+        let BlockTables { kernel, dtype, ref tables, .. } = *self.with;
+        let size = tail_bytes(dtype) + 2;
         assert_eq!(out.len(), rows * cols * size, "bytes of the output");
         let raw = matches!(base, BlockBase::None);
-        let fields = Fields::split(bytes, if raw { rows } else { 0 }, rows * cols, self.dtype)?;
+        let fields = Fields::split(bytes, if raw { rows } else { 0 }, rows * cols, dtype)?;
         let mut lanes = Lanes { states: fields.states, words: fields.words };
-        let mut tops = std::mem::take(&mut self.tops);
+        let Self { row, tops, .. } = self;
+        row.resize(cols, 0);
         tops.resize(cols, [0; 2]);
         for (i, out) in out.chunks_exact_mut(cols * size).enumerate() {
-            self.fill(base, fields.references, i, cols);
+            self.with.fill(base, fields.references, i, row);
             let to = if size == 2 { out.as_chunks_mut().0 } else { &mut tops[..] };
-            if !lanes.decode(self.kernel, &self.tables, &self.row, to) {
+            if !lanes.decode(kernel, tables, row, to) {
                 return Err(Error::malformed(Rule::EXA_6, "words of a block end too early"));
             }
             if size > 2 {
                 let tails = fields.tails.get(i * cols * (size - 2)..).unwrap_or_default();
-                join(out, &tops, tails, size);
+                join(out, tops, tails, size);
             }
         }
-        self.tops = tops;
         if !lanes.words.is_empty() || lanes.states.iter().any(|&s| s != LOW) {
             return Err(Error::malformed(
                 Rule::EXA_9,

@@ -2,10 +2,12 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "bit arithmetic on known ranges")]
 
-use super::block::{BlockBase, BlockCoder, HEAD_BYTES, pad4, tail_bytes};
+use std::sync::Arc;
+
+use super::block::{BlockBase, BlockTables, HEAD_BYTES, pad4, tail_bytes};
 use super::model::ExactModel;
 use crate::error::Result;
-use crate::kernels::{EncodeTables, Hint, Kernel, LaneEncoder};
+use crate::kernels::{EncodeTables, EncodedLanes, Hint, Kernel, LaneEncoder};
 
 /// How far `top` is from what symbol 0 stands for, modulo 2^16.
 pub(super) fn distance(hint: Hint, top: u16) -> u32 {
@@ -18,21 +20,38 @@ pub(super) fn symbol(distance: u32, shift: u32) -> Option<u8> {
     (above < 128).then(|| (distance >> 15 << 7 | above).to_le_bytes()[0])
 }
 
-/// The encoder of blocks.
+/// What blocks of one type, native count and level table are encoded with.
 #[derive(Debug)]
-pub(crate) struct BlockEncoder {
-    coder: BlockCoder,
+pub(crate) struct EncoderTables {
+    with: BlockTables,
     tables: EncodeTables,
 }
 
-impl BlockEncoder {
+impl EncoderTables {
+    /// For tensors with these levels, or without a base.
+    ///
     /// # Errors
-    /// As [`BlockCoder::new`].
+    /// As [`BlockTables::new`].
     pub(crate) fn new(model: &ExactModel, levels: Option<&[i8]>, kernel: Kernel) -> Result<Self> {
-        let coder = BlockCoder::new(model, levels, kernel)?;
+        let with = BlockTables::new(model, levels, kernel)?;
         let symbols = model.tables.iter().map(|t| &t.frequencies[..]);
-        let tables = EncodeTables::new(symbols, model.precision.into());
-        Ok(Self { coder, tables })
+        Ok(Self { with, tables: EncodeTables::new(symbols, model.precision.into()) })
+    }
+}
+
+/// The encoder of blocks.
+#[derive(Debug)]
+pub(crate) struct BlockEncoder {
+    tables: Arc<EncoderTables>,
+    /// Hints of a row, and its upper bits.
+    row: Vec<Hint>,
+    tops: Vec<[u8; 2]>,
+    words: Vec<[u8; 2]>,
+}
+
+impl BlockEncoder {
+    pub(crate) fn new(tables: Arc<EncoderTables>) -> Self {
+        Self { tables, row: vec![], tops: vec![], words: vec![] }
     }
 
     /// Codes a block whose elements are `source`. Without a base `references` has a byte for each row.
@@ -46,15 +65,17 @@ impl BlockEncoder {
         (rows, cols): (usize, usize),
         source: &[u8],
     ) -> Vec<u8> {
-        let tail = tail_bytes(self.coder.dtype);
+        let EncoderTables { with, tables } = &*self.tables;
+        let Self { row: hints, tops, words, .. } = self;
+        let tail = tail_bytes(with.dtype);
         let size = tail + 2;
         assert!(rows * cols <= 1 << 16, "weights of a block");
         assert_eq!(source.len(), rows * cols * size, "bytes of the source");
         // The decoder goes forwards, so the encoder goes backwards.
-        let mut lanes = LaneEncoder::new(rows * cols);
-        let mut tops = std::mem::take(&mut self.coder.tops);
+        let mut lanes = LaneEncoder::new(std::mem::take(words), rows * cols);
+        hints.resize(cols, 0);
         for (i, row) in source.chunks_exact(cols * size).enumerate().rev() {
-            self.coder.fill(base, references, i, cols);
+            with.fill(base, references, i, hints);
             let own = match size {
                 2 => row.as_chunks().0,
                 _ => {
@@ -63,10 +84,11 @@ impl BlockEncoder {
                     &tops[..]
                 }
             };
-            lanes.encode(self.coder.kernel, &self.tables, &self.coder.row, own, i * cols);
+            lanes.encode(with.kernel, tables, hints, own, i * cols);
         }
-        self.coder.tops = tops;
-        let (states, words, exceptions) = lanes.end();
+        let EncodedLanes { states, words: buffer, start, exceptions } = lanes.end();
+        *words = buffer;
+        let words = &words[start..];
         let is_zero = |e: &[u8]| e[..tail].iter().all(|&b| b == 0);
         let tails_zero = tail == 0 || source.chunks_exact(size).all(is_zero);
         let length = |n: usize| u32::try_from(n).expect("at most 65,536").to_le_bytes();
@@ -96,6 +118,7 @@ impl BlockEncoder {
 mod tests {
     use super::*;
     use crate::codec::LevelSet;
+    use crate::codec::exact::BlockCoder;
     use crate::codec::exact::fit::{Counts, best_reference, reference_hint};
     use crate::format::Dtype;
 
@@ -210,14 +233,17 @@ mod tests {
         source: &[u8],
     ) {
         let encode = |kernel| {
-            let mut encoder = BlockEncoder::new(model, levels, kernel).expect("fits");
+            let tables = EncoderTables::new(model, levels, kernel).expect("fits");
+            let mut encoder = BlockEncoder::new(tables.into());
             encoder.encode(base, references, shape, source)
         };
+        let decoder =
+            |kernel| BlockCoder::new(BlockTables::new(model, levels, kernel).expect("fits").into());
         let bytes = encode(Kernel::Scalar);
         let mut out = vec![0; source.len()];
         for kernel in Kernel::available() {
             assert!(encode(kernel) == bytes, "{kernel}");
-            let mut decoder = BlockCoder::new(model, levels, kernel).expect("fits");
+            let mut decoder = decoder(kernel);
             out.fill(0x5a);
             decoder.decode(&bytes, base, shape, &mut out).expect("valid");
             assert!(out == source, "{kernel}, {}, {shape:?}", model.dtype);
@@ -227,14 +253,14 @@ mod tests {
             damaged[at] ^= 0x24;
             let mut results = vec![];
             for kernel in Kernel::available() {
-                let mut decoder = BlockCoder::new(model, levels, kernel).expect("fits");
+                let mut decoder = decoder(kernel);
                 out.fill(0);
                 let result = decoder.decode(&damaged, base, shape, &mut out);
                 results.push(result.map(|()| out.clone()).map_err(|e| e.to_string()));
             }
             assert!(results.windows(2).all(|w| w[0] == w[1]), "kernels differ, byte {at}");
             let cut = &bytes[..at];
-            let mut decoder = BlockCoder::new(model, levels, Kernel::Scalar).expect("fits");
+            let mut decoder = decoder(Kernel::Scalar);
             decoder.decode(cut, base, shape, &mut out).expect_err("it is cut off");
         }
     }

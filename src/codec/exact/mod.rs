@@ -11,9 +11,9 @@ pub(crate) mod fit;
 mod layout;
 mod model;
 
-pub(crate) use block::{BlockBase, BlockCoder};
+pub(crate) use block::{BlockBase, BlockCoder, BlockTables};
 #[cfg(feature = "safetensors")]
-pub(crate) use encode::BlockEncoder;
+pub(crate) use encode::{BlockEncoder, EncoderTables};
 #[cfg(feature = "safetensors")]
 pub(crate) use fit::{best_reference, reference_hint};
 pub(crate) use layout::{Block, ExactLayout, coded_matrix};
@@ -41,7 +41,7 @@ pub fn decode_block(
     (rows, cols): (usize, usize),
     block: &[u8],
 ) -> Result<Vec<u8>> {
-    let mut coder = BlockCoder::new(model, levels, kernel)?;
+    let mut coder = BlockCoder::new(BlockTables::new(model, levels, kernel)?.into());
     let base = match levels {
         Some(_) => BlockBase::Planes { codes, group, factors },
         None => BlockBase::None,

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::rows::{SourceRows, shape_of};
 use super::spool::Spool;
 use crate::codec::exact::fit::Counts;
 use crate::codec::exact::{
-    Block, BlockBase, BlockEncoder, ExactModel, NO_BASE, best_reference, reference_hint,
+    Block, BlockBase, BlockEncoder, EncoderTables, ExactModel, NO_BASE, best_reference,
+    reference_hint,
 };
 use crate::container::{BlockRows, ExactBase, ReadAt, TensorView, store_chunk};
 use crate::error::{Error, Result};
@@ -57,12 +59,19 @@ pub(in crate::import) struct Added {
 }
 
 /// Adds the exact rung to a pack.
+/// A model with what blocks are coded with.
+struct Fitted {
+    model: ExactModel,
+    name: [u8; 8],
+    tables: Arc<EncoderTables>,
+}
+
 pub(in crate::import) struct Adder<'a, R> {
     pack: &'a Pack<R>,
     source: &'a Source,
     manifest: &'a Manifest,
     tasks: Vec<Task>,
-    models: BTreeMap<ModelKey, ExactModel>,
+    models: BTreeMap<ModelKey, Fitted>,
     budget: u64,
     kernel: Kernel,
     /// Where temporary files go.
@@ -175,7 +184,10 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
         }
         for (key, (counts, _)) in counts {
             if let Some(model) = counts.fit()? {
-                self.models.insert(key, model);
+                let levels = (key.native != NO_BASE).then_some(&key.levels[..]);
+                let tables = EncoderTables::new(&model, levels, self.kernel)?.into();
+                let name = model.name()?;
+                self.models.insert(key, Fitted { model, name, tables });
             }
         }
         Ok(())
@@ -205,8 +217,8 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
                 self.tensor(&mut copy, view, *task, &mut added).map_err(place)?;
             }
             if added.bytes > before {
-                for model in self.models.values() {
-                    copy.writer().add_exact_model(model)?;
+                for fitted in self.models.values() {
+                    copy.writer().add_exact_model(&fitted.model)?;
                 }
             }
             copy.aliases(own().map(|((view, _), _)| view))?;
@@ -270,8 +282,8 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
         let blocks = layout.blocks(0..stored)?;
         let mut names = [[0; 8]; 6];
         for native in layout.natives() {
-            let model = self.model(&base, view.dtype(), native)?;
-            names[usize::from(native).saturating_sub(3)] = model.name()?;
+            let fitted = self.fitted(&base, view.dtype(), native)?;
+            names[usize::from(native).saturating_sub(3)] = fitted.name;
         }
         drop(base);
         let mut spool = Spool::new(&self.folder, names, blocks.len())?;
@@ -291,9 +303,9 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
         failed.map_or(Ok(spool), Err)
     }
 
-    fn model(&self, base: &ExactBase<'_, R>, dtype: Dtype, native: u8) -> Result<&ExactModel> {
-        let model = self.models.get(&Self::key(base, dtype, native));
-        model.ok_or_else(|| Error::argument("no model was fitted for it"))
+    fn fitted(&self, base: &ExactBase<'_, R>, dtype: Dtype, native: u8) -> Result<&Fitted> {
+        let fitted = self.models.get(&Self::key(base, dtype, native));
+        fitted.ok_or_else(|| Error::argument("no model was fitted for it"))
     }
 
     fn encode_blocks(
@@ -310,9 +322,8 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
             let encoder = match encoders.entry(block.native) {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(place) => {
-                    let model = self.model(&base, view.dtype(), block.native)?;
-                    let levels = base.levels(block.native);
-                    place.insert(BlockEncoder::new(model, levels, self.kernel)?)
+                    let fitted = self.fitted(&base, view.dtype(), block.native)?;
+                    place.insert(BlockEncoder::new(Arc::clone(&fitted.tables)))
                 }
             };
             let source = rows.read(block)?;
