@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from zipnn import ZipNN
 
-ROUNDS = 3
+ROUNDS = 7
 TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
