@@ -446,6 +446,34 @@ pub(crate) fn unpack(kernel: Kernel, planes: &[&[u8]], codes: &mut [u8]) {
 mod tests {
     use super::*;
 
+    /// Codes of 8 planes have the same hints from every kernel, whether anchors and classes are the plain ones or not.
+    #[test]
+    fn hints_of_eight_planes() {
+        let codes: Vec<u8> = (0..=255).collect();
+        let anchors: Vec<f32> = (0..256).map(|i| plain_code(i).0 as f32 / 2.0).collect();
+        let plain: Vec<u8> = (0..256).map(|i| plain_code(i).1.to_le_bytes()[0]).collect();
+        let mut other = plain.clone();
+        other.swap(7, 200);
+        let bits = ContextBits { of: ContextOf::Value, mantissa: 4, fraction: 1 };
+        let hints: Vec<Hint> = (0..41 * 32).map(|i: u32| i.wrapping_mul(0x9e37_79b9)).collect();
+        for top in [Top::Half32, Top::F16, Top::Quarter64] {
+            // The smallest and the largest that a row can have.
+            let most = if top == Top::F16 { 500.0 } else { 2.5e36 };
+            let factors = [1.5f32, 3.0e-8, 3.8e-37, most, 255.0, 7.0, 0.1875, 33.0];
+            for (classes, is_plain) in [(&plain, true), (&other, false)] {
+                let contexts = Contexts::new(&anchors, classes, hints.clone(), top, bits);
+                assert_eq!(contexts.is_plain, is_plain);
+                let mut wanted = vec![0; 256];
+                contexts.hints(Kernel::Scalar, &codes, 32, &factors, &mut wanted);
+                for kernel in Kernel::available() {
+                    let mut found = vec![0; 256];
+                    contexts.hints(kernel, &codes, 32, &factors, &mut found);
+                    assert!(found == wanted, "{kernel}, {top:?}, plain {is_plain}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn binary16_towards_zero() {
         for bits in 0..0x7c00u16 {
