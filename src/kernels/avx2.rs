@@ -1159,19 +1159,30 @@ pub(super) unsafe fn hints_by_value<const PLAIN: bool>(
     }
 }
 
+/// The lanes that a mask names, in their order, and how many they are.
+const fn lanes_of(mask: usize) -> ([u8; 8], usize) {
+    let (mut lanes, mut n, mut lane) = ([0; 8], 0, 0);
+    while lane < 8 {
+        if mask >> lane & 1 == 1 {
+            lanes[n] = lane;
+            n += 1;
+        }
+        lane += 1;
+    }
+    (lanes, n)
+}
+
 /// By the lanes that take a word: where in the next 16 bytes each finds its own, for its lower half; a byte above 127 gives zero.
 static SPREAD: [[u8; 32]; 256] = {
     let mut table = [[0x80; 32]; 256];
     let mut mask = 0;
     while mask < 256 {
-        let (mut lane, mut word) = (0, 0);
-        while lane < 8 {
-            if mask >> lane & 1 == 1 {
-                table[mask][4 * lane] = 2 * word;
-                table[mask][4 * lane + 1] = 2 * word + 1;
-                word += 1;
-            }
-            lane += 1;
+        let (lanes, n) = lanes_of(mask);
+        let mut word = 0;
+        while word < n {
+            let to = 4 * lanes[word] as usize;
+            (table[mask][to], table[mask][to + 1]) = (2 * word as u8, 2 * word as u8 + 1);
+            word += 1;
         }
         mask += 1;
     }
@@ -1271,16 +1282,14 @@ pub(super) unsafe fn decode_exact<const PRECISION: i32>(
 #[cfg(feature = "safetensors")]
 static COLLECT: [[u8; 16]; 256] = {
     let mut table = [[0x80; 16]; 256];
-    let mut mask: usize = 0;
+    let mut mask = 0;
     while mask < 256 {
-        let (mut lane, mut word) = (0, 8 - mask.count_ones() as usize);
-        while lane < 8 {
-            if mask >> lane & 1 == 1 {
-                table[mask][2 * word] = 2 * lane;
-                table[mask][2 * word + 1] = 2 * lane + 1;
-                word += 1;
-            }
-            lane += 1;
+        let (lanes, n) = lanes_of(mask);
+        let mut word = 0;
+        while word < n {
+            let (from, to) = (2 * lanes[word], 2 * (8 - n + word));
+            (table[mask][to], table[mask][to + 1]) = (from, from + 1);
+            word += 1;
         }
         mask += 1;
     }
