@@ -10,7 +10,7 @@
 //! `encode` is coding with models that are fitted (`fit`), from files in the page cache. Sizes are those of all tensors' parts over the
 //! source's tensors. `benches/exact.py` runs it beside zipnn. Without the `--bench` that `cargo bench` passes, everything runs once.
 
-#[path = "../src/bin/uc/commands/bench/rounds.rs"]
+#[path = "../cli/src/commands/bench/rounds.rs"]
 mod rounds;
 mod support;
 

@@ -80,7 +80,7 @@ impl Error {
         Self::new(ErrorKind::InvalidArgument, message)
     }
 
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn source_file(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Source, message)
     }

@@ -68,15 +68,15 @@
 //! files and verification, [`receipt`] records of measurements; `import` adds checkpoints, `encoder` what packs them by a
 //! `calibration`, `lm` models that run.
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub mod calibration;
 pub mod codec;
 pub mod container;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 mod encoder;
 mod error;
 pub mod format;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub mod import;
 mod kernels;
 mod limits;
@@ -98,7 +98,7 @@ pub use container::{
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Digest, Dtype, Encoding, Role, Rule, TensorEntry};
 pub use kernels::Kernel;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 #[doc(hidden)]
 pub use kernels::mul_add_peak;
 pub use limits::{Limit, Limits};

@@ -38,7 +38,7 @@ pub(crate) fn for_each_chunk<T: Send>(
 }
 
 /// Runs both and returns both results.
-#[cfg(all(feature = "rayon", feature = "safetensors"))]
+#[cfg(all(feature = "rayon", feature = "checkpoints"))]
 pub(crate) fn join<A: Send, B: Send>(
     a: impl FnOnce() -> A + Send,
     b: impl FnOnce() -> B + Send,
@@ -47,7 +47,7 @@ pub(crate) fn join<A: Send, B: Send>(
 }
 
 /// Runs both and returns both results.
-#[cfg(all(not(feature = "rayon"), feature = "safetensors"))]
+#[cfg(all(not(feature = "rayon"), feature = "checkpoints"))]
 pub(crate) fn join<A: Send, B: Send>(
     a: impl FnOnce() -> A + Send,
     b: impl FnOnce() -> B + Send,
@@ -61,7 +61,7 @@ pub(crate) enum Until {
     /// When its work is done: results are small.
     Worked,
     /// When its result was taken.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     Taken,
 }
 

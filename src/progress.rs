@@ -31,10 +31,10 @@ pub(crate) fn step(progress: &dyn Progress, bytes: u64) -> Result<()> {
 }
 
 /// Passes on that the work should stop, not how much of it is done.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) struct Silent<'a>(pub &'a dyn Progress);
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 impl Progress for Silent<'_> {
     fn cancelled(&self) -> bool {
         self.0.cancelled()

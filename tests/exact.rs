@@ -1,5 +1,5 @@
 //! The exact rung: any bits of any float type and shape come back, whatever the planes are.
-#![cfg(feature = "safetensors")]
+#![cfg(feature = "checkpoints")]
 
 #[path = "support/random.rs"]
 mod random;

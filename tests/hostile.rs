@@ -710,7 +710,7 @@ fn a_manifest_that_disagrees_with_the_index_is_noticed() {
 
 // ---- Hostile checkpoints ----------------------------------------------------------------------
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 mod checkpoints {
     use std::fs;
     use std::path::Path;

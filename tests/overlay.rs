@@ -1,5 +1,5 @@
 //! Overlays: in packs and files of their own, added, stacked, removed, refused; adapters in PEFT's format.
-#![cfg(feature = "safetensors")]
+#![cfg(feature = "checkpoints")]
 
 #[path = "support/random.rs"]
 mod random;

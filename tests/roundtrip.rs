@@ -917,7 +917,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
 
 // ---- Checkpoints ------------------------------------------------------------------------------
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 mod checkpoints {
     use std::collections::HashMap;
     use std::fs::{self, File};

@@ -28,7 +28,7 @@ impl<'a> LevelSet<'a> {
     }
 
     /// The tables for native, native - 1, ..., 3 planes read, one behind the other.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn all(&self) -> &'a [i8] {
         self.levels
     }
@@ -97,7 +97,7 @@ pub(crate) struct OwnedLevels([Vec<i8>; 6]);
 
 impl OwnedLevels {
     /// Takes the tables for `3 + i` native planes.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn set(&mut self, i: usize, tables: Vec<i8>) {
         self.0[i] = tables;
     }

@@ -25,6 +25,6 @@ pub(crate) use overlay::round_to;
 pub(crate) use quantize::not_finite;
 pub use quantize::{EncodedRows, RowEncoder};
 pub use run::{RunBytes, RunDecoder};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use scale_grid::{POINTS, ScaleGrid, scale_bits};
 pub(crate) use value::scale_f32;

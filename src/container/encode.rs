@@ -229,7 +229,7 @@ impl EncodedTensor {
 
     /// As [`EncodedTensor::from_planes`] with tables that no writer has yet: what is stored for `level_ids` is set
     /// with [`EncodedTensor::set_level_ids`].
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn with_levels(
         name: &str,
         dtype: Dtype,
@@ -244,7 +244,7 @@ impl EncodedTensor {
     }
 
     /// Says which tables of the writer the tensor uses.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn set_level_ids(&mut self, ids: [u16; 6]) {
         if let Encoding::Planes { level_ids, .. } = &mut self.entry.encoding {
             *level_ids = ids;

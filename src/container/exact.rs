@@ -30,7 +30,7 @@ pub(super) fn exact_model_name(name: [u8; 8]) -> String {
 ///
 /// # Errors
 /// `InvalidArgument` for too many blocks.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) fn residual_header(models: &[[u8; 8]; 6], blocks: usize) -> Result<Vec<u8>> {
     let n = u32::try_from(blocks).map_err(|_| Error::argument("too many blocks"))?;
     Ok(models.iter().flatten().copied().chain(n.to_le_bytes()).collect())
@@ -108,7 +108,7 @@ impl<'a, R: ReadAt> ExactBase<'a, R> {
     }
 
     /// The tables of rows with so many planes, for all of them and for fewer; none without a base.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn all_levels(&self, native: u8) -> &[i8] {
         self.planes.as_ref().map_or(&[], |p| p.levels.set(native).all())
     }

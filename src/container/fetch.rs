@@ -199,7 +199,7 @@ impl<R: ReadAt> Container<R> {
     ///
     /// # Errors
     /// As [`Container::read_parts`].
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn read_stored(&self, part: &Part, chunk: usize) -> Result<Vec<u8>> {
         let place = |e: Error| self.place(e.in_part(part.kind.name()));
         let listed = &part.chunks[chunk];

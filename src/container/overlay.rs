@@ -75,7 +75,7 @@ pub struct EffectiveTensor<'a, R> {
 
 impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
     /// A tensor with factors in the order of the overlays; `view` is no alias.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn new(view: TensorView<'a, R>, factors: Vec<Factors>) -> Self {
         Self { view, factors }
     }

@@ -2,13 +2,13 @@
 
 use std::io::{Seek, Write};
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 use super::read_at::ReadAt;
 use super::writer::PackWriter;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 use crate::error::ErrorKind;
 use crate::error::{Error, Result};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 use crate::format::{ALIGN_BYTES, align_up, to_usize};
 use crate::format::{
     CHUNK_BYTES, Chunk, Digest, ExactModelEntry, FileEntry, OtherEntry, OverlayEntry, Part,
@@ -90,21 +90,21 @@ impl<W: Write + Seek> PackWriter<W> {
     ///
     /// # Errors
     /// `Io`; `Malformed` when the file grows beyond 2^64 bytes.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn begin_residual(&mut self, optional: bool) -> Result<OpenData> {
         let part = Part { optional, ..Part::empty(PartKind::Residual, self.allot(0)?) };
         Ok(OpenData { part })
     }
 
     /// Lists a tensor with the part that was written last behind its others.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn end_residual(&mut self, mut entry: TensorEntry, data: OpenData) {
         entry.parts.push(data.part);
         self.list(entry);
     }
 
     /// Adds an exact model of another file, unless it is there.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn copy_exact_model(&mut self, model: &ExactModelEntry) {
         if !self.index.exact_models.contains(model) {
             self.index.exact_models.push(model.clone());
@@ -112,26 +112,26 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     /// Lists an overlay whose part is written.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn list_overlay(&mut self, entry: OverlayEntry) {
         self.index.overlays.push(entry);
     }
 
     /// Ends an overlay whose factors are written.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn end_overlay(&mut self, mut entry: OverlayEntry, data: OpenData) {
         entry.parts = vec![data.part];
         self.list_overlay(entry);
     }
 
     /// Lists the head of a weights file that is written.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn list_head(&mut self, entry: FileEntry) {
         self.index.heads.push(entry);
     }
 
     /// Ends the head of a weights file of the source.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn end_head(&mut self, mut entry: FileEntry, data: OpenData) {
         entry.parts.extend((data.part.len > 0).then_some(data.part));
         self.index.heads.push(entry);
@@ -185,7 +185,7 @@ impl<W: Write + Seek> PackWriter<W> {
     ///
     /// # Errors
     /// `Io`.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn restore(&mut self, parts: &[Part], there: &impl ReadAt) -> Result<bool> {
         let mut end = self.end;
         for part in parts {
@@ -209,7 +209,7 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     /// Hashes a part that is there, with the padding in front of it, which may not have been written yet.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     fn copy_there(&mut self, part: &Part, there: &impl ReadAt) -> Result<()> {
         self.allot(0)?;
         self.end += part.stored_len;

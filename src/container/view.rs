@@ -498,7 +498,7 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
     }
 
     /// Plane counts that rows of a `planes` tensor have.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn native_counts(&self) -> Result<Vec<u8>> {
         let planes = PlanesReader::new(*self)?;
         let with = planes.counts.rows_with(planes.layout.rows);

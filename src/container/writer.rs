@@ -82,7 +82,7 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     /// Names the file in errors of writing: what is packed or copied may come from another.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -183,7 +183,7 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     /// Sets bits of features that readers may ignore.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn add_optional_features(&mut self, bits: u64) {
         self.optional_features |= bits;
     }
@@ -286,7 +286,7 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     /// Hashes bytes of the core that are written already.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(super) fn take_over(&mut self, at: u64, bytes: &[u8]) {
         self.hasher.update(at, bytes);
     }
@@ -295,19 +295,19 @@ impl<W: Write + Seek> PackWriter<W> {
     ///
     /// # Errors
     /// `Io`.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.out.flush().map_err(|e| self.io(e))
     }
 
     /// Where the next part goes, unless it is aligned further.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn end(&self) -> u64 {
         self.end
     }
 
     /// The tensor and the carried file that were listed last.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn last_listed(&self) -> (Option<&TensorEntry>, Option<&crate::format::FileEntry>) {
         (self.index.tensors.last(), self.index.files.last())
     }

@@ -14,7 +14,7 @@ mod rule;
 pub use attachments::{Attachment, AttachmentKind};
 pub(crate) use attachments::{parse_attachments, write_attachments};
 pub use dtype::{Dtype, elements};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use index::OtherEntry;
 pub(crate) use index::write_index;
 pub use index::{
@@ -22,7 +22,7 @@ pub use index::{
     TensorEntry,
 };
 pub(crate) use names::{check_file_path, check_name};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use overlay::MAX_INFO_BYTES;
 pub use overlay::{FactorType, MAX_OVERLAY_RANK, OverlayBlock, OverlayEntry};
 pub(crate) use preamble::MAX_SHARDS;

@@ -254,7 +254,7 @@ impl OverlayEntry {
     ///
     /// # Errors
     /// `Malformed(UC-OVL-2)` when they are too large.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn lay_out(&mut self) -> Result<u64> {
         let mut end = 0u64;
         for block in &mut self.blocks {

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use super::decode::{LevelTable, Row, Shape, Tables};
 use super::dot::{DotRow, Int8Row, NIBBLE_BYTES, Packed, RowBits};
 use super::exact::{ContextOf, Contexts, DecodeTables, FEW_CODES, Hint, LANES, Lanes, Top};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 use super::exact::{EncodeTables, LaneEncoder};
 use super::nearest::{Cells, TRIES, add_lanes, cell};
 use super::target::{Float, STEPS};
@@ -1279,7 +1279,7 @@ pub(super) unsafe fn decode_exact<const PRECISION: i32>(
 }
 
 /// By the lanes that give a word: which bytes of eight words move to the end, in their order. (What comes before is not looked at.)
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 static COLLECT: [[u8; 16]; 256] = {
     let mut table = [[0x80; 16]; 256];
     let mut mask = 0;
@@ -1301,7 +1301,7 @@ static COLLECT: [[u8; 16]; 256] = {
 /// # Safety
 /// The CPU can run [`Kernel::Avx2`](super::Kernel::Avx2); hints and tops are as many, a multiple of the lanes, and the encoder has
 /// room for a word of each and eight more.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 #[target_feature(enable = "avx2,popcnt")]
 pub(super) unsafe fn encode_exact(
     encoder: &mut LaneEncoder,

@@ -313,7 +313,7 @@ impl Lanes<'_> {
 }
 
 /// Encoding tables.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 #[derive(Debug, Clone)]
 pub(crate) struct EncodeTables {
     /// By table (times 256) and symbol: bits 0 to 15 the frequency, or 0 for a symbol that the table doesn't have, bits 16 up the
@@ -326,7 +326,7 @@ pub(crate) struct EncodeTables {
     pub(super) precision: u32,
 }
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 impl EncodeTables {
     /// Of symbols with their frequencies, table by table.
     ///
@@ -356,7 +356,7 @@ impl EncodeTables {
 }
 
 /// What encodes the weights of one block, the last first.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 #[derive(Debug)]
 pub(crate) struct LaneEncoder {
     pub(super) states: [u32; LANES],
@@ -367,7 +367,7 @@ pub(crate) struct LaneEncoder {
     pub(super) exceptions: Vec<(u16, [u8; 2])>,
 }
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 impl LaneEncoder {
     /// For at most `weights` weights; `words` is a buffer, whatever is in it.
     pub(crate) fn new(mut words: Vec<[u8; 2]>, weights: usize) -> Self {
@@ -415,7 +415,7 @@ impl LaneEncoder {
 }
 
 /// The weights of a block as they are stored.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 #[derive(Debug)]
 pub(crate) struct EncodedLanes {
     pub states: [u32; LANES],

@@ -17,7 +17,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod choice;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 mod compensate;
 mod decode;
 mod dot;
@@ -32,18 +32,18 @@ mod overlay;
 mod scalar;
 pub(crate) mod sha256;
 mod target;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 mod tile;
 
 pub use choice::Kernel;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use compensate::{Descent, RoundTile, descend, round_tile};
 pub(crate) use decode::{LevelTable, RowDecoder};
 pub(crate) use dot::{Int8Row, MOST, Packed, RowBits, RowDot, dot_f32, pack_row};
 pub(crate) use exact::{
     ContextBits, ContextOf, Contexts, DecodeTables, Hint, LANES, LOW, Lanes, Top, place, unpack,
 };
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use exact::{EncodeTables, EncodedLanes, LaneEncoder};
 #[cfg(feature = "lm")]
 pub(crate) use exp::{ScanToken, exp, exp_shifted, scan_step, silu, swiglu};
@@ -52,7 +52,7 @@ pub(crate) use nearest::{Nearest, TRIES};
 pub(crate) use overlay::{Int8Factors, WideFactors};
 pub use target::STEPS;
 pub(crate) use target::{Float, bf16_bits, f16_bits};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub use tile::mul_add_peak;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use tile::{TILE, TILE_LEN, add_product, subtract_product};

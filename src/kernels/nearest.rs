@@ -37,7 +37,7 @@ pub(super) struct Cells {
 pub(crate) struct Nearest {
     kernel: Kernel,
     cells: Box<Cells>,
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     table: Vec<i8>,
     top: f32,
 }
@@ -69,7 +69,7 @@ impl Nearest {
         Self {
             kernel,
             cells,
-            #[cfg(feature = "safetensors")]
+            #[cfg(feature = "checkpoints")]
             table: levels.to_vec(),
             top: f32::from(widest.min(127)),
         }
@@ -105,7 +105,7 @@ impl Nearest {
     ///
     /// # Panics
     /// When the slices differ in length.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn weighted_errors(
         &self,
         x: &[f32],
@@ -133,18 +133,18 @@ impl Nearest {
     }
 
     /// The level of a code. Codes beyond the table have the last level.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn level(&self, code: u8) -> i8 {
         self.table[usize::from(code).min(self.table.len() - 1)]
     }
 
     /// The code of the level nearest to half of `y`.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn code(&self, y: f32) -> u8 {
         self.cells.codes[cell(y)]
     }
 
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(super) fn cells(&self) -> &Cells {
         &self.cells
     }
@@ -198,7 +198,7 @@ pub(super) fn cell(y: f32) -> usize {
     (unsafe { (y + 256.0).to_int_unchecked::<i32>() } as usize) % CELLS
 }
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 #[inline(always)]
 fn weighted(cells: &Cells, x: &[f32], weights: &[f32], factors: &[f32; TRIES]) -> [f32; TRIES] {
     let mut sums = [0f32; TRIES];

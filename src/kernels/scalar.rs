@@ -3,7 +3,7 @@
 use super::decode::{LevelTable, Row, Shape, Tables};
 use super::dot::{BLOCK, DotRow, Int8Row, NIBBLE_BYTES, Packed, RowBits};
 use super::exact::{Contexts, DecodeTables, Hint, LANES, LOW, Lanes};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 use super::exact::{EncodeTables, LaneEncoder};
 use super::nearest::{Cells, TRIES, add_lanes, cell};
 use super::target::{Float, bf16_bits, f16_bits};
@@ -239,7 +239,7 @@ pub(super) fn decode_exact(
 }
 
 /// Encodes weights, of which the first belongs to lane 0, the last of them first.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(super) fn encode_exact(
     encoder: &mut LaneEncoder,
     tables: &EncodeTables,

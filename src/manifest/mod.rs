@@ -16,14 +16,14 @@ pub(crate) use exact::{alias_checks, exact_checks, has_residual};
 pub(crate) use json::is_hex_digest;
 pub use model::{FileRole, Manifest, SourceFile, TensorSource};
 pub use overlays::overlay_info;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use overlays::{
     EffectiveDigests, effective_digests, effective_root, overlay_info_bytes,
 };
 pub(crate) use overlays::{overlay_checks, overlay_forms};
 pub use pack::Pack;
 pub(crate) use rungs::rung_root;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use shards::INDEX_ENDING;
 pub use shards::{ShardFile, ShardIndex};
 pub use verify::{Check, Failure, VerifyOptions, VerifyReport};

@@ -59,7 +59,7 @@ pub fn overlay_info(overlay: &OverlayEntry) -> Result<Map<String, Value>> {
 ///
 /// # Errors
 /// `Malformed(UC-OVL-1)` for numbers that aren't safe integers.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) fn overlay_info_bytes(info: &Map<String, Value>) -> Result<Vec<u8>> {
     let bytes = json::to_canonical(info, Rule::OVL_1)?;
     if bytes.len() > crate::format::MAX_INFO_BYTES {

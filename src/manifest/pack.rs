@@ -236,7 +236,7 @@ impl<R: ReadAt> Pack<R> {
     }
 
     /// Which of the open files holds each tensor, by name.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn shards_of_tensors(&self) -> impl Iterator<Item = usize> + '_ {
         self.order.iter().map(|&(c, _)| c)
     }

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 use crate::error::ErrorKind;
 use crate::error::{Error, Result};
 use crate::format::Rule;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 use crate::manifest::{Check, Failure};
 
 /// What `format` says.
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 const FORMAT: &str = "ultracompress-audit-1";
 /// The type of the predicate in an in-toto Statement.
 const PREDICATE_TYPE: &str = "https://docs.rs/ultracompress/spec/audit/1";
@@ -173,7 +173,7 @@ pub struct AuditFailure {
 
 impl AuditReceipt {
     /// Nothing checked yet.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn new() -> Self {
         let checks = [
             "structure",
@@ -207,13 +207,13 @@ impl AuditReceipt {
         }
     }
 
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn set(&mut self, check: &str, outcome: Check) {
         self.checks.insert(check.to_owned(), outcome.name().to_owned());
     }
 
     /// Lists a failure. Names of files stay where they are `known`: names within a pack. Others are paths.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn fail(&mut self, failure: &Failure, known: &[String]) {
         let name = |path: &String| {
             let name = std::path::Path::new(path).file_name()?.to_str()?.to_owned();
@@ -242,7 +242,7 @@ impl AuditReceipt {
     }
 
     /// The verdict; `with_source` says that the pack was to be made again.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn settle(&mut self, with_source: bool) {
         let any = |word: Check| self.checks.values().any(|c| c == word.name());
         let unknown = with_source && self.checks["rederived"] == Check::NotChecked.name();

@@ -77,7 +77,7 @@ impl ExactLayout {
     }
 
     /// Native planes and stored rows, in storage order.
-    #[cfg(feature = "safetensors")]
+    #[cfg(feature = "checkpoints")]
     pub(crate) fn runs(&self) -> &[(u8, Range<u64>)] {
         &self.runs
     }

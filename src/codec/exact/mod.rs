@@ -4,20 +4,20 @@
 //! `block` and `encode` code blocks of weights by it, `fit` makes models.
 
 mod block;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 mod encode;
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) mod fit;
 mod layout;
 mod model;
 
 pub(crate) use block::{BlockBase, BlockCoder, BlockTables};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use encode::{BlockEncoder, EncoderTables};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use fit::{best_reference, reference_hint};
 pub(crate) use layout::{Block, ExactLayout, coded_matrix};
-#[cfg(feature = "safetensors")]
+#[cfg(feature = "checkpoints")]
 pub(crate) use model::NO_BASE;
 pub use model::{ExactModel, ExactTable};
 
