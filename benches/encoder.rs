@@ -18,7 +18,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize_to_file};
 use serde_json::{Value, json};
 use ultracompress::Kernel;
-use ultracompress::import::{CalibratedRecipe, PackOptions, Recipe, Source};
+use ultracompress::pack::{CalibratedRecipe, PackOptions, Recipe};
+use ultracompress::source::Source;
 
 struct Random(u64);
 
@@ -66,9 +67,9 @@ fn write(folder: &Path, rows: usize, cols: usize) {
     let name = format!("{NAME}.weight");
     serialize_to_file([(name, view)], None, &model.join("model.safetensors")).expect("writes");
 
-    let source = ultracompress::import::Model::open(&model).expect("opens");
+    let source = ultracompress::source::Model::open(&model).expect("opens");
     let root =
-        ultracompress::import::decoded_root(&source, &ultracompress::NoProgress).expect("hashes");
+        ultracompress::audit::decoded_root(&source, &ultracompress::NoProgress).expect("hashes");
     const BLOCK: usize = 2048;
     let inputs = bytes(&moments(cols, &mut random));
     let outputs: Vec<u8> = (0..rows)

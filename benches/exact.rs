@@ -22,8 +22,10 @@ use std::path::{Path, PathBuf};
 use rounds::{Job, medians};
 use serde_json::{Value, json};
 use support::{commit, cpu};
+use ultracompress::edit::ExactOptions;
 use ultracompress::format::PartKind;
-use ultracompress::import::{Exact, ExactOptions, PackOptions, Source};
+use ultracompress::pack::{Exact, PackOptions};
+use ultracompress::source::Source;
 use ultracompress::{Container, DecodeOptions, Pack, TensorView};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

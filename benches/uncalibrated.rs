@@ -19,7 +19,9 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use ultracompress::codec::convert_raw;
-use ultracompress::import::{Decision, Model, PackOptions, PackStats, Plan, Recipe, Source};
+use ultracompress::manifest::PackStats;
+use ultracompress::pack::{Decision, PackOptions, Plan, Recipe};
+use ultracompress::source::{Model, Source};
 use ultracompress::{
     Container, Dtype, EncodeOptions, EncodedTensor, Manifest, Pack, PackWriter, Role,
 };

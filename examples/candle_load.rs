@@ -24,7 +24,8 @@ use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
-use ultracompress::import::{PackOptions, Source};
+use ultracompress::pack::PackOptions;
+use ultracompress::source::Source;
 use ultracompress::{DecodeOptions, Dtype, Input, Pack, TensorView};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

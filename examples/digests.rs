@@ -8,7 +8,9 @@
 
 use std::path::{Path, PathBuf};
 
-use ultracompress::import::{Exact, PackOptions, Recipe, Source, UnpackOptions};
+use ultracompress::pack::{Exact, PackOptions, Recipe};
+use ultracompress::source::Source;
+use ultracompress::unpack::UnpackOptions;
 use ultracompress::{Check, Digest, Dtype, ErrorKind, Pack, VerifyOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -7,7 +7,8 @@
 use std::error::Error;
 use std::path::Path;
 
-use ultracompress::import::{PackOptions, Recipe, RecipeRule, Source};
+use ultracompress::pack::{PackOptions, Recipe, RecipeRule};
+use ultracompress::source::Source;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::format::Rule;
 use crate::limits::Limit;
+use crate::rule::Rule;
 
 /// `Result` with the crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

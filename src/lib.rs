@@ -50,34 +50,47 @@
 //!
 //! | feature | brings | default |
 //! |---|---|---|
-//! | `cli` | the `uc` binary and all of the below | yes |
-//! | `safetensors` | `import`: checkpoints in and out, recipes | with `cli` |
-//! | `zstd` | parts stored as zstd frames | with `cli` |
-//! | `rayon` | threads; results never depend on them | with `cli` |
-//! | `http` | packs on web servers, read by ranges | with `cli` |
-//! | `sign` | `sign`: signatures in minisign's format | with `cli` |
-//! | `lm` | `lm`: running language models, calibration, evaluation, training overlays | with `cli` |
+//! | `zstd` | parts stored as zstd frames | yes |
+//! | `rayon` | threads; results never depend on them | yes |
+//! | `checkpoints` | `source`, `pack`, `unpack`, `edit`, `audit`, `calibration`: checkpoints in and out, the calibrated encoder | |
+//! | `http` | packs on web servers, read by ranges | |
+//! | `sign` | `sign`: signatures in minisign's format | |
+//! | `lm` | `lm`: running language models, calibration, evaluation, training overlays | |
 //!
-//! With `default-features = false` the crate reads, decodes, multiplies, verifies and writes packs.
+//! The crate reads, decodes, multiplies, verifies and writes packs without any of them. The tool `uc` (package
+//! `ultracompress-cli`) turns on all.
 //!
-//! # Layers
+//! # Rooms
 //!
-//! `kernels` holds the inner loops for each instruction set ([`Kernel`]); [`mod@format`] (bytes to headers) and
-//! [`codec`] (codes to values) stand on it and don't know each other's callers; [`container`] joins them to
-//! one file; [`matrix`] multiplies with a tensor as it is stored; [`manifest`] adds provenance, packs of several
-//! files and verification, [`receipt`] records of measurements; `import` adds checkpoints, `encoder` what packs them by a
-//! `calibration`, `lm` models that run.
+//! Each room uses only those below it:
+//!
+//! | room | job |
+//! |---|---|
+//! | `lm` | models that run: calibration, evaluation, training of overlays |
+//! | `audit` | checks of a pack against its source, its recipe, another model |
+//! | `pack` | from a checkpoint to a pack |
+//! | `edit`, `unpack` | packs out of packs; checkpoints out of packs |
+//! | `source`, `output` | checkpoints in; new files, sets of shards, states of runs |
+//! | [`receipt`] | records of measurements and audits |
+//! | [`manifest`] | provenance, packs of several files, verification |
+//! | [`matrix`], `encoder`, `calibration` | products with a tensor as it is stored; the calibrated encoder; what steers it |
+//! | [`container`] | one file: opening, reading, writing |
+//! | [`codec`], [`storage`] | codes to values and back; positioned reads |
+//! | [`mod@format`] | bytes to typed headers and back |
+//! | `kernels` | inner loops for each instruction set ([`Kernel`]) |
 
+#[cfg(feature = "checkpoints")]
+pub mod audit;
 #[cfg(feature = "checkpoints")]
 pub mod calibration;
 pub mod codec;
 pub mod container;
 #[cfg(feature = "checkpoints")]
+pub mod edit;
+#[cfg(feature = "checkpoints")]
 mod encoder;
 mod error;
 pub mod format;
-#[cfg(feature = "checkpoints")]
-pub mod import;
 mod kernels;
 mod limits;
 #[cfg(feature = "lm")]
@@ -85,18 +98,28 @@ pub mod lm;
 pub mod manifest;
 pub mod matrix;
 mod memory;
+#[cfg(feature = "checkpoints")]
+pub mod output;
+#[cfg(feature = "checkpoints")]
+pub mod pack;
 mod par;
 mod progress;
 pub mod receipt;
+mod rule;
 #[cfg(feature = "sign")]
 pub mod sign;
+#[cfg(feature = "checkpoints")]
+pub mod source;
+pub mod storage;
+#[cfg(feature = "checkpoints")]
+pub mod unpack;
 
 pub use container::{
-    Container, DecodeOptions, EffectiveTensor, EncodeOptions, EncodedTensor, Input, PackWriter,
-    PlaneParts, ReadAt, StoredFile, TensorView, WriteSummary,
+    Container, DecodeOptions, EffectiveTensor, EncodeOptions, EncodedTensor, PackWriter,
+    PlaneParts, StoredFile, TensorView, WriteSummary,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use format::{Digest, Dtype, Encoding, Role, Rule, TensorEntry};
+pub use format::{Digest, Dtype, Encoding, Role, TensorEntry};
 pub use kernels::Kernel;
 #[cfg(feature = "checkpoints")]
 #[doc(hidden)]
@@ -107,6 +130,8 @@ pub use matrix::{Int8Activations, OverlayMatrix, PackedMatrix, PlaneMatrix};
 pub use memory::{DEFAULT_MAX_RAM, MIN_MAX_RAM};
 pub use progress::{NoProgress, Progress};
 pub use receipt::EvalRecord;
+pub use rule::Rule;
+pub use storage::{Input, ReadAt};
 
 /// A small pack in memory, for the examples of this documentation.
 #[doc(hidden)]

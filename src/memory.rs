@@ -1,27 +1,15 @@
-//! How much memory long operations may take (`--max-ram`).
+//! Memory: buffers that are refused where there is no room, and how much long operations may take (`--max-ram`).
 
-use crate::error::{Error, Result};
-use crate::format::Preamble;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::Limit;
 
 /// Least `max_ram` that operations accept, in bytes.
 pub const MIN_MAX_RAM: u64 = 128 << 20;
 /// `max_ram` unless the caller says otherwise, in bytes.
 pub const DEFAULT_MAX_RAM: u64 = 1 << 30;
 
-/// Memory that an index takes while it is parsed and held, over its length; as measured on packs of
-/// 100,000 and of 900,000 tensors.
-pub(crate) const INDEX_FACTOR: u64 = 5;
-/// The same of a manifest, which is held as text and as maps while it is read.
-pub(crate) const MANIFEST_FACTOR: u64 = 6;
-
 /// What a process takes before it does any work: code, stacks, buffers of libraries.
 const BASE: u64 = 32 << 20;
-
-/// About how much memory the index and the manifest of a file take.
-pub(crate) fn tables_bytes(p: &Preamble) -> u64 {
-    let index = p.index_len.saturating_mul(INDEX_FACTOR);
-    index.saturating_add(p.manifest_len.saturating_mul(MANIFEST_FACTOR))
-}
 
 /// What is left of `max_ram` for work in progress when `held` bytes of tables stay in memory, of which
 /// one job needs `one_job`.
@@ -38,4 +26,43 @@ pub(crate) fn for_work(max_ram: u64, held: u64, one_job: u64) -> Result<u64> {
         )));
     }
     Ok(max_ram - BASE - held)
+}
+
+/// An empty buffer with room for `n` bytes, or an error where there is no such memory.
+pub(crate) fn reserve(n: usize) -> Result<Vec<u8>> {
+    let mut buffer = Vec::new();
+    reserve_more(&mut buffer, n)?;
+    Ok(buffer)
+}
+
+/// A buffer of `n` zeros, of which no more is touched than what is written later, or an error where there is
+/// no such memory.
+pub(crate) fn zeroed(n: usize) -> Result<Vec<u8>> {
+    crate::kernels::zeroed(n).ok_or_else(|| {
+        Error::new(
+            ErrorKind::LimitExceeded(Limit::AddressSpace),
+            format!("no memory for {n} bytes"),
+        )
+    })
+}
+
+/// Makes room for `n` more bytes, or fails where there is no such memory.
+pub(crate) fn reserve_more(buffer: &mut Vec<u8>, n: usize) -> Result<()> {
+    buffer.try_reserve_exact(n).map_err(|e| {
+        Error::new(
+            ErrorKind::LimitExceeded(Limit::AddressSpace),
+            format!("no memory for {n} bytes"),
+        )
+        .with_source(e)
+    })
+}
+
+/// Converts a length of the file to this machine's `usize`.
+pub(crate) fn to_usize(n: u64) -> Result<usize> {
+    usize::try_from(n).map_err(|_| {
+        Error::new(
+            ErrorKind::LimitExceeded(Limit::AddressSpace),
+            format!("{n} bytes don't fit this machine's address space"),
+        )
+    })
 }

@@ -11,9 +11,10 @@ use std::path::Path;
 use proptest::prelude::*;
 use safetensors::tensor::TensorView as Tensor;
 use ultracompress::codec::{PlaneCounts, PlaneLayout};
-use ultracompress::import::{
-    Exact, ExactOptions, PackOptions, Recipe, ReshardOptions, Source, StripOptions, UnpackOptions,
-};
+use ultracompress::edit::{ExactOptions, ReshardOptions, StripOptions};
+use ultracompress::pack::{Exact, PackOptions, Recipe};
+use ultracompress::source::Source;
+use ultracompress::unpack::UnpackOptions;
 use ultracompress::{
     Check, Container, DecodeOptions, Dtype, EncodedTensor, ErrorKind, Kernel, Manifest, Pack,
     PackWriter, PlaneParts, Role, VerifyOptions,

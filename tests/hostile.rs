@@ -715,7 +715,8 @@ mod checkpoints {
     use std::fs;
     use std::path::Path;
 
-    use ultracompress::import::{PackOptions, Recipe, Source};
+    use ultracompress::pack::{PackOptions, Recipe};
+    use ultracompress::source::Source;
 
     use super::*;
 
@@ -723,7 +724,7 @@ mod checkpoints {
     #[cfg(feature = "zstd")]
     #[test]
     fn coded_tensors_that_expand_a_thousandfold_are_read_in_pieces() {
-        use ultracompress::import::Exact;
+        use ultracompress::pack::Exact;
         let _one = alone();
         let folder = tempfile::tempdir().expect("a folder");
         let header =

@@ -4,9 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ultracompress::import::{Model, PackOptions, Source, UnpackOptions};
 use ultracompress::lm::{ARCHITECTURES, Baseline, EvalOptions, LanguageModel};
+use ultracompress::pack::PackOptions;
 use ultracompress::receipt::{EvalRecord, Metric};
+use ultracompress::source::{Model, Source};
+use ultracompress::unpack::UnpackOptions;
 use ultracompress::{Container, ErrorKind, NoProgress, Pack};
 
 fn models() -> PathBuf {
@@ -175,7 +177,7 @@ fn records_do_not_depend_on_threads() {
 
 #[test]
 fn receipts_travel_with_the_pack() {
-    use ultracompress::import::add_receipt;
+    use ultracompress::edit::add_receipt;
     use ultracompress::receipt::check;
 
     let dir = tempfile::tempdir().expect("a folder");
@@ -201,7 +203,7 @@ fn receipts_travel_with_the_pack() {
     assert_eq!(kind(add(&pack, &record, "with.uc")), ErrorKind::Io);
     let other = dir.path().join("other.uc");
     let source = Source::open(&tiny_llama()).expect("the example");
-    let mut recipe = ultracompress::import::Recipe::default();
+    let mut recipe = ultracompress::pack::Recipe::default();
     recipe.bits = 6;
     PackOptions::new().with_recipe(recipe).pack(&source, &other).expect("packs");
     assert_eq!(kind(add(&other, &record, "wrong.uc")), ErrorKind::Integrity);
@@ -392,8 +394,8 @@ fn encoders_are_compared_by_cosines() {
     assert_eq!(same.figure("kld_mean"), None);
     // Rows of 32 are kept raw unless a recipe says otherwise.
     let pack = dir.path().join("bert.uc");
-    let mut recipe = ultracompress::import::Recipe::default();
-    let rule = ultracompress::import::RecipeRule::parse("dense.weight|self=4");
+    let mut recipe = ultracompress::pack::Recipe::default();
+    let rule = ultracompress::pack::RecipeRule::parse("dense.weight|self=4");
     recipe.tensors.push(rule.expect("a rule"));
     let opened = Source::open(&folder).expect("a checkpoint");
     PackOptions::new().with_recipe(recipe).pack(&opened, &pack).expect("packs");

@@ -9,11 +9,15 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView as Tensor;
 use serde_json::json;
-use ultracompress::import::{
-    Exact, Model, NewBlock, NewFactors, NewOverlay, OverlayOptions, PackOptions, PackStats, Recipe,
-    ReshardOptions, Source, StripOptions, UnpackOptions, read_lora, same,
+use ultracompress::audit::same;
+use ultracompress::edit::{
+    NewBlock, NewFactors, NewOverlay, OverlayOptions, ReshardOptions, StripOptions, read_lora,
 };
+use ultracompress::manifest::PackStats;
 use ultracompress::manifest::overlay_info;
+use ultracompress::pack::{Exact, PackOptions, Recipe};
+use ultracompress::source::{Model, Source};
+use ultracompress::unpack::UnpackOptions;
 use ultracompress::{
     Check, DecodeOptions, Dtype, ErrorKind, Input, NoProgress, OverlayMatrix, Pack, PlaneMatrix,
     VerifyOptions,

@@ -926,10 +926,10 @@ mod checkpoints {
 
     use safetensors::SafeTensors;
     use safetensors::tensor::{Dtype as StDtype, TensorView as StView};
-    use ultracompress::import::{
-        Decision, Model, PackOptions, PackReport, Recipe, RecipeRule, Source, UnpackOptions,
-        against, diff, same,
-    };
+    use ultracompress::audit::{against, diff, same};
+    use ultracompress::pack::{Decision, PackOptions, PackReport, Recipe, RecipeRule};
+    use ultracompress::source::{Model, Source};
+    use ultracompress::unpack::UnpackOptions;
     use ultracompress::{Check, Encoding, Input, NoProgress, Pack};
 
     use super::*;

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ultracompress::import::{Model, OverlayOptions, PackOptions, Source};
+use ultracompress::edit::OverlayOptions;
 use ultracompress::lm::{CalibrateOptions, Method, Objective, TrainOptions, TrainReport};
+use ultracompress::pack::PackOptions;
+use ultracompress::source::{Model, Source};
 use ultracompress::{Check, Error, ErrorKind, NoProgress, Pack, Progress, VerifyOptions};
 
 fn tiny_llama() -> PathBuf {
@@ -31,7 +33,7 @@ fn held_out() -> Vec<u8> {
 
 fn packed(folder: &Path) -> PathBuf {
     let pack = folder.join("base.uc");
-    let recipe = ultracompress::import::Recipe::default();
+    let recipe = ultracompress::pack::Recipe::default();
     let source = Source::open(&tiny_llama()).expect("readable");
     PackOptions::new().with_recipe(recipe).pack(&source, &pack).expect("packs");
     pack

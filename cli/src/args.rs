@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use ultracompress::import::Bpw;
 use ultracompress::lm::TrainOptions;
+use ultracompress::pack::Bpw;
 use ultracompress::{Digest, Dtype};
 
 /// Packs transformer weights to about 5 bits with every decoded bit defined, hashed and

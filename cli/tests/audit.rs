@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use ultracompress::import::{AuditOptions, Exact, PackOptions, Source};
+use ultracompress::audit::AuditOptions;
+use ultracompress::pack::{Exact, PackOptions};
 use ultracompress::receipt::AuditReceipt;
+use ultracompress::source::Source;
 use ultracompress::{Container, ErrorKind, Manifest};
 
 use random::Rng;

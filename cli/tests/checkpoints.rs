@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use ultracompress::codec::PlaneCounts;
+use ultracompress::edit::ReshardOptions;
 use ultracompress::format::{Attachment, AttachmentKind, Index, PartKind, TensorEntry};
-use ultracompress::import::{
-    Decision, PackOptions, PackReport, Recipe, ReshardOptions, Source, UnpackOptions,
-};
+use ultracompress::pack::{Decision, PackOptions, PackReport, Recipe};
+use ultracompress::source::Source;
+use ultracompress::unpack::UnpackOptions;
 use ultracompress::{
     Container, DecodeOptions, Dtype, EncodeOptions, EncodedTensor, Encoding, Error, ErrorKind,
     Limit, Limits, MIN_MAX_RAM, Manifest, Pack, PackWriter, PlaneParts, Progress, ReadAt, Role,

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use ultracompress::import::{Exact, PackOptions, PackReport, Recipe, Source};
+use ultracompress::pack::{Exact, PackOptions, PackReport, Recipe};
+use ultracompress::source::Source;
 use ultracompress::{Error, ErrorKind, Progress};
 
 use random::Rng;

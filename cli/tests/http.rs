@@ -13,9 +13,10 @@ use std::thread;
 
 use safetensors::tensor::{Dtype as StDtype, TensorView as StView};
 use ultracompress::codec::PlaneCounts;
-use ultracompress::container::HttpFile;
 use ultracompress::format::{CHUNK_BYTES, PREAMBLE_BYTES, Part};
-use ultracompress::import::{Exact, PackOptions, Recipe, Source};
+use ultracompress::pack::{Exact, PackOptions, Recipe};
+use ultracompress::source::Source;
+use ultracompress::storage::HttpFile;
 use ultracompress::{
     Container, DecodeOptions, Dtype, EncodeOptions, EncodedTensor, Encoding, Error, ErrorKind,
     Input, Limit, Manifest, Pack, PackWriter, PlaneParts, ReadAt, Role, Rule, TensorEntry,

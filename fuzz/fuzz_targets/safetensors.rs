@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use ultracompress::import::{PackOptions, Source};
+use ultracompress::pack::PackOptions;
+use ultracompress::source::Source;
 use ultracompress::{Container, VerifyOptions};
 
 static FOLDER: LazyLock<tempfile::TempDir> =

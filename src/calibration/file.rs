@@ -7,11 +7,12 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::record::{CalibrationRecord, KEY, LayerRecord};
-use crate::container::ReadAt;
 use crate::encoder::Statistics;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Digest, Dtype, to_usize};
-use crate::import::{Header, HeaderTensor, read_header};
+use crate::format::{Digest, Dtype};
+use crate::memory::to_usize;
+use crate::source::{Header, HeaderTensor, read_header};
+use crate::storage::ReadAt;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
@@ -176,7 +177,7 @@ impl Calibration {
     }
 
     /// Names the file in an error.
-    pub(crate) fn place(&self, e: Error) -> Error {
+    pub(crate) fn locate(&self, e: Error) -> Error {
         e.in_file(&self.path)
     }
 
@@ -187,17 +188,17 @@ impl Calibration {
     }
 
     fn read(&self, name: &str, numbers: usize) -> Result<Vec<f32>> {
-        let place = |e: Error| e.in_tensor(name).in_file(&self.path);
-        let tensor = self.tensor(name, numbers).map_err(place)?;
+        let locate = |e: Error| e.in_tensor(name).in_file(&self.path);
+        let tensor = self.tensor(name, numbers).map_err(locate)?;
         let mut values: Vec<f32> = Vec::new();
         values.try_reserve_exact(numbers).map_err(|_| {
-            place(Error::new(ErrorKind::Io, format!("no memory for {numbers} numbers")))
+            locate(Error::new(ErrorKind::Io, format!("no memory for {numbers} numbers")))
         })?;
         let mut piece = vec![0; PIECE];
         let mut at = 0u64;
         while at < tensor.len {
             let n = to_usize((tensor.len - at).min(PIECE as u64))?;
-            self.file.read_exact_at(tensor.offset + at, &mut piece[..n]).map_err(place)?;
+            self.file.read_exact_at(tensor.offset + at, &mut piece[..n]).map_err(locate)?;
             let found = piece[..n].as_chunks().0;
             values.extend(found.iter().map(|b| f32::from_le_bytes(*b)));
             at += n as u64;
@@ -215,7 +216,8 @@ mod writer {
     use std::io::{Seek, SeekFrom, Write};
 
     use super::*;
-    use crate::import::{ClosedFile, NewFile, build_header};
+    use crate::output::{ClosedFile, NewFile};
+    use crate::source::build_header;
 
     fn to_json(record: &CalibrationRecord) -> Result<String> {
         serde_json::to_string(record)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::format::to_usize;
+use crate::memory::to_usize;
 use crate::receipt::TextRecord;
 
 /// Name of the metadata entry that holds the record.
@@ -95,7 +95,7 @@ impl CalibrationRecord {
 
     pub(super) fn parse(json: &str) -> Result<Self> {
         let bad = |e: String| Error::source_file(format!("calibration: {e}"));
-        crate::import::check_keys(json.as_bytes()).map_err(|e| bad(e.to_string()))?;
+        crate::source::check_keys(json.as_bytes()).map_err(|e| bad(e.to_string()))?;
         let record: Self = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
         if record.format_version != FORMAT {
             return Err(bad(format!("format version {} is not known", record.format_version)));

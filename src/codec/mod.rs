@@ -1,30 +1,22 @@
-//! Codes, planes, levels and values: what `planes` tensors decode to (spec/codec.md).
+//! Between stored codes and values: what tensors decode to (spec/codec.md, spec/exact.md, spec/overlay.md).
 //!
-//! The safe API here checks lengths and values; the loops themselves are in `kernels`.
+//! A room for each encoding; what they share lies beside them. The safe API here checks lengths and values; the
+//! loops themselves are in `kernels`. Files are the business of `container`.
 
 mod convert;
 pub mod exact;
-mod layout;
-mod levels;
 mod overlay;
-mod quantize;
-pub mod reference;
-mod run;
-mod scale_grid;
-mod value;
+mod planes;
 
 pub use crate::kernels::STEPS;
 pub use convert::convert_raw;
 pub(crate) use convert::read_f32;
-pub(crate) use layout::RunCursor;
-pub use layout::{PlaneCounts, PlaneLayout, RowRun};
-pub(crate) use levels::OwnedLevels;
-pub use levels::{LevelSet, Levels};
 pub use overlay::Factors;
 pub(crate) use overlay::round_to;
-pub(crate) use quantize::not_finite;
-pub use quantize::{EncodedRows, RowEncoder};
-pub use run::{RunBytes, RunDecoder};
+pub use planes::{
+    EncodedRows, LevelSet, Levels, PlaneCounts, PlaneLayout, RowEncoder, RowRun, RunBytes,
+    RunDecoder, reference,
+};
+pub(crate) use planes::{OwnedLevels, RunCursor, not_finite, scale_f32};
 #[cfg(feature = "checkpoints")]
-pub(crate) use scale_grid::{POINTS, ScaleGrid, scale_bits};
-pub(crate) use value::scale_f32;
+pub(crate) use planes::{POINTS, ScaleGrid, TableSet, scale_bits};

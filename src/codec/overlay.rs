@@ -3,8 +3,10 @@
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
-use crate::format::{Dtype, FactorType, OverlayBlock, Rule, to_usize};
+use crate::format::{Dtype, FactorType, OverlayBlock};
 use crate::kernels::{Int8Factors, Kernel, WideFactors, bf16_bits, f16_bits};
+use crate::memory::to_usize;
+use crate::rule::Rule;
 
 /// The factors of one overlay for one tensor, checked.
 #[derive(Debug, Clone)]

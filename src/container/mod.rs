@@ -1,43 +1,17 @@
 //! Whole containers: opening, reading and decoding, encoding and writing (spec/container.md).
+//!
+//! `read` has a reader for each encoding, `write` makes files. Bytes come from `storage`; what a pack of several
+//! files is, is known to `manifest`.
 
-mod check;
-mod encode;
-mod exact;
-mod fetch;
-#[cfg(feature = "http")]
-mod http;
-mod input;
-mod overlay;
-mod read_at;
-mod reader;
-mod root_hasher;
-mod stored_planes;
-#[cfg(feature = "checkpoints")]
-mod stream;
-mod tile;
-mod view;
-mod writer;
+mod read;
+mod write;
 
-pub(crate) use check::check_block;
 #[cfg(feature = "checkpoints")]
-pub(crate) use encode::store_chunk;
-pub use encode::{EncodeOptions, EncodedTensor, PlaneParts, StoredFile};
+pub(crate) use read::{BlockRows, ExactBase};
+pub use read::{Container, DecodeOptions, EffectiveTensor, TensorView};
+pub(crate) use read::{PlaneRun, StoredPlanes, WHOLE_BYTES, check_block};
 #[cfg(feature = "checkpoints")]
-pub(crate) use exact::{BlockRows, ExactBase, residual_header};
-#[cfg(feature = "http")]
-pub use http::HttpFile;
-pub use input::{Input, is_url};
-pub(crate) use input::{beside, file_name};
-pub use overlay::EffectiveTensor;
-pub use read_at::ReadAt;
-pub(crate) use read_at::read_section;
-pub use reader::Container;
-pub(crate) use stored_planes::{PlaneRun, StoredPlanes};
-#[cfg(feature = "checkpoints")]
-pub(crate) use stream::{OpenData, OpenPlanes};
-#[cfg(feature = "checkpoints")]
-pub(crate) use tile::{CACHE_WEIGHTS, EncodedTile, TileEncoder};
-pub(crate) use view::WHOLE_BYTES;
-pub use view::{DecodeOptions, TensorView};
-
-pub use writer::{PackWriter, WriteSummary};
+pub(crate) use write::{
+    CACHE_WEIGHTS, EncodedTile, OpenData, OpenPlanes, TileEncoder, store_chunk,
+};
+pub use write::{EncodeOptions, EncodedTensor, PackWriter, PlaneParts, StoredFile, WriteSummary};

@@ -14,6 +14,7 @@ mod allocate;
 mod descend;
 mod factor;
 mod grid;
+mod id;
 #[cfg(feature = "lm")]
 mod metric;
 mod round;
@@ -21,6 +22,7 @@ mod search;
 mod tables;
 
 pub(crate) use allocate::{Candidate, Unit, allocate, bytes_of, fewest_bytes};
+pub use id::{CALIBRATED_ENCODER_ID, ENCODER_ID};
 #[cfg(feature = "lm")]
 pub(crate) use metric::{Lower, Metric};
 pub(crate) use tables::{Histograms, with_fitted};
@@ -33,8 +35,9 @@ use search::Search;
 
 use crate::codec::{Levels, PlaneCounts, PlaneLayout, ScaleGrid};
 use crate::error::{Error, Result};
-use crate::format::{Dtype, to_usize};
+use crate::format::Dtype;
 use crate::kernels::{Kernel, TILE};
+use crate::memory::to_usize;
 use crate::par;
 
 /// Damping of the moments of inputs, over the mean of their diagonal.

@@ -6,8 +6,9 @@ use std::io::Cursor;
 
 use binrw::{BinRead, BinWrite};
 
-use super::{ALIGN_BYTES, Rule, align_up, check_name};
+use super::{ALIGN_BYTES, align_up, check_name};
 use crate::error::{Error, Result};
+use crate::rule::Rule;
 
 const HEADER_BYTES: usize = 16;
 

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::Rule;
 use crate::error::{Error, ErrorKind, Result};
+use crate::rule::Rule;
 
 macro_rules! dtypes {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $bits:literal;)*) => {

@@ -7,9 +7,13 @@ use std::io::Cursor;
 
 use binrw::{BinRead, BinWrite};
 
+use super::fields::{put, put_fixed, take};
 use super::overlay::{OverlayEntry, parse_overlay};
-use super::{CHUNK_BYTES, Digest, Dtype, MAX_RANK, Rule, check_file_path, check_name};
+use super::part::{Part, PartKind, parse_part, put_part};
+use super::tensor::{TensorEntry, parse_tensor, tensor_body};
+use super::{Digest, MAX_PLANES, MIN_PLANES, check_file_path, check_name};
 use crate::error::{Error, ErrorKind, Result};
+use crate::rule::Rule;
 
 const KIND_LEVELS: u16 = 1;
 const KIND_TENSOR: u16 = 2;
@@ -18,9 +22,7 @@ const KIND_OVERLAY: u16 = 4;
 const KIND_EXACT_MODEL: u16 = 5;
 const KIND_HEAD: u16 = 6;
 const FLAG_OPTIONAL: u16 = 1;
-const PART_FLAG_OPTIONAL: u8 = 1;
 const RECORD_HEADER_BYTES: usize = 16;
-const PART_HEADER_BYTES: usize = 32;
 
 #[derive(Debug, BinRead, BinWrite)]
 #[brw(little)]
@@ -31,253 +33,6 @@ struct RecordHeader {
     name_len: u16,
     n_parts: u16,
     body_len: u32,
-}
-
-#[derive(Debug, BinRead, BinWrite)]
-#[brw(little)]
-struct PartHeader {
-    kind: u8,
-    plane: u8,
-    storage: u8,
-    flags: u8,
-    n_chunks: u32,
-    offset: u64,
-    stored_len: u64,
-    len: u64,
-}
-
-#[derive(Debug, BinRead, BinWrite)]
-#[brw(little)]
-struct TensorHeader {
-    dtype: u8,
-    encoding: u8,
-    role: u8,
-    rank: u8,
-    row_dims: u8,
-    group_log2: u8,
-    planes: u8,
-    reserved: u8,
-}
-
-/// What a tensor is for, as far as rates are counted (spec/container.md, "Roles").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Norms, biases, routers, tables: everything that isn't one of the others.
-    Other,
-    /// A linear layer of a block: what body bpw counts.
-    Body,
-    /// An embedding table.
-    Embedding,
-    /// The output head.
-    Head,
-}
-
-impl Role {
-    /// The name used in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Other => "other",
-            Self::Body => "body",
-            Self::Embedding => "embedding",
-            Self::Head => "head",
-        }
-    }
-
-    fn code(self) -> u8 {
-        match self {
-            Self::Other => 0,
-            Self::Body => 1,
-            Self::Embedding => 2,
-            Self::Head => 3,
-        }
-    }
-
-    fn from_code(code: u8) -> Option<Self> {
-        [Self::Other, Self::Body, Self::Embedding, Self::Head].get(usize::from(code)).copied()
-    }
-}
-
-/// What a part holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PartKind {
-    /// The bytes of a raw tensor or a carried file.
-    Data,
-    /// Planes per row, four bits each.
-    Counts,
-    /// bfloat16 row scales.
-    Scales,
-    /// Step indices, four bits a group.
-    Steps,
-    /// One bit plane; 0 is the most significant.
-    Plane(u8),
-    /// What leads from planes to the source's bits, or what a coded tensor consists of.
-    Residual,
-    /// An optional part of a later minor version: kind and ordinal.
-    Unknown(u8, u8),
-}
-
-impl PartKind {
-    fn code(self) -> (u8, u8) {
-        match self {
-            Self::Data => (1, 0),
-            Self::Counts => (2, 0),
-            Self::Scales => (3, 0),
-            Self::Steps => (4, 0),
-            Self::Plane(p) => (5, p),
-            Self::Residual => (16, 0),
-            Self::Unknown(kind, ordinal) => (kind, ordinal),
-        }
-    }
-
-    fn from_code(kind: u8, ordinal: u8) -> Self {
-        match (kind, ordinal) {
-            (1, 0) => Self::Data,
-            (2, 0) => Self::Counts,
-            (3, 0) => Self::Scales,
-            (4, 0) => Self::Steps,
-            (5, p) if p < 8 => Self::Plane(p),
-            (16, 0) => Self::Residual,
-            other => Self::Unknown(other.0, other.1),
-        }
-    }
-
-    /// The part's name in messages and JSON, such as `scales` or `plane 3`.
-    pub fn name(self) -> String {
-        match self {
-            Self::Data => "data".into(),
-            Self::Counts => "counts".into(),
-            Self::Scales => "scales".into(),
-            Self::Steps => "steps".into(),
-            Self::Plane(p) => format!("plane {p}"),
-            Self::Residual => "residual".into(),
-            Self::Unknown(kind, ordinal) => format!("part kind {kind}.{ordinal}"),
-        }
-    }
-}
-
-/// How the bytes of a part are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Storage {
-    /// As they are.
-    Plain,
-    /// Each chunk is a zstd frame of its own, or as it is where a frame would not be shorter.
-    Zstd,
-    /// A way of a later version, or any way but plain of a part that is skipped; only such parts have it.
-    Unknown(u8),
-}
-
-/// One chunk of a part: where it is stored and what its bytes must sum to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chunk {
-    /// CRC-32 of the stored bytes.
-    pub crc32: u32,
-    /// Stored length in bytes.
-    pub stored_len: u32,
-    /// Where its stored bytes start, from the start of the part.
-    pub start: u64,
-}
-
-/// One contiguous byte range of the file that belongs to a record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
-    /// What it holds.
-    pub kind: PartKind,
-    /// How it is stored.
-    pub storage: Storage,
-    /// Whether readers that don't know its kind may skip it.
-    pub optional: bool,
-    /// Offset in the file, in bytes; a multiple of 64.
-    pub offset: u64,
-    /// Length in the file, in bytes.
-    pub stored_len: u64,
-    /// Length of the content, in bytes; equals `stored_len` for plain parts.
-    pub len: u64,
-    /// One chunk for each 1 MiB of content.
-    pub chunks: Vec<Chunk>,
-}
-
-impl Part {
-    /// Content length of chunk `i`, in bytes.
-    pub(crate) fn chunk_len(&self, i: usize) -> u64 {
-        (self.len - i as u64 * CHUNK_BYTES).min(CHUNK_BYTES)
-    }
-
-    /// An empty part that chunks are appended to.
-    pub(crate) fn empty(kind: PartKind, offset: u64) -> Self {
-        let storage = Storage::Plain;
-        Self { kind, storage, optional: false, offset, stored_len: 0, len: 0, chunks: vec![] }
-    }
-
-    /// Appends a chunk with `len` bytes of content: stored as they are, or as a shorter zstd frame.
-    pub(crate) fn push_chunk(&mut self, len: usize, stored: &[u8]) {
-        let stored_len = u32::try_from(stored.len()).expect("a chunk has at most 1 MiB");
-        let crc32 = crc32fast::hash(stored);
-        self.chunks.push(Chunk { crc32, stored_len, start: self.stored_len });
-        self.stored_len += u64::from(stored_len);
-        self.len += len as u64;
-        if stored.len() < len {
-            self.storage = Storage::Zstd;
-        }
-    }
-}
-
-/// How a tensor is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Encoding {
-    /// Source bytes as they are.
-    Raw,
-    /// Codes in bit planes, with scales, steps and levels.
-    Planes {
-        /// How many leading dimensions make up the rows; the rest fold into columns.
-        row_dims: u8,
-        /// Consecutive columns that share a step, or 0 when whole rows do.
-        group: u32,
-        /// Planes of every row, or `None` when a counts part gives them row by row.
-        planes: Option<u8>,
-        /// Level tables for native counts 3..=8: 0 is the default table, n the n-th levels record.
-        level_ids: [u16; 6],
-    },
-    /// Source bytes, entropy-coded without a base.
-    Coded {
-        /// How many leading dimensions make up the rows; with 0 all is one row.
-        row_dims: u8,
-    },
-    /// The same bytes as another tensor of the pack.
-    Alias {
-        /// The name of that tensor.
-        target: String,
-    },
-}
-
-impl Encoding {
-    /// The name used in JSON: `raw`, `planes`, `coded_raw` or `alias`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Planes { .. } => "planes",
-            Self::Coded { .. } => "coded_raw",
-            Self::Alias { .. } => "alias",
-        }
-    }
-}
-
-/// The index record of a tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorEntry {
-    /// Its name.
-    pub name: String,
-    /// Its element type in the source.
-    pub dtype: Dtype,
-    /// What it is for.
-    pub role: Role,
-    /// Its dimensions.
-    pub shape: Vec<u64>,
-    /// SHA-256 of its decoded little-endian bytes at the source dtype.
-    pub decoded_sha256: Digest,
-    /// How it is stored.
-    pub encoding: Encoding,
-    /// Its parts, in file order.
-    pub parts: Vec<Part>,
 }
 
 /// The index record of a carried file.
@@ -413,7 +168,7 @@ impl Index {
         }
         match record.kind {
             KIND_LEVELS => self.levels.push(parse_levels(&record, name)?),
-            KIND_TENSOR => self.tensors.push(parse_tensor(record, name)?),
+            KIND_TENSOR => self.tensors.push(parse_tensor(record.body, record.parts, name)?),
             KIND_FILE => self.files.push(parse_file(record, name)?),
             KIND_OVERLAY => self.overlays.push(parse_overlay(record.body, record.parts, name)?),
             KIND_EXACT_MODEL => self.exact_models.push(parse_exact_model(&record, name)?),
@@ -444,21 +199,6 @@ struct Record<'a> {
     body: &'a [u8],
     parts: Vec<Part>,
     len: usize,
-}
-
-/// Reads `n` bytes at `*at` and the zero padding up to the next multiple of 8.
-fn take<'a>(bytes: &'a [u8], at: &mut usize, n: usize) -> Result<&'a [u8]> {
-    let end = at.checked_add(n);
-    let padded = end.and_then(|e| e.checked_next_multiple_of(8)).filter(|&e| e <= bytes.len());
-    let (Some(end), Some(padded)) = (end, padded) else {
-        return Err(Error::malformed(Rule::IDX_2, "a field reaches beyond the record"));
-    };
-    if bytes[end..padded].iter().any(|&b| b != 0) {
-        return Err(Error::malformed(Rule::IDX_2, "padding inside the record is not zero"));
-    }
-    let field = &bytes[*at..end];
-    *at = padded;
-    Ok(field)
 }
 
 impl<'a> Record<'a> {
@@ -512,104 +252,9 @@ impl<'a> Record<'a> {
     }
 }
 
-/// `known_record`: parts of skipped records may be of any kind.
-fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> {
-    let header = take(bytes, at, PART_HEADER_BYTES)?;
-    let h = PartHeader::read(&mut Cursor::new(header))
-        .expect("32 bytes hold the fixed-size part header");
-    let kind = PartKind::from_code(h.kind, h.plane);
-    let fail = |rule, text: String| Err(Error::malformed(rule, text).in_part(kind.name()));
-    let optional = h.flags & PART_FLAG_OPTIONAL != 0;
-    // It would come before the data, where readers look for that.
-    if h.kind == 0 {
-        return fail(Rule::PRT_1, "no part is of kind 0".into());
-    }
-    if h.flags & !PART_FLAG_OPTIONAL != 0 {
-        return fail(Rule::PRT_1, format!("unknown part flags {:#04x}", h.flags));
-    }
-    match (kind, optional) {
-        _ if !known_record => {}
-        (PartKind::Unknown(1..=5 | 16, plane), _) => {
-            return fail(Rule::PRT_1, format!("a part of this kind can't be plane {plane}"));
-        }
-        (PartKind::Unknown(..), false) => {
-            return Err(Error::new(
-                ErrorKind::UnsupportedFeature,
-                format!("{} is not known and not optional ({})", kind.name(), Rule::PRT_1),
-            ));
-        }
-        // Which of both it must be depends on the tensor.
-        (PartKind::Residual, _) | (PartKind::Unknown(..), true) | (_, false) => {}
-        (_, true) => return fail(Rule::PRT_1, "a part of this kind can't be optional".into()),
-    }
-    let skipped = !known_record || matches!(kind, PartKind::Unknown(..));
-    let storage = match h.storage {
-        0 => Storage::Plain,
-        // Of what is skipped the checksums are all that is known: 1 need not be frames there (UC-PRT-7).
-        other if skipped => Storage::Unknown(other),
-        1 => Storage::Zstd,
-        other => {
-            return Err(Error::new(
-                ErrorKind::UnsupportedFeature,
-                format!("storage method {other} is not known ({})", Rule::PRT_1),
-            )
-            .in_part(kind.name()));
-        }
-    };
-    if h.len == 0 || u64::from(h.n_chunks) != h.len.div_ceil(CHUNK_BYTES) {
-        return fail(
-            Rule::PRT_2,
-            format!(
-                "{} chunks for {} bytes, expected one for each {CHUNK_BYTES}",
-                h.n_chunks, h.len
-            ),
-        );
-    }
-    // At most 1 MiB a chunk, so the count claimed is checked against the bytes of the record before
-    // anything is reserved for it.
-    let table_len = (h.n_chunks as usize)
-        .checked_mul(if storage == Storage::Plain { 4 } else { 8 })
-        .ok_or_else(|| Error::malformed(Rule::IDX_2, "chunk table is too long"))?;
-    let table = take(bytes, at, table_len)?;
-    let word = |i: usize| {
-        u32::from_le_bytes([table[4 * i], table[4 * i + 1], table[4 * i + 2], table[4 * i + 3]])
-    };
-    let n = h.n_chunks as usize;
-    let mut part = Part {
-        kind,
-        storage,
-        optional,
-        offset: h.offset,
-        stored_len: h.stored_len,
-        len: h.len,
-        chunks: Vec::with_capacity(n),
-    };
-    let mut sum = 0u64;
-    for i in 0..n {
-        let content = part.chunk_len(i);
-        let stored_len = match storage {
-            Storage::Plain => u32::try_from(content).expect("a chunk has at most 1 MiB"),
-            Storage::Zstd | Storage::Unknown(_) => word(n + i),
-        };
-        // A frame that isn't shorter than its chunk gives way to the chunk itself.
-        if stored_len == 0 || u64::from(stored_len) > content {
-            return fail(Rule::PRT_2, format!("chunk {i} stores {content} bytes in {stored_len}"));
-        }
-        part.chunks.push(Chunk { crc32: word(i), stored_len, start: sum });
-        sum += u64::from(stored_len);
-    }
-    if sum != h.stored_len {
-        return fail(
-            Rule::PRT_2,
-            format!("chunks take {sum} bytes, the part says {}", h.stored_len),
-        );
-    }
-    Ok(part)
-}
-
 fn parse_levels(record: &Record<'_>, name: &str) -> Result<LevelsEntry> {
     let native = record.body.first().copied().unwrap_or(0);
-    let size = if (3..=8).contains(&native) { (2usize << native) - 8 } else { 0 };
+    let size = if (MIN_PLANES..=MAX_PLANES).contains(&native) { (2usize << native) - 8 } else { 0 };
     if size == 0 || record.body.len() != 8 + size || record.body[1..8] != [0; 7] {
         return Err(Error::malformed(
             Rule::LVL_1,
@@ -621,7 +266,7 @@ fn parse_levels(record: &Record<'_>, name: &str) -> Result<LevelsEntry> {
     }
     let levels: Vec<i8> = record.body[8..].iter().map(|b| b.cast_signed()).collect();
     let mut rest = &levels[..];
-    for read in (3..=native).rev() {
+    for read in (MIN_PLANES..=native).rev() {
         let (table, tail) = rest.split_at(1 << read);
         if table.windows(2).any(|w| w[0] >= w[1]) {
             return Err(Error::malformed(
@@ -639,107 +284,6 @@ fn parse_exact_model(record: &Record<'_>, name: &str) -> Result<ExactModelEntry>
         return Err(Error::malformed(Rule::PRT_4, "a model record has no parts"));
     }
     Ok(ExactModelEntry { name: name.to_owned(), body: record.body.to_vec() })
-}
-
-fn parse_tensor(record: Record<'_>, name: &str) -> Result<TensorEntry> {
-    let fail = |rule, text: &str| Err(Error::malformed(rule, text));
-    let Some(fixed) = record.body.get(..8) else {
-        return fail(Rule::TEN_1, "tensor body is cut off");
-    };
-    let h = TensorHeader::read(&mut Cursor::new(fixed)).expect("8 bytes hold the tensor header");
-    let dtype = Dtype::require_code(h.dtype)?;
-    let rank = usize::from(h.rank);
-    let Some((shape, rest)) = record.body.get(8..).and_then(|b| b.split_at_checked(8 * rank))
-    else {
-        return fail(Rule::TEN_1, "tensor shape is cut off");
-    };
-    let Some((digest, rest)) = rest.split_first_chunk::<32>() else {
-        return fail(Rule::TEN_1, "decoded digest is cut off");
-    };
-    let Some(role) = Role::from_code(h.role).filter(|_| h.reserved == 0 && rank <= MAX_RANK) else {
-        return fail(Rule::TEN_1, "role, rank or reserved byte is out of range");
-    };
-    let shape: Vec<u64> = shape
-        .chunks_exact(8)
-        .map(|b| u64::from_le_bytes(b.try_into().expect("chunks of 8")))
-        .collect();
-    if dtype.tensor_bytes(&shape).is_none() {
-        return Err(Error::malformed(
-            Rule::TEN_2,
-            format!("{dtype} {shape:?} is too large or not a whole number of bytes"),
-        ));
-    }
-    let unused = (h.row_dims, h.group_log2, h.planes) == (0, 0, 0);
-    let encoding = match h.encoding {
-        1 | 3 if !unused => {
-            return fail(Rule::TEN_3, "row_dims, group_log2 and planes belong to encoding planes");
-        }
-        1 if !rest.is_empty() => return fail(Rule::TEN_1, "raw tensor body is too long"),
-        1 => Encoding::Raw,
-        2 => {
-            let Ok(rest) = <&[u8; 16]>::try_from(rest) else {
-                return fail(Rule::TEN_1, "planes tensor body has the wrong length");
-            };
-            let ids: Vec<u16> =
-                rest.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-            if ids[6..] != [0, 0] {
-                return fail(Rule::TEN_1, "reserved bytes are not zero");
-            }
-            let group = match h.group_log2 {
-                0 => 0,
-                n @ 4..=8 => 1u32 << n,
-                n => {
-                    return Err(Error::malformed(
-                        Rule::PLN_4,
-                        format!("group_log2 is {n}, 0 or 4 to 8 expected"),
-                    ));
-                }
-            };
-            let planes = match h.planes {
-                0 => None,
-                n @ 3..=8 => Some(n),
-                n => {
-                    return Err(Error::malformed(
-                        Rule::PLN_3,
-                        format!("{n} planes, 3 to 8 expected"),
-                    ));
-                }
-            };
-            Encoding::Planes {
-                row_dims: h.row_dims,
-                group,
-                planes,
-                level_ids: ids[..6].try_into().expect("six of eight ids"),
-            }
-        }
-        3 => {
-            let target = std::str::from_utf8(rest).map_err(|e| {
-                Error::malformed(Rule::NAM_1, "alias target is not UTF-8").with_source(e)
-            })?;
-            check_name(target)?;
-            Encoding::Alias { target: target.to_owned() }
-        }
-        4 if (h.group_log2, h.planes) != (0, 0) => {
-            return fail(Rule::TEN_3, "group_log2 and planes belong to encoding planes");
-        }
-        4 if !rest.is_empty() => return fail(Rule::TEN_1, "coded tensor body is too long"),
-        4 => Encoding::Coded { row_dims: h.row_dims },
-        other => {
-            return Err(Error::new(
-                ErrorKind::UnsupportedFeature,
-                format!("encoding {other} is not known ({})", Rule::TEN_1),
-            ));
-        }
-    };
-    Ok(TensorEntry {
-        name: name.to_owned(),
-        dtype,
-        role,
-        shape,
-        decoded_sha256: Digest(*digest),
-        encoding,
-        parts: record.parts,
-    })
 }
 
 fn parse_file(record: Record<'_>, path: &str) -> Result<FileEntry> {
@@ -769,21 +313,6 @@ fn parse_file(record: Record<'_>, path: &str) -> Result<FileEntry> {
     })
 }
 
-/// Appends `bytes` and zeros up to a multiple of 8.
-pub(super) fn put(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(bytes);
-    out.resize(out.len().next_multiple_of(8), 0);
-}
-
-fn put_fixed<T>(out: &mut Vec<u8>, value: &T)
-where
-    T: for<'a> BinWrite<Args<'a> = ()> + binrw::meta::WriteEndian,
-{
-    let mut cursor = Cursor::new(Vec::new());
-    value.write(&mut cursor).expect("writing fixed-size fields to memory can't fail");
-    out.extend_from_slice(cursor.get_ref());
-}
-
 fn put_record(
     out: &mut Vec<u8>,
     kind: u16,
@@ -792,34 +321,14 @@ fn put_record(
     body: &[u8],
     parts: &[Part],
 ) -> Result<()> {
-    let too_long = |_| Error::malformed(Rule::IDX_2, "record is too long").in_tensor(name);
+    let too_long = |_: std::num::TryFromIntError| {
+        Error::malformed(Rule::IDX_2, "record is too long").in_tensor(name)
+    };
     let mut tail = Vec::new();
     put(&mut tail, name.as_bytes());
     put(&mut tail, body);
     for part in parts {
-        let (kind, plane) = part.kind.code();
-        put_fixed(
-            &mut tail,
-            &PartHeader {
-                kind,
-                plane,
-                storage: match part.storage {
-                    Storage::Plain => 0,
-                    Storage::Zstd => 1,
-                    Storage::Unknown(code) => code,
-                },
-                flags: if part.optional { PART_FLAG_OPTIONAL } else { 0 },
-                n_chunks: u32::try_from(part.chunks.len()).map_err(too_long)?,
-                offset: part.offset,
-                stored_len: part.stored_len,
-                len: part.len,
-            },
-        );
-        let mut table: Vec<u8> = part.chunks.iter().flat_map(|c| c.crc32.to_le_bytes()).collect();
-        if part.storage != Storage::Plain {
-            table.extend(part.chunks.iter().flat_map(|c| c.stored_len.to_le_bytes()));
-        }
-        put(&mut tail, &table);
+        put_part(&mut tail, part).map_err(too_long)?;
     }
     put_fixed(
         out,
@@ -834,44 +343,6 @@ fn put_record(
     );
     out.extend_from_slice(&tail);
     Ok(())
-}
-
-fn tensor_body(t: &TensorEntry) -> Result<Vec<u8>> {
-    let (encoding, row_dims, group, planes) = match &t.encoding {
-        Encoding::Raw => (1, 0, 0, 0),
-        Encoding::Planes { row_dims, group, planes, .. } => {
-            (2, *row_dims, *group, planes.unwrap_or(0))
-        }
-        Encoding::Alias { .. } => (3, 0, 0, 0),
-        Encoding::Coded { row_dims } => (4, *row_dims, 0, 0),
-    };
-    let group_log2 = if group == 0 { 0 } else { group.trailing_zeros() };
-    let mut body = Vec::new();
-    put_fixed(
-        &mut body,
-        &TensorHeader {
-            dtype: t.dtype.code(),
-            encoding,
-            role: t.role.code(),
-            rank: u8::try_from(t.shape.len())
-                .map_err(|_| Error::malformed(Rule::TEN_1, "too many dimensions"))?,
-            row_dims,
-            group_log2: u8::try_from(group_log2).expect("at most 31"),
-            planes,
-            reserved: 0,
-        },
-    );
-    body.extend(t.shape.iter().flat_map(|d| d.to_le_bytes()));
-    body.extend_from_slice(&t.decoded_sha256.0);
-    match &t.encoding {
-        Encoding::Raw | Encoding::Coded { .. } => {}
-        Encoding::Planes { level_ids, .. } => {
-            body.extend(level_ids.iter().flat_map(|id| id.to_le_bytes()));
-            body.extend_from_slice(&[0; 4]);
-        }
-        Encoding::Alias { target } => body.extend_from_slice(target.as_bytes()),
-    }
-    Ok(body)
 }
 
 /// Serialises an index whose records are already sorted; returns its bytes and record count.

@@ -1,7 +1,8 @@
 //! What a name may look like (spec/container.md, "Names").
 
-use super::{MAX_NAME_BYTES, Rule};
+use super::MAX_NAME_BYTES;
 use crate::error::{Error, Result};
+use crate::rule::Rule;
 
 /// Checks the name of a tensor or level table.
 ///

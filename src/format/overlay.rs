@@ -4,8 +4,10 @@ use std::io::Cursor;
 
 use binrw::{BinRead, BinWrite};
 
-use super::{ALIGN_BYTES, Digest, Part, PartKind, Rule, Storage, align_up, check_name};
+use super::fields::put;
+use super::{ALIGN_BYTES, Digest, Part, PartKind, Storage, align_up, check_name};
 use crate::error::{Error, Result};
+use crate::rule::Rule;
 
 /// Highest rank: sums of so many products of two int8 are exact in binary32 (UC-OVL-5).
 pub const MAX_OVERLAY_RANK: u32 = 1024;
@@ -300,9 +302,9 @@ impl OverlayEntry {
             let mut out = Cursor::new(Vec::new());
             header.write(&mut out).expect("memory");
             body.extend(out.into_inner());
-            super::index::put(&mut body, b.tensor.as_bytes());
+            put(&mut body, b.tensor.as_bytes());
         }
-        super::index::put(&mut body, &self.info);
+        put(&mut body, &self.info);
         Ok(body)
     }
 }

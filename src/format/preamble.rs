@@ -4,8 +4,9 @@ use std::io::Cursor;
 
 use binrw::{BinRead, BinWrite};
 
-use super::{ALIGN_BYTES, Digest, PREAMBLE_BYTES, Rule, align_up};
+use super::{ALIGN_BYTES, Digest, PREAMBLE_BYTES, align_up};
 use crate::error::{Error, ErrorKind, Result};
+use crate::rule::Rule;
 
 /// Format major version that this crate reads and writes.
 pub const FORMAT_MAJOR: u16 = 1;

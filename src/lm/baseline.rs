@@ -8,7 +8,8 @@ use candle_core::{Device, Result as CandleResult, Tensor};
 use super::failed;
 use crate::error::{Error, Result};
 use crate::format::{Encoding, Role, elements};
-use crate::import::{Decision, Model, Plan, Recipe};
+use crate::pack::{Decision, Plan, Recipe};
+use crate::source::Model;
 
 /// A block quantizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

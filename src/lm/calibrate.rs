@@ -9,24 +9,27 @@ use std::sync::Mutex;
 
 use candle_core::{Device, Result as CandleResult, Tensor, Var};
 
+use super::architecture::Network;
 use super::config::Config;
 use super::failed;
 use super::linear::{Observer, Pass};
 use super::moments::{Panels, Sums};
-use super::network::{Network, SPARE, check_positions, config_of, load_ends};
+use super::network::{SPARE, check_positions, config_of, load_ends};
 use super::states::States;
 use super::text::{Cut, cut, tokenizer_of};
 use super::weights::Weights;
+use crate::audit::decoded_root;
 use crate::calibration::{
     CalibrationRecord, CalibrationWriter, LayerRecord, Protocol, Slot, sibling_key,
 };
 use crate::error::{Error, Result};
-use crate::format::{Digest, to_usize};
-use crate::import::{Model, decoded_root};
+use crate::format::Digest;
 use crate::kernels::Kernel;
+use crate::memory::to_usize;
 use crate::par;
 use crate::progress::{Progress, Silent, step};
 use crate::receipt::TextRecord;
+use crate::source::Model;
 
 /// How to calibrate.
 #[derive(Debug, Clone)]
@@ -589,12 +592,12 @@ fn write(
         let least = to_usize(layer.cols.max(layer.rows))?;
         let lent = if layer.fallback { least.saturating_sub(sums.tokens()) } else { 0 };
         let lender = sibling_key(name).and_then(|key| pools.get(&key));
-        let place = |e: Error| e.in_tensor(name);
+        let locate = |e: Error| e.in_tensor(name);
         if layer.input == *name {
-            let values = sums.inputs(to_usize(layer.cols)?, lender, lent).map_err(place)?;
+            let values = sums.inputs(to_usize(layer.cols)?, lender, lent).map_err(locate)?;
             writer.put(name, Slot::Input, &values)?;
         }
-        let values = sums.outputs(&record.blocks(layer)?, lender, lent).map_err(place)?;
+        let values = sums.outputs(&record.blocks(layer)?, lender, lent).map_err(locate)?;
         writer.put(name, Slot::Output, &values)?;
     }
     Ok(())

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, Device, Result as CandleResult, Tensor};
 
+use super::architecture::{Network, embed, held};
 use super::config::{DecoderConfig, Experts, LayerKind};
+use super::failed;
 use super::linear::{Linear, Pass};
-use super::network::{Network, embed, held};
 use super::ops::{Seen, add, causal_softmax, rms_norm, rope, swiglu};
 use super::weights::Weights;
 use crate::error::Result;
-use crate::lm::failed;
 
 pub(super) struct Decoder {
     config: DecoderConfig,
@@ -60,7 +60,7 @@ impl Decoder {
         let c = &config;
         let embedding = w.get("model.embed_tokens.weight", &[c.vocab, c.hidden])?;
         let head = if c.tied {
-            w.tied_head(&embedding)?
+            Linear::tied_head(w, &embedding)?
         } else {
             Linear::load(w, "lm_head".into(), [c.vocab, c.hidden], false)?
         };

@@ -13,15 +13,17 @@ use super::network::{Loaded, check_positions, config_of, load};
 use super::ops::sum;
 use super::text::{Cut, cut, tokenizer_of};
 use super::weights::Weights;
+use crate::audit::decoded_root;
 use crate::error::{Error, Result};
 use crate::format::{Digest, elements};
-use crate::import::{Model, PackStats, decoded_root};
 use crate::kernels::exp_shifted;
+use crate::manifest::PackStats;
 use crate::manifest::overlay_checks;
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::par;
 use crate::progress::{Progress, Silent, step};
 use crate::receipt::{EvalRecord, Measured, Metric, ModelRecord, Protocol, Rows, TextRecord};
+use crate::source::Model;
 
 /// How to evaluate.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use candle_core::{D, Tensor};
 use super::failed;
 use super::ops::add_bias;
 use super::weights::Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Watches the linear layers of a forward pass: calibration and training stand on it.
 pub(crate) trait Observer: Sync {
@@ -48,8 +48,27 @@ impl Linear {
         Ok(Self { name, weight, bias })
     }
 
+    /// The head of a model that shares it with its `embedding`. Some files hold it once more; there it must be the
+    /// same.
+    ///
+    /// # Errors
+    /// `Source` when it is another; as [`Weights::get`].
+    pub(super) fn tied_head(weights: &Weights<'_>, embedding: &Tensor) -> Result<Self> {
+        const NAME: &str = "lm_head";
+        let stored = format!("{NAME}.weight");
+        if weights.has(&stored) {
+            let own = weights.get(&stored, embedding.dims())?;
+            let differs = |a: &Tensor| a.ne(embedding)?.flatten_all()?.max(0)?.to_scalar::<u8>();
+            if differs(&own).map_err(failed)? != 0 {
+                let text = "config.json ties it to the embedding, but it is another matrix";
+                return Err(Error::source_file(text).in_tensor(&stored));
+            }
+        }
+        Self::tied(NAME, embedding)
+    }
+
     /// A layer that shares a weight `[rows, cols]` with another.
-    pub(super) fn tied(name: &str, weight: &Tensor) -> Result<Self> {
+    fn tied(name: &str, weight: &Tensor) -> Result<Self> {
         let weight = weight.t().map_err(failed)?;
         Ok(Self { name: name.to_owned(), weight, bias: None })
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, Device, Result as CandleResult, Tensor};
 
+use super::architecture::{Network, embed, held};
 use super::config::MambaConfig;
 use super::linear::{Linear, Pass};
-use super::network::{Network, embed, held};
 use super::ops::{add, rms_norm, softplus, swiglu};
 use super::weights::Weights;
 use crate::error::Result;
@@ -40,7 +40,7 @@ impl Mamba {
         let c = &config;
         let embedding = w.get("backbone.embeddings.weight", &[c.vocab, c.hidden])?;
         let head = if c.tied {
-            w.tied_head(&embedding)?
+            Linear::tied_head(w, &embedding)?
         } else {
             Linear::load(w, "lm_head".into(), [c.vocab, c.hidden], false)?
         };

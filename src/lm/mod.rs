@@ -4,7 +4,7 @@
 //! ```no_run
 //! use std::path::Path;
 //! use ultracompress::NoProgress;
-//! use ultracompress::import::Model;
+//! use ultracompress::source::Model;
 //! use ultracompress::lm::EvalOptions;
 //!
 //! let (pack, source) = (Model::open(Path::new("model.uc"))?, Model::open(Path::new("model"))?);
@@ -17,6 +17,7 @@
 //! Everything is computed in binary32 on the CPU by candle. Results don't depend on threads; their last bits may
 //! on the CPU.
 
+mod architecture;
 mod baseline;
 mod bert;
 mod calibrate;

@@ -8,7 +8,7 @@ use tokenizers::Tokenizer;
 use super::config::Config;
 use crate::error::{Error, Result};
 use crate::format::Digest;
-use crate::import::Model;
+use crate::source::Model;
 
 /// The text as sequences.
 pub(super) struct Cut {

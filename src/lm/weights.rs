@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 use candle_core::{Device, Tensor};
 
 use super::failed;
-use super::linear::Linear;
 use crate::codec::convert_raw;
 use crate::container::DecodeOptions;
 use crate::error::{Error, Result};
-use crate::format::{Dtype, reserve, to_usize};
-use crate::import::Model;
+use crate::format::Dtype;
+use crate::memory::{reserve, to_usize};
 use crate::progress::{NoProgress, Progress, step};
+use crate::source::Model;
 
 /// Changes a tensor on its way in, by name.
 pub(super) type Change<'a> = dyn Fn(&str, Tensor) -> Result<Tensor> + 'a;
@@ -71,20 +71,22 @@ impl<'a> Weights<'a> {
     /// `Source` when it is missing, has another shape or isn't of floats; as [`Model::read`].
     pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         step(self.progress, 0)?;
-        let place = |e: Error| e.in_tensor(name);
+        let locate = |e: Error| e.in_tensor(name);
         let Some((dtype, found)) = self.model.tensor(name) else {
-            return Err(place(Error::source_file("the model lacks it")));
+            return Err(locate(Error::source_file("the model lacks it")));
         };
         if found.len() != shape.len() || !found.iter().zip(shape).all(|(a, b)| *a == *b as u64) {
-            return Err(place(Error::source_file(format!(
+            return Err(locate(Error::source_file(format!(
                 "its shape is {found:?}, config.json makes it {shape:?}"
             ))));
         }
         if !dtype.has_planes() {
-            return Err(place(Error::source_file(format!("is {dtype}, a float type is expected"))));
+            return Err(locate(Error::source_file(format!(
+                "is {dtype}, a float type is expected"
+            ))));
         }
         let size = dtype.tensor_bytes(found).unwrap_or(u64::MAX);
-        let mut bytes = reserve(to_usize(size)?).map_err(place)?;
+        let mut bytes = reserve(to_usize(size)?).map_err(locate)?;
         let add = |piece: &[u8]| {
             bytes.extend_from_slice(piece);
             Ok(())
@@ -102,31 +104,12 @@ impl<'a> Weights<'a> {
         let bytes = convert_raw(bytes, dtype, Dtype::F32).0;
         let values: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let tensor =
-            Tensor::from_vec(values, shape, &Device::Cpu).map_err(failed).map_err(place)?;
+            Tensor::from_vec(values, shape, &Device::Cpu).map_err(failed).map_err(locate)?;
         self.used.borrow_mut().insert(name.to_owned());
         match self.change {
-            Some(change) => change(name, tensor).map_err(place),
+            Some(change) => change(name, tensor).map_err(locate),
             None => Ok(tensor),
         }
-    }
-
-    /// The head of a model that shares it with its embedding. Some files hold it once more; there it must be the
-    /// same.
-    ///
-    /// # Errors
-    /// `Source` when it is another; as [`Weights::get`].
-    pub(super) fn tied_head(&self, embedding: &Tensor) -> Result<Linear> {
-        const NAME: &str = "lm_head";
-        let stored = format!("{NAME}.weight");
-        if self.has(&stored) {
-            let own = self.get(&stored, embedding.dims())?;
-            let differs = |a: &Tensor| a.ne(embedding)?.flatten_all()?.max(0)?.to_scalar::<u8>();
-            if differs(&own).map_err(failed)? != 0 {
-                let text = "config.json ties it to the embedding, but it is another matrix";
-                return Err(Error::source_file(text).in_tensor(&stored));
-            }
-        }
-        Linear::tied(NAME, embedding)
     }
 
     /// Fails when the model has a tensor that the architecture has no place for: a bias, a norm or a layer that

@@ -4,13 +4,15 @@ use std::collections::HashSet;
 
 use sha2::{Digest as _, Sha256};
 
-use super::Manifest;
-use super::verify::Failure;
-use crate::container::{DecodeOptions, ReadAt, TensorView};
+use super::failure::Failure;
+use super::model::Manifest;
+use crate::container::{DecodeOptions, TensorView};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Digest, Encoding, PartKind, Rule};
+use crate::format::{Digest, Encoding, PartKind};
 use crate::par;
 use crate::progress::{Progress, step};
+use crate::rule::Rule;
+use crate::storage::ReadAt;
 
 /// Whether the source's own bits of a tensor are coded in the pack.
 pub(crate) fn has_residual<R: ReadAt>(view: &TensorView<'_, R>) -> bool {
@@ -56,7 +58,7 @@ pub(crate) fn alias_checks<R: ReadAt>(
                 target.escape_debug(),
                 Rule::EXA_11
             );
-            Failure::from(&view.container().place(Error::integrity(text).in_tensor(view.name())))
+            Failure::from(&view.container().locate(Error::integrity(text).in_tensor(view.name())))
         })
     });
     wrong.collect()
@@ -78,5 +80,5 @@ fn check<R: ReadAt>(
         return Ok(());
     }
     let text = format!("exact SHA-256 is {found}, the manifest says {expected} ({})", Rule::EXA_11);
-    Err(view.container().place(Error::integrity(text).in_tensor(view.name())))
+    Err(view.container().locate(Error::integrity(text).in_tensor(view.name())))
 }

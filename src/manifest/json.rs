@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::canonical;
 use crate::error::{Error, Result};
-use crate::format::Rule;
+use crate::rule::Rule;
 
 /// # Errors
 /// `Malformed(rule)` for numbers that are not safe integers, and for deep nesting.

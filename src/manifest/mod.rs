@@ -3,16 +3,19 @@
 
 mod canonical;
 mod exact;
+mod failure;
 mod json;
 mod model;
 mod overlays;
 mod pack;
 mod rungs;
 mod shards;
+mod stats;
 mod stored;
 mod verify;
 
 pub(crate) use exact::{alias_checks, exact_checks, has_residual};
+pub use failure::{Check, Failure};
 pub(crate) use json::is_hex_digest;
 pub use model::{FileRole, Manifest, SourceFile, TensorSource};
 pub use overlays::overlay_info;
@@ -26,4 +29,5 @@ pub(crate) use rungs::rung_root;
 #[cfg(feature = "checkpoints")]
 pub(crate) use shards::INDEX_ENDING;
 pub use shards::{ShardFile, ShardIndex};
-pub use verify::{Check, Failure, VerifyOptions, VerifyReport};
+pub use stats::PackStats;
+pub use verify::{VerifyOptions, VerifyReport};

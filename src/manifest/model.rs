@@ -8,9 +8,11 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::json::{self, is_hex_digest};
-use crate::container::{Container, ReadAt, StoredFile};
+use crate::container::{Container, StoredFile};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, Index, Rule, TensorEntry};
+use crate::format::{Digest, Encoding, Index, TensorEntry};
+use crate::rule::Rule;
+use crate::storage::ReadAt;
 
 /// What the manifest's `format` member says.
 const FORMAT: &str = "ultracompress-manifest-1";
@@ -171,11 +173,11 @@ impl Manifest {
     /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3).
     pub fn read<R: ReadAt>(pack: &Container<R>) -> Result<Self> {
         let bytes = pack.manifest_bytes()?;
-        let place =
-            |e: Error| pack.place(e.in_part("manifest").at(pack.preamble().manifest_offset));
-        let manifest = Self::parse(&bytes).map_err(place)?;
+        let locate =
+            |e: Error| pack.locate(e.in_part("manifest").at(pack.preamble().manifest_offset));
+        let manifest = Self::parse(&bytes).map_err(locate)?;
         let (index, whole) = (pack.index(), !pack.preamble().is_sharded());
-        manifest.check_against(index.tensors.iter(), index, whole).map_err(place)?;
+        manifest.check_against(index.tensors.iter(), index, whole).map_err(locate)?;
         Ok(manifest)
     }
 

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::failure::MAX_FAILURES;
 use super::json;
-use super::verify::MAX_FAILURES;
-use crate::container::{Container, DecodeOptions, EffectiveTensor, ReadAt, TensorView};
+use crate::container::{Container, DecodeOptions, EffectiveTensor, TensorView};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Digest, Encoding, OverlayEntry, Rule, TreeHasher, tensor_leaf};
+use crate::format::{Digest, Encoding, OverlayEntry, TreeHasher, tensor_leaf};
 use crate::par;
 use crate::progress::{Progress, step};
+use crate::rule::Rule;
+use crate::storage::ReadAt;
 
 /// Effective digests of tensors, by name; those that aren't here are the decoded ones.
 pub(crate) type EffectiveDigests = BTreeMap<String, Digest>;
@@ -26,7 +28,7 @@ pub(crate) fn effective_digests<R: ReadAt>(
     let view = tensor.base();
     tensor
         .digests(|bytes| step(progress, bytes))
-        .map_err(|e| view.container().place(e.in_tensor(view.name())))
+        .map_err(|e| view.container().locate(e.in_tensor(view.name())))
 }
 
 /// The root over tensors of which some have effective digests (UC-OVL-9). `views` are all tensors, by name.
@@ -78,7 +80,7 @@ pub(crate) fn overlay_forms<R: ReadAt>(
 ) -> Result<Vec<Error>> {
     let mut wrong = vec![];
     for overlay in first.overlays() {
-        wrong.extend(overlay_info(overlay).err().map(|e| first.place(e)));
+        wrong.extend(overlay_info(overlay).err().map(|e| first.locate(e)));
         match first.check_factors(overlay, || step(progress, 0)) {
             Err(e) if is_fatal(&e) => return Err(e),
             checked => wrong.extend(checked.err()),
@@ -104,7 +106,7 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
     let (mut wrong, mut compared) = (vec![], 0);
     let stack = first.overlays();
     for overlay in &stack {
-        wrong.extend(overlay_info(overlay).err().map(|e| first.place(e)));
+        wrong.extend(overlay_info(overlay).err().map(|e| first.locate(e)));
     }
     let view = |name: &str| {
         let at = views.binary_search_by(|v| v.name().cmp(name));
@@ -148,14 +150,14 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
             compared += 1;
             if found != block.effective_sha256 && wrong.len() < MAX_FAILURES {
                 let e = mismatch("effective SHA-256", found, block.effective_sha256);
-                wrong.push(first.place(e.in_part(&overlay.name).in_tensor(&block.tensor)));
+                wrong.push(first.locate(e.in_part(&overlay.name).in_tensor(&block.tensor)));
             }
             digests.insert(block.tensor.clone(), found);
         }
         let root = effective_root(views, &digests);
         if wrong.is_empty() && root != overlay.effective_root {
             let e = mismatch("effective root", root, overlay.effective_root);
-            wrong.push(first.place(e.in_tensor(&overlay.name)));
+            wrong.push(first.locate(e.in_tensor(&overlay.name)));
         }
     }
     Ok((wrong, compared))

@@ -5,14 +5,12 @@ use std::path::Path;
 
 use super::shards::{INDEX_ENDING, ShardIndex};
 use super::{Manifest, json};
-use crate::container::{
-    Container, EffectiveTensor, Input, ReadAt, TensorView, beside, check_block, file_name,
-    read_section,
-};
+use crate::container::{Container, EffectiveTensor, TensorView, check_block};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Attachment, Digest, FileEntry, OverlayEntry, Rule, TensorEntry, decoded_root};
+use crate::format::{Attachment, Digest, FileEntry, OverlayEntry, TensorEntry, decoded_root};
 use crate::limits::{Limit, Limits};
-use crate::memory;
+use crate::rule::Rule;
+use crate::storage::{Input, ReadAt, beside, file_name, read_section};
 
 /// A pack: one `.uc` file, or several shards that an index file lists.
 ///
@@ -133,7 +131,7 @@ impl<R: ReadAt> Pack<R> {
         for (i, container) in shards.into_iter().enumerate() {
             let Some(container) = container else { continue };
             let n = named.get(index.shards[i].file.as_str()).copied().unwrap_or(0);
-            check_shard(&container, i, &index, n).map_err(|e| container.place(e))?;
+            check_shard(&container, i, &index, n).map_err(|e| container.locate(e))?;
             listed += container.index().tensors.len();
             containers.push(container);
         }
@@ -216,7 +214,7 @@ impl<R: ReadAt> Pack<R> {
                 p.shard_number, p.shard_count
             ),
         };
-        Err(self.first().place(Error::argument(text)))
+        Err(self.first().locate(Error::argument(text)))
     }
 
     fn view(&self, (c, i): (usize, usize)) -> TensorView<'_, R> {
@@ -275,27 +273,27 @@ impl<R: ReadAt> Pack<R> {
         }
         let text =
             "holds overlays without a base: add it to the pack that it is for (`uc overlay add`)";
-        Err(self.first().place(Error::argument(text)))
+        Err(self.first().locate(Error::argument(text)))
     }
 
     /// UC-OVL-3, UC-OVL-4 over all shards that are open.
     fn check_overlays(&self) -> Result<()> {
         for overlay in &self.first().index().overlays {
-            let place = |e: Error| self.first().place(e.in_tensor(&overlay.name));
+            let locate = |e: Error| self.first().locate(e.in_tensor(&overlay.name));
             if overlay.base_root != self.decoded_root() {
                 let text = format!(
                     "is for the decoded root {}, this pack's is {}",
                     overlay.base_root,
                     self.decoded_root()
                 );
-                return Err(place(Error::malformed(Rule::OVL_3, text)));
+                return Err(locate(Error::malformed(Rule::OVL_3, text)));
             }
             for block in &overlay.blocks {
                 let entry = self.tensor(&block.tensor).map(|t| t.entry());
                 if entry.is_none() && !self.complete {
                     continue;
                 }
-                check_block(block, entry).map_err(|e| place(e.in_part(&block.tensor)))?;
+                check_block(block, entry).map_err(|e| locate(e.in_part(&block.tensor)))?;
             }
         }
         Ok(())
@@ -343,12 +341,12 @@ impl<R: ReadAt> Pack<R> {
             manifest.check_against(self.entries(), first.index(), self.complete)?;
             Ok(manifest)
         };
-        read().map_err(|e: Error| first.place(e.in_part("manifest").at(p.manifest_offset)))
+        read().map_err(|e: Error| first.locate(e.in_part("manifest").at(p.manifest_offset)))
     }
 
     /// About how much memory indices, manifest and index file take while the pack is worked on.
     pub(crate) fn tables_bytes(&self) -> u64 {
-        let tables = self.containers.iter().map(|c| memory::tables_bytes(c.preamble()));
+        let tables = self.containers.iter().map(|c| c.tables_bytes());
         let map = self.index.iter().flat_map(|i| &i.weight_map);
         let map: u64 = map.map(|(tensor, file)| (tensor.len() + file.len() + 128) as u64).sum();
         tables.fold(map, u64::saturating_add)

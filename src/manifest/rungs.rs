@@ -2,11 +2,12 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::container::{DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
+use crate::container::{DecodeOptions, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Encoding, TreeHasher, tensor_leaf};
 use crate::par;
 use crate::progress::{Progress, step};
+use crate::storage::ReadAt;
 
 /// The decoded root at `rung` planes. `views` are all tensors of a pack, by name.
 ///

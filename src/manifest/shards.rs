@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::json;
-use crate::container::{Container, ReadAt};
+use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::format::{
-    Digest, MAX_SHARDS, Rule, TreeHasher, check_file_path, check_name, decoded_root,
-};
+use crate::format::{Digest, MAX_SHARDS, TreeHasher, check_file_path, check_name, decoded_root};
+use crate::rule::Rule;
+use crate::storage::ReadAt;
 
 /// What the index file's `format` member says.
 const FORMAT: &str = "ultracompress-index-1";

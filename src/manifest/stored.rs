@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::verify::{Failure, GROUP_BYTES, MAX_FAILURES, add, sort_out};
-use crate::container::{Container, ReadAt};
+use super::failure::{Failure, MAX_FAILURES, add, sort_out};
+use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::format::{
-    ALIGN_BYTES, CHUNK_BYTES, Digest, PREAMBLE_BYTES, Part, Rule, TreeHasher, to_usize,
-};
+use crate::format::{ALIGN_BYTES, CHUNK_BYTES, Digest, PREAMBLE_BYTES, Part, TreeHasher};
+use crate::memory::to_usize;
 use crate::par;
 use crate::progress::{Progress, step};
+use crate::rule::Rule;
+use crate::storage::ReadAt;
+
+/// Consecutive jobs of about this much memory go to a thread together.
+pub(super) const GROUP_BYTES: u64 = 4 << 20;
 
 /// Leaves that one job reads: two are hashed at a time. At least two, so that a chunk, which is no
 /// longer than a leaf, reaches from one job into the next at most.
@@ -112,7 +116,7 @@ fn check_window<'a, R: ReadAt>(
     let mut at = window.start;
     for leaf in bytes.chunks_mut(LEAF) {
         step(progress, 0)?;
-        pack.reader().read_exact_at(at, leaf).map_err(|e| pack.place(e))?;
+        pack.reader().read_exact_at(at, leaf).map_err(|e| pack.locate(e))?;
         at += leaf.len() as u64;
     }
     let within = |range: Range<u64>| -> Result<Range<usize>> {
@@ -159,7 +163,7 @@ fn check_window<'a, R: ReadAt>(
         if let Some(i) = bytes[padding.clone()].iter().position(|&b| b != 0) {
             let at = window.start + (padding.start + i) as u64;
             let e = Error::malformed(*rule, "padding is not zero");
-            found.padding = Some(Failure::from(&pack.place(e.in_part("padding").at(at))));
+            found.padding = Some(Failure::from(&pack.locate(e.in_part("padding").at(at))));
             // One message is enough: the first.
             break;
         }

@@ -5,87 +5,21 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
+use super::failure::{Check, Failure, add, sort_out};
 use super::shards::stored_root_of;
-use super::stored::{StoredPass, check_stored};
+use super::stored::{GROUP_BYTES, StoredPass, check_stored};
 use super::{
     Manifest, Pack, alias_checks, exact_checks, has_residual, overlay_checks, overlay_forms,
     rung_root,
 };
-use crate::container::{Container, DecodeOptions, ReadAt, TensorView, WHOLE_BYTES};
-use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Digest, Encoding, Rule, TreeHasher, decoded_root, tensor_leaf};
+use crate::container::{Container, DecodeOptions, TensorView, WHOLE_BYTES};
+use crate::error::{Error, Result};
+use crate::format::{Digest, Encoding, TreeHasher, decoded_root, tensor_leaf};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
-
-/// The outcome of one comparison.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Check {
-    /// Compared and equal.
-    Ok,
-    /// Compared and different.
-    Mismatch,
-    /// Not compared.
-    NotChecked,
-}
-
-impl Check {
-    /// The word used in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Mismatch => "mismatch",
-            Self::NotChecked => "not_checked",
-        }
-    }
-
-    fn of(failures: &[Failure]) -> Self {
-        if failures.is_empty() { Self::Ok } else { Self::Mismatch }
-    }
-
-    /// The outcome over two files.
-    fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Mismatch, _) | (_, Self::Mismatch) => Self::Mismatch,
-            (Self::NotChecked, _) | (_, Self::NotChecked) => Self::NotChecked,
-            (Self::Ok, Self::Ok) => Self::Ok,
-        }
-    }
-}
-
-/// One thing that is wrong with a pack.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// What kind of error it is.
-    pub kind: ErrorKind,
-    /// The file, where it has a name.
-    pub file: Option<String>,
-    /// The tensor or carried file concerned.
-    pub tensor: Option<String>,
-    /// The part or section concerned.
-    pub part: Option<String>,
-    /// Where in the file.
-    pub offset_bytes: Option<u64>,
-    /// What was found and expected.
-    pub reason: String,
-}
-
-impl From<&Error> for Failure {
-    fn from(e: &Error) -> Self {
-        let reason = match e.kind() {
-            ErrorKind::Malformed(rule) => format!("{} ({rule})", e.message()),
-            _ => e.message().to_owned(),
-        };
-        Self {
-            kind: e.kind().clone(),
-            file: e.file().map(str::to_owned),
-            tensor: e.tensor().map(str::to_owned),
-            part: e.part().map(str::to_owned),
-            offset_bytes: e.offset_bytes(),
-            reason,
-        }
-    }
-}
+use crate::rule::Rule;
+use crate::storage::ReadAt;
 
 /// How much to verify.
 #[derive(Debug, Clone)]
@@ -338,7 +272,7 @@ impl VerifyOptions {
     }
 
     fn work_budget<R: ReadAt>(&self, file: &Container<R>) -> Result<u64> {
-        memory::for_work(self.max_ram, memory::tables_bytes(file.preamble()), self.largest(file))
+        memory::for_work(self.max_ram, file.tables_bytes(), self.largest(file))
     }
 
     /// Memory of the job that needs most.
@@ -368,7 +302,7 @@ impl VerifyOptions {
                 p.stored_root,
                 Rule::ROOT_3
             ));
-            failures.push(Failure::from(&pack.place(e.in_part("preamble").at(128))));
+            failures.push(Failure::from(&pack.locate(e.in_part("preamble").at(128))));
         }
 
         let entries = &pack.index().tensors;
@@ -390,7 +324,7 @@ impl VerifyOptions {
                         found.digest,
                         Rule::TEN_5
                     ));
-                    let e = pack.place(e.in_tensor(&entry.name));
+                    let e = pack.locate(e.in_tensor(&entry.name));
                     add(&mut decoded_failures, [Failure::from(&e)]);
                     *digest = found.digest;
                 }
@@ -403,7 +337,7 @@ impl VerifyOptions {
                 p.decoded_root,
                 Rule::ROOT_2
             ));
-            decoded_failures.push(Failure::from(&pack.place(e.in_part("preamble").at(96))));
+            decoded_failures.push(Failure::from(&pack.locate(e.in_part("preamble").at(96))));
         }
         let mut tree = TreeHasher::new();
         for (t, digest) in entries.iter().zip(&digests) {
@@ -454,41 +388,6 @@ fn lone_overlays<R: ReadAt>(
 fn manifest_of<R: ReadAt>(file: &Container<R>) -> Result<()> {
     if file.preamble().shard_number == 1 { Manifest::read(file).map(drop) } else { Ok(()) }
 }
-
-/// Errors that speak of the pack become failures, the others end the run.
-pub(super) fn sort_out(result: Result<()>, failures: &mut Vec<Failure>) -> Result<()> {
-    match result {
-        Ok(()) => Ok(()),
-        Err(e) => match e.kind() {
-            ErrorKind::Malformed(_)
-            | ErrorKind::Integrity
-            | ErrorKind::Truncated { .. }
-            | ErrorKind::UnsupportedFeature => {
-                failures.push(Failure::from(&e));
-                Ok(())
-            }
-            _ => Err(e),
-        },
-    }
-}
-
-/// Failures of one check of one file that are listed; a file may have millions.
-pub(super) const MAX_FAILURES: usize = 1000;
-
-/// Lists failures up to [`MAX_FAILURES`]; the last one says that there are more.
-pub(super) fn add(list: &mut Vec<Failure>, found: impl IntoIterator<Item = Failure>) {
-    for mut failure in found {
-        if list.len() + 1 == MAX_FAILURES {
-            failure.reason = format!("{} (and more, which are not listed)", failure.reason);
-        }
-        if list.len() < MAX_FAILURES {
-            list.push(failure);
-        }
-    }
-}
-
-/// Consecutive jobs of about this much memory go to a thread together.
-pub(super) const GROUP_BYTES: u64 = 4 << 20;
 
 /// Cuts `0..n` into runs of about [`GROUP_BYTES`].
 fn groups(n: usize, cost: impl Fn(usize) -> u64) -> Vec<(Range<usize>, u64)> {

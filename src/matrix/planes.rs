@@ -1,11 +1,13 @@
 //! A matrix as its planes.
 
-use super::{Int8Activations, Job, PackedMatrix, check, jobs, multiply};
+use super::{Int8Activations, Job, check, jobs, multiply};
 use crate::codec::{PlaneLayout, RunBytes, RunDecoder};
-use crate::container::{PlaneRun, ReadAt, StoredPlanes, TensorView};
+use crate::container::{PlaneRun, StoredPlanes, TensorView};
 use crate::error::{Error, Result};
-use crate::format::{Dtype, to_usize};
+use crate::format::Dtype;
 use crate::kernels::{Int8Row, Kernel, LevelTable, MOST, RowBits, RowDot, as_bytes_mut, dot_f32};
+use crate::memory::to_usize;
+use crate::storage::ReadAt;
 
 /// A `planes` tensor in memory, as it is stored.
 #[derive(Debug, Clone)]
@@ -133,14 +135,6 @@ impl PlaneMatrix {
             }
         });
         Ok(())
-    }
-
-    /// Repacks for faster multiplication with 8-bit activations.
-    ///
-    /// # Errors
-    /// `LimitExceeded` when there is no memory for it.
-    pub fn repack(&self) -> Result<PackedMatrix> {
-        PackedMatrix::new(self)
     }
 }
 

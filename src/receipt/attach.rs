@@ -3,10 +3,11 @@
 use std::io::{Seek, SeekFrom, Write};
 
 use super::record::EvalRecord;
-use crate::container::{Container, ReadAt};
+use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::format::{Attachment, AttachmentKind, CHUNK_BYTES, Digest, write_attachments};
 use crate::progress::{Progress, step};
+use crate::storage::ReadAt;
 
 /// A receipt of a pack that was checked.
 #[derive(Debug, Clone)]
@@ -93,8 +94,8 @@ pub fn attach<R: ReadAt>(
     let mut at = 0;
     while at < preamble.core_len {
         let len = CHUNK_BYTES.min(preamble.core_len - at);
-        let mut piece = vec![0; crate::format::to_usize(len)?];
-        pack.reader().read_exact_at(at, &mut piece).map_err(|e| pack.place(e))?;
+        let mut piece = vec![0; crate::memory::to_usize(len)?];
+        pack.reader().read_exact_at(at, &mut piece).map_err(|e| pack.locate(e))?;
         out.write_all(&piece).map_err(io)?;
         at += len;
         step(progress, len)?;

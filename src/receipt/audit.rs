@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 #[cfg(feature = "checkpoints")]
 use crate::error::ErrorKind;
 use crate::error::{Error, Result};
-use crate::format::Rule;
 #[cfg(feature = "checkpoints")]
 use crate::manifest::{Check, Failure};
+use crate::rule::Rule;
 
 /// What `format` says.
 #[cfg(feature = "checkpoints")]

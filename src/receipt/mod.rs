@@ -5,6 +5,7 @@
 
 mod attach;
 mod audit;
+mod figures;
 mod record;
 mod statistics;
 
@@ -13,8 +14,7 @@ pub use audit::{
     AuditFailure, AuditReceipt, AuditedDimension, AuditedFile, AuditedManifest, AuditedShard,
     AuditedTensor, Rederived,
 };
+pub use figures::{Headline, Metric, Rows};
 #[cfg(feature = "lm")]
 pub(crate) use record::Measured;
-pub use record::{
-    BaselineRecord, EvalRecord, Headline, Metric, ModelRecord, Protocol, Rows, TextRecord,
-};
+pub use record::{BaselineRecord, EvalRecord, ModelRecord, Protocol, TextRecord};

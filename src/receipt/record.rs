@@ -1,13 +1,12 @@
 //! The record of an evaluation.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
+use super::figures::{Headline, Metric, Rows};
 use super::statistics::{headline, largest_count};
 use crate::error::{Error, Result};
-use crate::format::Rule;
 use crate::manifest::is_hex_digest;
+use crate::rule::Rule;
 
 /// What `format` says.
 const FORMAT: &str = "ultracompress-eval-1";
@@ -19,31 +18,6 @@ const ERROR_FLOOR: f64 = 1e-12;
 const MAX_INTEGER: u64 = (1 << 53) - 1;
 /// How far below zero rounding may take a divergence.
 const SLACK: f64 = 1e-6;
-
-/// One number for each sequence, by column.
-pub type Rows = BTreeMap<String, Vec<f64>>;
-/// Figures by name; nothing where a single sequence gives none.
-pub type Headline = BTreeMap<String, Option<f64>>;
-
-/// What models are compared by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// Kullback-Leibler divergence of next-token distributions, and perplexity.
-    Kld,
-    /// Cosines of pooled embeddings and of hidden states.
-    Cosine,
-}
-
-impl Metric {
-    /// Its columns of rows.
-    fn columns(self) -> &'static [&'static str] {
-        match self {
-            Self::Kld => &["kld", "nll", "nll_reference", "top1"],
-            Self::Cosine => &["cosine_hidden", "cosine_pooled"],
-        }
-    }
-}
 
 /// The model that was evaluated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

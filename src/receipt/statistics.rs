@@ -1,6 +1,6 @@
 //! From rows to headline (spec/receipt.md, "Headline"). Everything is binary64, added in order of the rows.
 
-use super::record::{Headline, Metric, Rows};
+use super::figures::{Headline, Metric, Rows};
 
 /// The mean.
 fn mean(values: &[f64]) -> f64 {

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::json;
 use ultracompress::Digest;
-use ultracompress::import::{AuditOptions, write_new};
+use ultracompress::audit::AuditOptions;
+use ultracompress::output::write_new;
 
 use super::sign;
 use crate::args::{Audit, AuditFormat};

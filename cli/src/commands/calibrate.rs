@@ -2,8 +2,9 @@
 
 use serde_json::json;
 use ultracompress::calibration::Calibration;
-use ultracompress::import::{Model, write_new};
 use ultracompress::lm::CalibrateOptions;
+use ultracompress::output::write_new;
+use ultracompress::source::Model;
 
 use crate::args::Calibrate;
 use crate::console::Console;

@@ -1,7 +1,8 @@
 //! `uc same` and `uc diff`.
 
 use serde_json::json;
-use ultracompress::import::{self, Model};
+use ultracompress::audit;
+use ultracompress::source::Model;
 
 use crate::args::Pair;
 use crate::console::Console;
@@ -24,7 +25,7 @@ fn open(
 
 pub fn same(args: &Pair, console: &mut Console) -> Outcome {
     let (a, b) = open(args, console, "comparing")?;
-    let report = import::same(&a, &b, console)?;
+    let report = audit::same(&a, &b, console)?;
     console.finish();
     if console.json {
         console.print_json(&json!({
@@ -50,7 +51,7 @@ fn finite(x: f64) -> Option<f64> {
 
 pub fn diff(args: &Pair, console: &mut Console) -> Outcome {
     let (a, b) = open(args, console, "measuring")?;
-    let report = import::diff(&a, &b, console)?;
+    let report = audit::diff(&a, &b, console)?;
     console.finish();
     if console.json {
         let tensors: Vec<_> = report

@@ -1,9 +1,10 @@
 //! `uc eval`.
 
 use serde_json::{Value, json};
-use ultracompress::import::{Model, write_new};
 use ultracompress::lm::{Baseline, EvalOptions};
+use ultracompress::output::write_new;
 use ultracompress::receipt::{EvalRecord, Metric};
+use ultracompress::source::Model;
 use ultracompress::{Error, ErrorKind};
 
 use crate::args::Eval;

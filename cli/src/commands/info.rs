@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use ultracompress::format::{PartKind, TreeHasher, tensor_leaf};
-use ultracompress::import::PackStats;
+use ultracompress::manifest::PackStats;
 use ultracompress::manifest::ShardFile;
 use ultracompress::receipt::{self, CheckedReceipt};
 use ultracompress::{Container, Digest, Encoding, EvalRecord, Input, Manifest, Pack, TensorEntry};

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use ultracompress::edit::{OverlayOptions, OverlayReport, read_lora};
 use ultracompress::format::OverlayEntry;
-use ultracompress::import::{OverlayOptions, OverlayReport, PackStats, read_lora};
+use ultracompress::manifest::PackStats;
 use ultracompress::manifest::overlay_info;
 use ultracompress::{Error, ErrorKind, Input, Pack};
 

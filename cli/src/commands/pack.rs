@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use serde_json::json;
-use ultracompress::import::{
-    Decision, Exact, ExactOptions, PackOptions, PackStats, Plan, PlannedTensor, Recipe, RecipeRule,
-    Source,
-};
+use ultracompress::edit::ExactOptions;
+use ultracompress::manifest::PackStats;
+use ultracompress::pack::{Decision, Exact, PackOptions, Plan, PlannedTensor, Recipe, RecipeRule};
+use ultracompress::source::Source;
 use ultracompress::{Error, ErrorKind};
 
 use crate::args::Pack;

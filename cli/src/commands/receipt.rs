@@ -1,7 +1,7 @@
 //! `uc receipt`.
 
 use serde_json::json;
-use ultracompress::import::add_receipt;
+use ultracompress::edit::add_receipt;
 use ultracompress::receipt::{self, CheckedReceipt};
 use ultracompress::{Error, ErrorKind, EvalRecord, Pack};
 

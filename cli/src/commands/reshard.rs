@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use ultracompress::Pack;
-use ultracompress::import::ReshardOptions;
+use ultracompress::edit::ReshardOptions;
 
 use crate::args::Reshard;
 use crate::console::Console;

@@ -5,7 +5,7 @@ use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use ultracompress::import::write_new;
+use ultracompress::output::write_new;
 use ultracompress::sign::{Signed, generate, key_id, sign, verify_signature};
 use ultracompress::{Error, ErrorKind, Limits, Pack, VerifyOptions};
 

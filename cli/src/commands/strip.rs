@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use ultracompress::Pack;
-use ultracompress::import::StripOptions;
+use ultracompress::edit::StripOptions;
 
 use crate::args::Strip;
 use crate::console::Console;

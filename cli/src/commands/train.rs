@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use ultracompress::ErrorKind;
-use ultracompress::import::Model;
 use ultracompress::lm::train::GateRow;
 use ultracompress::lm::{Method, Objective, TrainOptions};
+use ultracompress::source::Model;
 
 use crate::args::{self, BlockStates, Train};
 use crate::console::Console;

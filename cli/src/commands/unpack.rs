@@ -1,7 +1,7 @@
 //! `uc unpack`.
 
 use serde_json::json;
-use ultracompress::import::UnpackOptions;
+use ultracompress::unpack::UnpackOptions;
 use ultracompress::{Limits, Pack};
 
 use crate::args::Unpack;

@@ -1,7 +1,8 @@
 //! `uc verify`.
 
 use serde_json::json;
-use ultracompress::import::{Source, against};
+use ultracompress::audit::against;
+use ultracompress::source::Source;
 use ultracompress::{
     Check, Digest, Error, ErrorKind, Failure, Limits, Pack, VerifyOptions, VerifyReport,
 };

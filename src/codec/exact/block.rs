@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::model::{ExactModel, NO_BASE, top_of};
 use crate::error::{Error, Result};
-use crate::format::{Dtype, Rule, to_usize};
+use crate::format::Dtype;
 use crate::kernels::{Contexts, DecodeTables, Hint, Kernel, LANES, LOW, Lanes, Top, place};
+use crate::memory::to_usize;
+use crate::rule::Rule;
 
 /// Bytes of a block before its references and words.
 pub(super) const HEAD_BYTES: usize = 12 + 4 * LANES;

@@ -4,10 +4,15 @@ use std::ops::Range;
 
 use crate::codec::{PlaneCounts, PlaneLayout};
 use crate::error::{Error, Result};
-use crate::format::{Rule, elements, to_usize};
+use crate::format::elements;
+use crate::memory::to_usize;
+use crate::rule::Rule;
 
 /// Most weights of a block.
 pub(crate) const BLOCK_WEIGHTS: u64 = 1 << 16;
+
+/// Bytes of a residual before the lengths of its blocks: names of six models and the number of blocks.
+pub(crate) const RESIDUAL_HEADER_BYTES: u64 = 52;
 
 /// One block: stored rows of one native count, or some columns of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,4 +131,14 @@ impl ExactLayout {
         }
         Ok(blocks)
     }
+}
+
+/// What a residual begins with: the models by native planes less 3, and the number of blocks.
+///
+/// # Errors
+/// `InvalidArgument` for too many blocks.
+#[cfg(feature = "checkpoints")]
+pub(crate) fn residual_header(models: &[[u8; 8]; 6], blocks: usize) -> Result<Vec<u8>> {
+    let n = u32::try_from(blocks).map_err(|_| Error::argument("too many blocks"))?;
+    Ok(models.iter().flatten().copied().chain(n.to_le_bytes()).collect())
 }

@@ -10,16 +10,21 @@ mod encode;
 pub(crate) mod fit;
 mod layout;
 mod model;
+mod tables;
 
 pub(crate) use block::{BlockBase, BlockCoder, BlockTables};
 #[cfg(feature = "checkpoints")]
 pub(crate) use encode::{BlockEncoder, EncoderTables};
 #[cfg(feature = "checkpoints")]
 pub(crate) use fit::{best_reference, reference_hint};
-pub(crate) use layout::{Block, ExactLayout, coded_matrix};
+#[cfg(feature = "checkpoints")]
+pub(crate) use layout::residual_header;
+pub(crate) use layout::{Block, ExactLayout, RESIDUAL_HEADER_BYTES, coded_matrix};
 #[cfg(feature = "checkpoints")]
 pub(crate) use model::NO_BASE;
+pub(crate) use model::exact_model_name;
 pub use model::{ExactModel, ExactTable};
+pub(crate) use tables::ExactTables;
 
 use crate::error::Result;
 use crate::kernels::Kernel;

@@ -1,8 +1,9 @@
 //! Models: contexts and tables of frequencies, one for each type and native count (UC-EXA-1 to UC-EXA-3).
 
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Rule};
+use crate::format::{Digest, Dtype};
 use crate::kernels::{ContextBits, ContextOf, Contexts, DecodeTables, Hint, LOW, Top};
+use crate::rule::Rule;
 
 /// Native planes of a model for tensors without planes.
 pub(crate) const NO_BASE: u8 = 0;
@@ -258,4 +259,9 @@ impl ExactModel {
         let top = top.ok_or_else(|| Error::malformed(Rule::EXA_2, "model is for other tensors"))?;
         Ok(Contexts::new(&anchors(levels), &self.classes, self.hints(), top, self.bits()))
     }
+}
+
+/// The name of the record of a model (UC-EXA-1).
+pub(crate) fn exact_model_name(name: [u8; 8]) -> String {
+    name.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -2,9 +2,9 @@
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 
-use super::super::failed;
 use crate::encoder::{Lower, Metric};
 use crate::error::Result;
+use crate::lm::failed;
 
 /// Rounds of subspace iteration: what is left over concerns the last ranks only.
 const ROUNDS: usize = 8;

@@ -2,36 +2,18 @@
 
 use std::path::Path;
 
-use super::super::eval::EvalOptions;
-use super::TrainOptions;
+use super::options::{GateRow, TrainOptions};
 use crate::calibration::Calibration;
-use crate::container::Input;
+use crate::edit::{NewOverlay, OverlayOptions};
 use crate::error::{Error, Result};
-use crate::import::{
-    Bpw, CalibratedRecipe, Model, NewOverlay, OverlayOptions, PackOptions, PackStats, Recipe,
-    Source,
-};
+use crate::lm::eval::EvalOptions;
 use crate::manifest::Pack;
+use crate::manifest::PackStats;
+use crate::pack::{Bpw, CalibratedRecipe, PackOptions, Recipe};
 use crate::progress::{Progress, Silent};
 use crate::receipt::EvalRecord;
-
-/// One contestant of the comparison.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct GateRow {
-    /// What it is: `base`, `overlay`, `calibrated` or `calibrated, groups of 16`.
-    pub name: String,
-    /// Bits of body and overlays.
-    pub body_bpw: f64,
-    /// Mean KL divergence to the source.
-    pub kld_mean: f64,
-    /// Its standard error over sequences.
-    pub kld_se: Option<f64>,
-    /// Its KL divergence less the overlay's, mean over sequences.
-    pub difference: f64,
-    /// The standard error of that, paired over sequences.
-    pub difference_se: Option<f64>,
-}
+use crate::source::{Model, Source};
+use crate::storage::Input;
 
 /// What is compared.
 pub(super) struct Gate<'a> {

@@ -8,13 +8,13 @@ use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use serde::{Deserialize, Serialize};
 
-use super::super::failed;
-use super::super::linear::{Observer, Pass};
-use super::super::network::Network;
-use super::super::states::States;
-use super::super::weights::Weights;
 use super::closed::Product;
 use crate::error::{Error, Result};
+use crate::lm::architecture::Network;
+use crate::lm::failed;
+use crate::lm::linear::{Observer, Pass};
+use crate::lm::states::States;
+use crate::lm::weights::Weights;
 use crate::par;
 use crate::progress::{Progress, step};
 

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::Probe;
 use super::closed::Product;
 use super::gradient::{Factors, Place, Scales};
+use super::options::Probe;
 use crate::error::{Error, Result};
-use crate::import::{ClosedFile, NewFile};
+use crate::output::{ClosedFile, NewFile};
 
 const FORMAT: &str = "ultracompress-train-state-1";
 const TOOL: &str = concat!("ultracompress ", env!("CARGO_PKG_VERSION"));
@@ -111,17 +111,17 @@ impl StateFile {
     /// # Errors
     /// `Source` for a damaged state, or one of another run; `Io`.
     pub(super) fn read(&self, recipe: &Map<String, Value>) -> Result<Option<Saved>> {
-        let place = |e: Error| e.in_file(self.0.display().to_string());
+        let locate = |e: Error| e.in_file(self.0.display().to_string());
         let bytes = match std::fs::read(&self.0) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(place(Error::io("can't read", e))),
+            Err(e) => return Err(locate(Error::io("can't read", e))),
         };
         let stored: Stored = serde_json::from_slice(&bytes)
-            .map_err(|e| place(Error::source_file(format!("is no state of training: {e}"))))?;
+            .map_err(|e| locate(Error::source_file(format!("is no state of training: {e}"))))?;
         if stored.format != FORMAT || stored.tool != TOOL || stored.recipe != *recipe {
             let text = "is the state of another run: its recipe differs; remove it to start again";
-            return Err(place(Error::source_file(text)));
+            return Err(locate(Error::source_file(text)));
         }
         let (mut products, mut scales) = (BTreeMap::new(), BTreeMap::new());
         let floats = |bits: &[u32]| bits.iter().map(|b| f32::from_bits(*b)).collect();
@@ -130,7 +130,7 @@ impl StateFile {
                 || Some(p.b.len()) != p.rank.checked_mul(p.cols)
                 || p.rank == 0
             {
-                return Err(place(Error::source_file("factors of another size").in_tensor(&name)));
+                return Err(locate(Error::source_file("factors of another size").in_tensor(&name)));
             }
             let (a, b) = (floats(&p.a), floats(&p.b));
             scales.insert(name.clone(), p.scales);

@@ -1,0 +1,11 @@
+//! Checks of a pack against something outside of it: the source it was made from, the recipe that makes it again,
+//! another model.
+
+mod against;
+mod compare;
+mod pack;
+mod rederive;
+
+pub use against::{AgainstReport, against};
+pub use compare::{DiffReport, SameReport, TensorDiff, decoded_root, diff, same};
+pub use pack::AuditOptions;

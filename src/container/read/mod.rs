@@ -1,0 +1,31 @@
+//! Opening containers, and a reader for each encoding.
+//!
+//! ```text
+//! check, open   the index, checked; views of its tensors
+//! fetch         bytes of parts, with their checksums compared (chunks)
+//! reader        what a reader of an encoding does: raw, planes, exact (coded_raw and residuals); alias
+//! decode        what a caller may ask for, and the choice of the reader
+//! overlay       tensors with overlays on top
+//! ```
+
+mod alias;
+mod check;
+mod chunks;
+mod decode;
+mod exact;
+mod fetch;
+mod open;
+mod overlay;
+mod planes;
+mod raw;
+mod reader;
+mod stored_planes;
+
+pub(crate) use check::{check_block, check_index};
+pub use decode::DecodeOptions;
+#[cfg(feature = "checkpoints")]
+pub(crate) use exact::{BlockRows, ExactBase};
+pub(crate) use fetch::WHOLE_BYTES;
+pub use open::{Container, TensorView};
+pub use overlay::EffectiveTensor;
+pub(crate) use stored_planes::{PlaneRun, StoredPlanes};

@@ -1,0 +1,12 @@
+//! Adding the exact rung to a pack: residuals of its planes, coded tensors without a base, heads of the
+//! source's files.
+
+mod adder;
+mod options;
+mod rows;
+mod spool;
+
+pub(crate) use adder::{Adder, SAMPLE_WEIGHTS};
+pub(crate) use options::estimate;
+pub use options::{ExactOptions, ExactReport};
+pub(crate) use rows::{SourceRows, shape_of};

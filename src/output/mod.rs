@@ -1,0 +1,13 @@
+//! New files: written beside their name and renamed when they are complete, sets of shards, states of runs that
+//! may be interrupted.
+//!
+//! The room knows packs as files; what is in them is decided by `pack`, `edit` and `unpack`, who call it.
+
+mod file;
+mod pack;
+mod state;
+
+pub use file::write_new;
+pub(crate) use file::{ClosedFile, NewFile, NewFolder, partial_set_len};
+pub(crate) use pack::{NewPack, Placed, ShardWriter, Unnamed, assign, check_shard_size};
+pub(crate) use state::{BASE, EXACT, NewName, PackState, ROOTS, RUNGS, Written, bytes_there};

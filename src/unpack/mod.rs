@@ -1,0 +1,5 @@
+//! From a pack to a checkpoint folder that engines load.
+
+mod folder;
+
+pub use folder::{UnpackOptions, UnpackReport};
