@@ -114,8 +114,7 @@ pub(super) unsafe fn decode_row(
     }
 }
 
-/// Calls `f` with planes, number and output of each block; the last may be partial and goes through
-/// a buffer.
+/// [`blocks`] of a row.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn each_block<const READ: usize, const OUT: usize>(

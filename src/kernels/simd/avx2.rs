@@ -150,7 +150,8 @@ pub(in crate::kernels) fn from_nibbles<const K: i32>(
     _mm256_blendv_epi8(below, _mm256_shuffle_epi8(tables[1], low), above)
 }
 
-/// As [`each_block`], of planes.
+/// Calls `f` with planes, number and output of each block; the last may be partial and goes through
+/// a buffer.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(in crate::kernels) fn blocks<const READ: usize, const OUT: usize>(
