@@ -1,4 +1,4 @@
-//! Which kernel runs.
+//! Which kernel runs: the kernels by name, what the CPU can run, and the arm of each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 
-/// An implementation of the inner loops. Decoded values and encoded bytes are the same from all of them; the
-/// last bits of products may differ (see [`matrix`](crate::matrix)).
+/// An implementation of the inner loops. Decoded values and encoded bytes are the same from all of
+/// them; the last bits of products may differ (see [`matrix`](crate::matrix)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kernel {
@@ -39,8 +39,8 @@ impl Kernel {
         *BEST.get_or_init(|| Self::available().next().unwrap_or(Self::Scalar))
     }
 
-    /// The kernel that [`Kernel::VARIABLE`] names, or the fastest when it isn't set. The variable is read
-    /// once.
+    /// The kernel that [`Kernel::VARIABLE`] names, or the fastest when it isn't set. The variable
+    /// is read once.
     ///
     /// # Errors
     /// `InvalidArgument` for a name that doesn't exist or a kernel that this CPU can't run.
@@ -126,3 +126,55 @@ impl FromStr for Kernel {
         })
     }
 }
+
+/// Runs the arm of `kernel`, or the last where it has none. Arms come in this order; each can be
+/// left out, and each can have a guard: `avx512`, `avx2`, `x86` for both, `neon`. Those of other
+/// architectures aren't compiled.
+///
+/// # Safety
+/// The CPU can run `kernel`, with which arms may rely on its instructions.
+macro_rules! dispatch {
+    (
+        unsafe $kernel:expr,
+        $(avx512 $(if $if_avx512:expr)? => $avx512:expr,)?
+        $(avx2 $(if $if_avx2:expr)? => $avx2:expr,)?
+        $(x86 $(if $if_x86:expr)? => $x86:expr,)?
+        $(neon $(if $if_neon:expr)? => $neon:expr,)?
+        _ => $portable:expr $(,)?
+    ) => {
+        match $kernel {
+            $(
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::choice::Kernel::Avx512 $(if $if_avx512)? => {
+                    // SAFETY: promised where `unsafe` was written.
+                    unsafe { $avx512 }
+                }
+            )?
+            $(
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::choice::Kernel::Avx2 $(if $if_avx2)? => {
+                    // SAFETY: as above.
+                    unsafe { $avx2 }
+                }
+            )?
+            $(
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::choice::Kernel::Avx512 | $crate::kernels::choice::Kernel::Avx2
+                    $(if $if_x86)? => {
+                    // SAFETY: as above.
+                    unsafe { $x86 }
+                }
+            )?
+            $(
+                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+                $crate::kernels::choice::Kernel::Neon $(if $if_neon)? => {
+                    // SAFETY: as above.
+                    unsafe { $neon }
+                }
+            )?
+            _ => $portable,
+        }
+    };
+}
+
+pub(super) use dispatch;

@@ -1,12 +1,13 @@
-//! Rounding a tile of weights to levels, each weight corrected for the errors of those before it. What is computed
-//! here reaches the file: the order of operations is fixed and none are fused.
+//! Rounding a tile of weights to levels, each weight corrected for the errors of those before it.
+//! What is computed here reaches the file: the order of operations is fixed and none are fused.
 
-use super::choice::Kernel;
-use super::nearest::{Cells, Nearest, cell};
+use super::choice::{Kernel, dispatch};
+use super::nearest::Nearest;
+use super::nearest::cells::{Cells, cell};
 use super::tile::{TILE, TILE_LEN};
 
-/// A tile that is being rounded. Tiles of [`TILE_LEN`] elements are by column, `[column][row]`, unless said
-/// otherwise; columns and rows are in the order of the encoder.
+/// A tile that is being rounded. Tiles of [`TILE_LEN`] elements are by column, `[column][row]`,
+/// unless said otherwise; columns and rows are in the order of the encoder.
 pub(crate) struct RoundTile<'a> {
     /// How many rows and columns are weights; what is beyond them is padding.
     pub rows: usize,
@@ -18,7 +19,8 @@ pub(crate) struct RoundTile<'a> {
     pub add: &'a mut [f32],
     /// Feedback from column `p` to column `n`: `[p][n]`, zero unless `p < n`.
     pub by_column: &'a [f32],
-    /// Feedback from row `p` to row `m`: `[p][m]`, zero unless `p < m`. Nothing when rows don't matter to each other.
+    /// Feedback from row `p` to row `m`: `[p][m]`, zero unless `p < m`. Nothing when rows don't
+    /// matter to each other.
     pub by_row: Option<&'a [f32]>,
     /// For each column, scale times step of each row: [`TILE`] numbers.
     pub effective: &'a [&'a [f32]],
@@ -28,8 +30,8 @@ pub(crate) struct RoundTile<'a> {
     pub nearest: &'a [&'a Nearest],
     /// Takes weight minus value.
     pub errors: &'a mut [f32],
-    /// Takes the error of each weight and what its column has had added to it, by row: `[row][column]`. With
-    /// `by_row` only.
+    /// Takes the error of each weight and what its column has had added to it, by row:
+    /// `[row][column]`. With `by_row` only.
     pub carried: &'a mut [f32],
     /// Takes the codes.
     pub codes: &'a mut [u8],
@@ -89,15 +91,12 @@ pub(crate) fn round_tile(kernel: Kernel, mut tile: RoundTile<'_>) {
 
     assert!((1..=TILE).contains(&tile.rows) && (1..=TILE).contains(&tile.cols), "a tile");
     assert!(tile.weights.len() == TILE_LEN && tile.errors.len() == TILE_LEN, "a tile");
-    match kernel {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: callers have kernels that the CPU can run.
-        Kernel::Avx2 => unsafe { avx2(&mut tile) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Kernel::Avx512 => unsafe { avx512(&mut tile) },
+    // SAFETY: callers have kernels that the CPU can run.
+    dispatch!(unsafe kernel,
+        avx512 => avx512(&mut tile),
+        avx2 => avx2(&mut tile),
         _ => round(&mut tile),
-    }
+    );
 }
 
 /// A change of one weight in coordinate descent, and what it changes.
@@ -140,10 +139,9 @@ pub(crate) fn descend(kernel: Kernel, mut d: Descent<'_>) {
         spread(d);
     }
 
-    match kernel {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: callers have kernels that the CPU can run.
-        Kernel::Avx2 | Kernel::Avx512 => unsafe { avx2(&mut d) },
+    // SAFETY: callers have kernels that the CPU can run.
+    dispatch!(unsafe kernel,
+        x86 => avx2(&mut d),
         _ => spread(&mut d),
-    }
+    );
 }

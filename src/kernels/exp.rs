@@ -1,10 +1,10 @@
-//! Exponentials of binary32 numbers, for softmax and its relatives in `lm`. The same bits from every kernel: one
-//! portable loop, compiled once more for AVX2.
+//! Exponentials of binary32 numbers, for softmax and its relatives in `lm`. The same bits from
+//! every kernel: one portable loop, compiled once more for AVX2.
 
-use super::choice::Kernel;
+use super::choice::{Kernel, dispatch};
 
-/// `e^x` to about one unit in the last place, in a form that compilers turn into vector code. Below -87
-/// and above 88 it stays at its value there (about 1e-38 and 1e38); NaN stays NaN.
+/// `e^x` to about one unit in the last place, in a form that compilers turn into vector code. Below
+/// -87 and above 88 it stays at its value there (about 1e-38 and 1e38); NaN stays NaN.
 #[inline]
 pub(crate) fn exp(x: f32) -> f32 {
     // Cephes' expf: e^x = 2^n e^r with |r| at most ln(2) / 2.
@@ -36,12 +36,11 @@ macro_rules! dispatched {
                 portable($($arg),*);
             }
 
-            match Kernel::detect() {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: the CPU has AVX2.
-                Kernel::Avx2 | Kernel::Avx512 => unsafe { avx2($($arg),*) },
+            // SAFETY: the CPU has AVX2 where the kernel is one of these.
+            dispatch!(unsafe Kernel::detect(),
+                x86 => avx2($($arg),*),
                 _ => portable($($arg),*),
-            }
+            );
         }
     };
 }
@@ -67,7 +66,8 @@ dispatched! {
     }
 }
 
-/// What a token brings to a selective scan: time steps and inputs of each column, and what all columns share.
+/// What a token brings to a selective scan: time steps and inputs of each column, and what all
+/// columns share.
 #[derive(Clone, Copy)]
 pub(crate) struct ScanToken<'a> {
     pub dt: &'a [f32],
@@ -77,8 +77,9 @@ pub(crate) struct ScanToken<'a> {
 }
 
 dispatched! {
-    /// A step of a selective scan: for each column `state = e^(dt a) state + dt x b`, and `y` grows by the sum of
-    /// `state c`, added in eight lanes. `state` and `a` have as many numbers a column as `b` and `c`.
+    /// A step of a selective scan: for each column `state = e^(dt a) state + dt x b`, and `y` grows
+    /// by the sum of `state c`, added in eight lanes. `state` and `a` have as many numbers a column
+    /// as `b` and `c`.
     scan_step(state: &mut [f32], a: &[f32], token: ScanToken<'_>, y: &mut [f32]) {
         let width = token.b.len();
         let columns = state.chunks_exact_mut(width).zip(a.chunks_exact(width)).zip(y);

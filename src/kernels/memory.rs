@@ -1,14 +1,17 @@
-//! Buffers: large ones without touching them first, and copies that go around the caches.
+//! Buffers: large ones without touching them first, and numbers that start where lines of the
+//! caches do.
 
-use super::choice::Kernel;
+/// Bytes of a line of the caches. Vectors that straddle two cost twice as much to load, and a line
+/// written in part is read first.
+pub(super) const LINE_BYTES: usize = 64;
 
 /// Buffers from this size on are asked to be in huge pages. First touch of ordinary pages is slower
 /// than decoding into them.
 #[cfg(target_os = "linux")]
 const HUGE_BYTES: usize = 4 << 20;
 
-/// A buffer of `len` zeros that nobody wrote: fresh memory of the system is zero already. `None` when
-/// there is no such memory.
+/// A buffer of `len` zeros that nobody wrote: fresh memory of the system is zero already. `None`
+/// when there is no such memory.
 pub(crate) fn zeroed(len: usize) -> Option<Vec<u8>> {
     if len == 0 {
         return Some(Vec::new());
@@ -35,8 +38,8 @@ fn advise_huge_pages(buffer: &mut [u8]) {
     const PAGE: usize = 64 << 10;
     let skip = buffer.as_ptr().align_offset(PAGE);
     let whole = buffer.len().saturating_sub(skip) / PAGE * PAGE;
-    // SAFETY: whole pages inside the buffer (64 KiB is a multiple of every page size in use); the advice
-    // leaves their content as it is.
+    // SAFETY: whole pages inside the buffer (64 KiB is a multiple of every page size in use); the
+    // advice leaves their content as it is.
     unsafe {
         libc::madvise(buffer.as_mut_ptr().add(skip).cast(), whole, libc::MADV_HUGEPAGE);
     }
@@ -45,8 +48,7 @@ fn advise_huge_pages(buffer: &mut [u8]) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_: &mut [u8]) {}
 
-/// Numbers that start at a multiple of 64 bytes: vectors that straddle cache lines cost twice as much to
-/// load.
+/// Numbers that start at a multiple of [`LINE_BYTES`].
 #[derive(Debug)]
 pub(crate) struct Aligned<T> {
     all: Vec<T>,
@@ -55,8 +57,8 @@ pub(crate) struct Aligned<T> {
 
 impl<T: Copy + Default> Aligned<T> {
     pub(super) fn new(len: usize) -> Self {
-        let all = vec![T::default(); len + 64 / size_of::<T>()];
-        let start = all.as_ptr().align_offset(64).min(all.len() - len);
+        let all = vec![T::default(); len + LINE_BYTES / size_of::<T>()];
+        let start = all.as_ptr().align_offset(LINE_BYTES).min(all.len() - len);
         Self { all, start }
     }
 }
@@ -79,14 +81,14 @@ impl<T> std::ops::Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        let len = self.all.len() - 64 / size_of::<T>();
+        let len = self.all.len() - LINE_BYTES / size_of::<T>();
         &self.all[self.start..self.start + len]
     }
 }
 
 impl<T> std::ops::DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        let len = self.all.len() - 64 / size_of::<T>();
+        let len = self.all.len() - LINE_BYTES / size_of::<T>();
         &mut self.all[self.start..self.start + len]
     }
 }
@@ -97,39 +99,6 @@ pub(crate) fn as_bytes_mut(numbers: &mut [f32]) -> &mut [u8] {
     unsafe {
         let len = std::mem::size_of_val(numbers);
         std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), len)
-    }
-}
-
-/// Whether [`stream_copy`] goes around the caches.
-pub(crate) fn can_stream(kernel: Kernel) -> bool {
-    matches!(kernel, Kernel::Avx2 | Kernel::Avx512)
-}
-
-/// Copies with stores that don't load the lines they replace, nor keep them in the caches. Call
-/// [`stream_end`] before another thread looks.
-///
-/// # Panics
-/// When the lengths differ, or the CPU can't run `kernel`.
-pub(crate) fn stream_copy(kernel: Kernel, to: &mut [u8], from: &[u8]) {
-    assert_eq!(to.len(), from.len(), "bytes to copy");
-    assert!(kernel.is_available(), "kernel {kernel} can't run here");
-    match kernel {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the CPU has what the kernel needs.
-        Kernel::Avx512 => unsafe { super::avx512::stream_copy(to, from) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Kernel::Avx2 => unsafe { super::avx2::stream_copy(to, from) },
-        _ => to.copy_from_slice(from),
-    }
-}
-
-/// Orders streamed stores before whatever follows.
-pub(crate) fn stream_end() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 CPU has SSE.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
     }
 }
 
@@ -146,22 +115,5 @@ mod tests {
             buffer.shrink_to_fit();
         }
         assert!(zeroed(usize::MAX).is_none());
-    }
-
-    #[test]
-    fn streamed_copies_copy_everything_and_nothing_else() {
-        let from: Vec<u8> = (0..2000u32).map(|i| (i % 251) as u8).collect();
-        for kernel in Kernel::available() {
-            for start in [0, 1, 7, 31, 32, 63] {
-                for len in (0..200).chain([511, 1024, 1900]) {
-                    let mut to = vec![0xa5; 2200];
-                    stream_copy(kernel, &mut to[start..start + len], &from[3..3 + len]);
-                    stream_end();
-                    assert_eq!(to[start..start + len], from[3..3 + len], "{kernel} {start} {len}");
-                    let outside = to[..start].iter().chain(&to[start + len..]);
-                    assert!(outside.into_iter().all(|&b| b == 0xa5), "{kernel} {start} {len}");
-                }
-            }
-        }
     }
 }

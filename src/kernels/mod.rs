@@ -1,9 +1,16 @@
-//! Kernels: the inner loops over rows of planes, one file for each instruction set.
+//! Kernels: the inner loops, a room for each job and in it a file for each instruction set.
 //!
 //! This is the bottom layer and the only place with `unsafe`. What a kernel computes is defined by
-//! spec/codec.md and transcribed in `codec::reference`; every kernel equals it bit for bit, and encodes to
-//! the same bytes. Only products may differ in their last bits. Callers check lengths and ranges; what they hand
-//! over here always fits.
+//! spec/codec.md and transcribed in `codec::reference`; every kernel equals it bit for bit, and
+//! encodes to the same bytes. Only products may differ in their last bits.
+//!
+//! Formats, files and whole tensors are left to the layers above, all of which may call what is
+//! re-exported here. They check lengths and ranges; what they hand over always fits, and a room
+//! asserts it once more where memory depends on it.
+//!
+//! The `mod.rs` of a room holds the types that callers use and picks a kernel with `dispatch!`.
+//! Files of instruction sets use the room's types, `planes` and `target`, what `simd` has for
+//! several rooms, and the portable loop where they have none; they don't use `mod.rs`.
 
 #![allow(unsafe_code, reason = "intrinsics, each block with its reason")]
 #![allow(
@@ -12,10 +19,6 @@
     reason = "bit arithmetic on known ranges"
 )]
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod choice;
 #[cfg(feature = "checkpoints")]
 mod compensate;
@@ -26,11 +29,11 @@ mod exact;
 mod exp;
 mod memory;
 mod nearest;
-#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-mod neon;
 mod overlay;
-mod scalar;
+mod planes;
 pub(crate) mod sha256;
+mod simd;
+mod stream;
 mod target;
 #[cfg(feature = "checkpoints")]
 mod tile;
@@ -38,7 +41,7 @@ mod tile;
 pub use choice::Kernel;
 #[cfg(feature = "checkpoints")]
 pub(crate) use compensate::{Descent, RoundTile, descend, round_tile};
-pub(crate) use decode::{LevelTable, RowDecoder};
+pub(crate) use decode::RowDecoder;
 pub(crate) use dot::{Int8Row, MOST, Packed, RowBits, RowDot, dot_f32, pack_row};
 pub(crate) use exact::{
     ContextBits, ContextOf, Contexts, DecodeTables, Hint, LANES, LOW, Lanes, Top, place, unpack,
@@ -47,9 +50,11 @@ pub(crate) use exact::{
 pub(crate) use exact::{EncodeTables, EncodedLanes, LaneEncoder};
 #[cfg(feature = "lm")]
 pub(crate) use exp::{ScanToken, exp, exp_shifted, scan_step, silu, swiglu};
-pub(crate) use memory::{as_bytes_mut, can_stream, stream_copy, stream_end, zeroed};
+pub(crate) use memory::{as_bytes_mut, zeroed};
 pub(crate) use nearest::{Nearest, TRIES};
 pub(crate) use overlay::{Int8Factors, WideFactors};
+pub(crate) use planes::LevelTable;
+pub(crate) use stream::{can_stream, stream_copy, stream_end};
 pub use target::STEPS;
 pub(crate) use target::{Float, bf16_bits, f16_bits};
 #[cfg(feature = "checkpoints")]

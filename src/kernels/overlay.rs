@@ -1,12 +1,12 @@
 //! Adding the product of two thin factors to decoded values (spec/overlay.md).
 //!
-//! Sums of int8 products are exact integers, and the rest are three roundings in a stated order, so every kernel gives
-//! the same bits.
+//! Sums of int8 products are exact integers, and the rest are three roundings in a stated order, so
+//! every kernel gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::choice::Kernel;
+use super::choice::{Kernel, dispatch};
 
 /// Columns that one step of the kernels has.
 const STEP: usize = 16;
@@ -29,7 +29,8 @@ pub(crate) struct Int8Factors {
 }
 
 impl Int8Factors {
-    /// `a` is `[rows, rank]`, `b` `[rank, cols]`, both row by row; a scale for each row of A and each column of B.
+    /// `a` is `[rows, rank]`, `b` `[rank, cols]`, both row by row; a scale for each row of A and
+    /// each column of B.
     pub(crate) fn new(a: &[u8], b: &[u8], row_scales: Vec<f32>, column_scales: Vec<f32>) -> Self {
         let (rows, cols) = (row_scales.len(), column_scales.len());
         let rank = a.len() / rows.max(1);
@@ -93,14 +94,11 @@ impl Int8Factors {
         let near = (NEAR_BYTES / (4 * self.pairs)).max(STEP) / STEP * STEP;
         for from in (0..width).step_by(near) {
             let to = width.min(from + near);
-            match kernel {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: callers have kernels that the CPU can run.
-                Kernel::Avx2 | Kernel::Avx512 => unsafe {
-                    self.add_avx2(row, col, width, from..to, out);
-                },
+            // SAFETY: callers have kernels that the CPU can run.
+            dispatch!(unsafe kernel,
+                x86 => self.add_avx2(row, col, width, from..to, out),
                 _ => self.add_portable(row, col, width, from..to, out),
-            }
+            );
         }
     }
 
@@ -237,8 +235,8 @@ pub(crate) struct WideFactors {
 }
 
 impl WideFactors {
-    /// As [`Int8Factors::add`]. Products of two binary16 numbers are exact in binary32, so fused operations would give
-    /// the same.
+    /// As [`Int8Factors::add`]. Products of two binary16 numbers are exact in binary32, so fused
+    /// operations would give the same.
     ///
     /// # Panics
     /// As [`Int8Factors::add`].

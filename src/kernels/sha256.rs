@@ -1,9 +1,9 @@
 //! SHA-256 (FIPS 180-4) of two messages at a time on one core.
 //!
-//! The rounds of SHA-256 wait for one another: the SHA instructions of a core could start two to four
-//! times as many as one message gives them. Rounds of two messages that don't depend on each other fill
-//! the gaps. Where a processor has no such instructions, the `sha2` crate hashes one after the other; the
-//! digests are the same.
+//! The rounds of SHA-256 wait for one another: the SHA instructions of a core could start two to
+//! four times as many as one message gives them. Rounds of two messages that don't depend on each
+//! other fill the gaps. Where a processor has no such instructions, the `sha2` crate hashes one
+//! after the other; the digests are the same.
 
 use std::sync::OnceLock;
 
@@ -47,7 +47,8 @@ const ROUND: [[u32; 4]; 16] = [
     [0x90be_fffa, 0xa450_6ceb, 0xbef9_a3f7, 0xc671_78f2],
 ];
 
-/// The digests of some leaves of a hash tree, in order: SHA-256 of a zero byte and the leaf's bytes.
+/// The digests of some leaves of a hash tree, in order: SHA-256 of a zero byte and the leaf's
+/// bytes.
 ///
 /// # Spec
 /// UC-ROOT-1.

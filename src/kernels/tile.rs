@@ -1,8 +1,8 @@
-//! Products of tiles for the calibrated encoder. Results reach the file, so the order of operations is fixed: each
-//! element of a tile takes its products one after the other, `k` ascending, each rounded by itself. Whatever the
-//! width of the vectors, that gives the same bits.
+//! Products of tiles for the calibrated encoder. Results reach the file, so the order of operations
+//! is fixed: each element of a tile takes its products one after the other, `k` ascending, each
+//! rounded by itself. Whatever the width of the vectors, that gives the same bits.
 
-use super::choice::Kernel;
+use super::choice::{Kernel, dispatch};
 
 /// Rows and columns of a tile, and the width of a panel.
 pub(crate) const TILE: usize = 64;
@@ -24,8 +24,8 @@ pub(crate) trait Real:
     fn dispatch<const SUBTRACT: bool>(kernel: Kernel, out: &mut [Self], a: &[Self], b: &[Self]);
 }
 
-/// `out[i][j] += sum over k of a[k][i] * b[k][j]` for a tile `out`, in panels `a` and `b` of [`TILE`] columns
-/// and as many rows as both have.
+/// `out[i][j] += sum over k of a[k][i] * b[k][j]` for a tile `out`, in panels `a` and `b` of
+/// [`TILE`] columns and as many rows as both have.
 ///
 /// # Panics
 /// When `out` is no tile, or a panel ends within a row.
@@ -99,15 +99,12 @@ macro_rules! real {
                     product::<$t, $avx512, SUBTRACT>(out, a, b);
                 }
 
-                match kernel {
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: callers have kernels that the CPU can run.
-                    Kernel::Avx2 => unsafe { avx2::<SUBTRACT>(out, a, b) },
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: as above.
-                    Kernel::Avx512 => unsafe { avx512::<SUBTRACT>(out, a, b) },
+                // SAFETY: callers have kernels that the CPU can run.
+                dispatch!(unsafe kernel,
+                    avx512 => avx512::<SUBTRACT>(out, a, b),
+                    avx2 => avx2::<SUBTRACT>(out, a, b),
                     _ => product::<$t, $plain, SUBTRACT>(out, a, b),
-                }
+                );
             }
         }
     };
@@ -116,8 +113,8 @@ macro_rules! real {
 real!(f32, 8, 16, 32);
 real!(f64, 4, 8, 16);
 
-/// Does `12 x width x rounds` multiplications and additions of binary32 numbers that stay in registers, half of each, in
-/// vectors of 16, 8 or 4: what a core can do at best, for comparison.
+/// Does `12 x width x rounds` multiplications and additions of binary32 numbers that stay in
+/// registers, half of each, in vectors of 16, 8 or 4: what a core can do at best, for comparison.
 #[doc(hidden)]
 pub fn mul_add_peak(kernel: Kernel, rounds: usize) -> f32 {
     #[inline(always)]
@@ -156,15 +153,12 @@ pub fn mul_add_peak(kernel: Kernel, rounds: usize) -> f32 {
     fn avx512(rounds: usize) -> f32 {
         run::<16>(rounds)
     }
-    match kernel {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: callers have kernels that the CPU can run.
-        Kernel::Avx2 => unsafe { avx2(rounds) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Kernel::Avx512 => unsafe { avx512(rounds) },
+    // SAFETY: callers have kernels that the CPU can run.
+    dispatch!(unsafe kernel,
+        avx512 => avx512(rounds),
+        avx2 => avx2(rounds),
         _ => run::<4>(rounds),
-    }
+    )
 }
 
 #[cfg(test)]

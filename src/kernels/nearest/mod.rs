@@ -3,36 +3,23 @@
 //! What is computed here reaches the file, so every kernel does the same binary32 operations in the
 //! same order, none of them fused.
 
-use super::choice::Kernel;
-#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-use super::neon;
-use super::scalar;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(super) mod cells;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
+mod scalar;
 
-/// Cells of the look-up tables.
-pub(super) const CELLS: usize = 512;
+use self::cells::Cells;
+#[cfg(feature = "checkpoints")]
+use self::cells::{cell, weighted};
+use super::choice::{Kernel, dispatch};
 
-/// Scales that are tried at a time.
-pub(crate) const TRIES: usize = 4;
+pub(crate) use self::cells::TRIES;
 
-/// Nearest-level search for one table of levels.
-///
-/// Levels are integers, so the midpoints between neighbours are multiples of one half: the nearest
-/// level is constant on each cell `[i/2, (i+1)/2)`, and one look-up finds it. Everything is in units of
-/// half a level.
-#[repr(C, align(64))]
-#[derive(Debug, Clone)]
-pub(super) struct Cells {
-    /// Twice the level of each cell; cell 0 starts at -256.
-    pub twice: [f32; CELLS],
-    /// The level, in two's complement.
-    pub levels: [u8; CELLS],
-    /// Its code.
-    pub codes: [u8; CELLS],
-}
-
-/// See [`Cells`].
+/// Nearest-level search for one table of levels, see [`Cells`].
 #[derive(Debug)]
 pub(crate) struct Nearest {
     kernel: Kernel,
@@ -49,26 +36,10 @@ impl Nearest {
     /// When the CPU can't run `kernel`, or there are more than 256 levels.
     pub(crate) fn new(kernel: Kernel, levels: &[i8]) -> Self {
         assert!(kernel.is_available(), "kernel {kernel} can't run here");
-        let mut cells =
-            Box::new(Cells { twice: [0.0; CELLS], levels: [0; CELLS], codes: [0; CELLS] });
-        let mut code = 0usize;
-        for cell in 0..CELLS {
-            // Twice the lower end of the cell, against twice the midpoint to the next level.
-            let low = i32::try_from(cell).expect("below 512") - 256;
-            while levels
-                .get(code + 1)
-                .is_some_and(|&next| i32::from(levels[code]) + i32::from(next) <= low)
-            {
-                code += 1;
-            }
-            cells.twice[cell] = 2.0 * f32::from(levels[code]);
-            cells.levels[cell] = levels[code].cast_unsigned();
-            cells.codes[cell] = u8::try_from(code).expect("at most 256 levels");
-        }
         let widest = levels.iter().map(|l| l.unsigned_abs()).max().unwrap_or(127);
         Self {
             kernel,
-            cells,
+            cells: Cells::new(levels),
             #[cfg(feature = "checkpoints")]
             table: levels.to_vec(),
             top: f32::from(widest.min(127)),
@@ -84,21 +55,17 @@ impl Nearest {
         Self { kernel, ..self }
     }
 
-    /// For each of four factors `f`, the sum over `x` of the squared distance of `x * f` from twice the
-    /// nearest level. Element `i` is added to lane `i % 16`; lanes are added as [`add_lanes`] does.
+    /// For each of four factors `f`, the sum over `x` of the squared distance of `x * f` from twice
+    /// the nearest level. Element `i` is added to lane `i % 16`; lanes are added as
+    /// [`add_lanes`](super::simd::lanes::add_lanes) does.
     pub(crate) fn errors(&self, x: &[f32], factors: &[f32; TRIES]) -> [f32; TRIES] {
-        match self.kernel {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `new` asserted that the CPU has what the kernel needs.
-            Kernel::Avx512 => unsafe { avx512::errors(&self.cells, x, factors) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Kernel::Avx2 => unsafe { avx2::errors(&self.cells, x, factors) },
-            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-            // SAFETY: as above.
-            Kernel::Neon => unsafe { neon::errors(&self.cells, x, factors) },
+        // SAFETY: `new` asserted that the CPU has what the kernel needs.
+        dispatch!(unsafe self.kernel,
+            avx512 => avx512::errors(&self.cells, x, factors),
+            avx2 => avx2::errors(&self.cells, x, factors),
+            neon => neon::errors(&self.cells, x, factors),
             _ => scalar::errors(&self.cells, x, factors),
-        }
+        )
     }
 
     /// As [`Nearest::errors`], with each squared distance multiplied by the weight of its place.
@@ -112,19 +79,12 @@ impl Nearest {
         weights: &[f32],
         factors: &[f32; TRIES],
     ) -> [f32; TRIES] {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2")]
-        fn avx2(c: &Cells, x: &[f32], weights: &[f32], factors: &[f32; TRIES]) -> [f32; TRIES] {
-            weighted(c, x, weights, factors)
-        }
-
         assert_eq!(x.len(), weights.len(), "weights");
-        match self.kernel {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `new` asserted that the CPU has what the kernel needs.
-            Kernel::Avx2 | Kernel::Avx512 => unsafe { avx2(&self.cells, x, weights, factors) },
+        // SAFETY: `new` asserted that the CPU has what the kernel needs.
+        dispatch!(unsafe self.kernel,
+            x86 => avx2::weighted_errors(&self.cells, x, weights, factors),
             _ => weighted(&self.cells, x, weights, factors),
-        }
+        )
     }
 
     /// The largest magnitude among the levels, 127 at most: what the peak of a row belongs on.
@@ -155,15 +115,12 @@ impl Nearest {
     /// When the slices differ in length.
     pub(crate) fn codes(&self, x: &[f32], factor: f32, codes: &mut [u8]) {
         assert_eq!(x.len(), codes.len(), "codes");
-        match self.kernel {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `new` asserted that the CPU has what the kernel needs.
-            Kernel::Avx512 => unsafe { avx512::nearest_codes(&self.cells, x, factor, codes) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Kernel::Avx2 => unsafe { avx2::nearest_codes(&self.cells, x, factor, codes) },
-            _ => scalar::nearest_codes(&self.cells, x, factor, codes),
-        }
+        // SAFETY: `new` asserted that the CPU has what the kernel needs.
+        dispatch!(unsafe self.kernel,
+            avx512 => avx512::codes(&self.cells, x, factor, codes),
+            avx2 => avx2::codes(&self.cells, x, factor, codes),
+            _ => scalar::codes(&self.cells, x, factor, codes),
+        )
     }
 
     /// Spreads the codes of one row over its planes, most significant plane first (UC-PLN-6).
@@ -172,62 +129,14 @@ impl Nearest {
     /// When a plane has not one bit for each code.
     pub(crate) fn scatter(&self, codes: &[u8], planes: &mut [&mut [u8]]) {
         assert!(planes.iter().all(|p| p.len() == codes.len().div_ceil(8)), "bytes of a plane");
-        match self.kernel {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `new` asserted that the CPU has what the kernel needs.
-            Kernel::Avx512 => unsafe { avx512::scatter_codes(codes, planes) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Kernel::Avx2 => unsafe { avx2::scatter_codes(codes, planes) },
-            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-            // SAFETY: as above.
-            Kernel::Neon => unsafe { neon::scatter_codes(codes, planes) },
-            _ => scalar::scatter_codes(codes, planes),
-        }
+        // SAFETY: `new` asserted that the CPU has what the kernel needs.
+        dispatch!(unsafe self.kernel,
+            avx512 => avx512::scatter(codes, planes),
+            avx2 => avx2::scatter(codes, planes),
+            neon => neon::scatter(codes, planes),
+            _ => scalar::scatter(codes, planes),
+        )
     }
-}
-
-/// The cell of `y`. All of it is exact but one addition, which may move a `y` less than 2^-16 below a
-/// border onto it: both neighbours are as near then.
-#[inline]
-pub(super) fn cell(y: f32) -> usize {
-    // Comparisons that say what `maxps` and `minps` do.
-    let y = if y > -256.0 { y } else { -256.0 };
-    let y = if y < 255.0 { y } else { 255.0 };
-    // SAFETY: 0 to 511.
-    (unsafe { (y + 256.0).to_int_unchecked::<i32>() } as usize) % CELLS
-}
-
-#[cfg(feature = "checkpoints")]
-#[inline(always)]
-fn weighted(cells: &Cells, x: &[f32], weights: &[f32], factors: &[f32; TRIES]) -> [f32; TRIES] {
-    let mut sums = [0f32; TRIES];
-    for (sum, factor) in sums.iter_mut().zip(factors) {
-        let mut lanes = [0f32; 16];
-        for (x, weights) in x.chunks(16).zip(weights.chunks(16)) {
-            for (lane, (x, weight)) in lanes.iter_mut().zip(x.iter().zip(weights)) {
-                let y = x * factor;
-                let distance = y - cells.twice[cell(y)];
-                *lane += weight * (distance * distance);
-            }
-        }
-        *sum = add_lanes(&lanes);
-    }
-    sums
-}
-
-/// The sum of 16 lanes: halves are added until one is left.
-#[inline]
-pub(super) fn add_lanes(lanes: &[f32; 16]) -> f32 {
-    let mut lanes = *lanes;
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
 }
 
 #[cfg(test)]
