@@ -11,7 +11,7 @@ use ultracompress::{
     ShardIndex, VerifyOptions,
 };
 
-#[path = "../examples/make_vectors.rs"]
+#[path = "../examples/make_vectors/main.rs"]
 mod make_vectors;
 
 struct Vector {
