@@ -17,13 +17,16 @@ pub fn add(set: &mut VectorSet) {
 fn valid(set: &mut VectorSet) {
     set.valid(
         "planes-uniform",
-        &["PLN-1", "PLN-2", "PLN-4", "PLN-6", "PLN-7", "VAL-1", "VAL-2", "VAL-3", "VAL-4", "LVL-4"],
+        &[
+            "PLN-1", "PLN-2", "PLN-4", "PLN-6", "PLN-7", "PLN-8", "VAL-1", "VAL-2", "VAL-3",
+            "VAL-4", "LVL-4",
+        ],
         "five planes, groups of 16, the last one short",
         &File::of(vec![weights().record()]),
     );
     set.valid(
         "planes-per-row",
-        &["PLN-3", "PLN-5", "PRT-5"],
+        &["PLN-3", "PLN-5", "PLN-9", "PRT-5"],
         "3 to 8 planes by row, odd columns: rows are stored by falling count",
         &File::of(vec![mixed().record()]),
     );
@@ -125,6 +128,15 @@ fn invalid(set: &mut VectorSet) {
         &columns_of_one,
         &|r| r.body[4] = 3,
     );
+    // No part of a plane can be there: parts are never empty.
+    let no_columns = Planes::new("w", Dtype::Bf16, &[2, 40], 0, &[3, 3]);
+    let of_none = "PLN-8 PRT-22";
+    planes("planes-no-columns", of_none, "no columns", "malformed", &no_columns, &|r| {
+        r.body[16] = 0;
+        r.parts.truncate(1);
+        r.decodes_to(&[]);
+        r.tensor.as_mut().expect("a tensor").shape = vec![2, 0];
+    });
     let sixteen = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[5, 5]);
     planes("planes-group-8", "PLN-4", "groups of 8", "malformed", &sixteen, &|r| {
         // The second group's step has half a byte that a group of 16 leaves zero.
@@ -133,10 +145,10 @@ fn invalid(set: &mut VectorSet) {
     });
     planes("planes-two", "PLN-3", "two planes", "malformed", &w, &|r| r.body[6] = 2);
     planes("planes-nine", "PLN-3", "nine planes", "malformed", &w, &|r| r.body[6] = 9);
-    planes("planes-part-missing", "PRT-4", "the last plane is missing", "malformed", &w, &|r| {
+    planes("planes-part-missing", "PRT-22", "the last plane is missing", "malformed", &w, &|r| {
         r.parts.pop();
     });
-    planes("planes-part-extra", "PRT-4", "a sixth plane for five", "malformed", &w, &|r| {
+    planes("planes-part-extra", "PRT-22", "a sixth plane for five", "malformed", &w, &|r| {
         let extra = Part { plane: 5, ..r.parts[6].clone() };
         r.parts.push(extra);
     });
@@ -166,7 +178,7 @@ fn invalid(set: &mut VectorSet) {
     );
     planes(
         "planes-zstd",
-        "PRT-7",
+        "PRT-27",
         "a plane stored as zstd",
         "malformed",
         &Planes::new("w", Dtype::Bf16, &[16, 40], 16, &[5; 16]),
@@ -205,7 +217,7 @@ fn invalid(set: &mut VectorSet) {
     );
     planes(
         "planes-count-padding",
-        "PLN-3",
+        "PLN-9",
         "half a byte behind the last row",
         "malformed",
         &m,
@@ -213,7 +225,7 @@ fn invalid(set: &mut VectorSet) {
     );
     planes(
         "planes-counts-uniform",
-        "PLN-3",
+        "PLN-10",
         "a counts part of equal counts",
         "malformed",
         &Planes::new("w", Dtype::F32, &[2, 16], 16, &[5, 5]),
@@ -235,7 +247,7 @@ fn invalid(set: &mut VectorSet) {
     let five = Planes::new("w", Dtype::F32, &[3, 16], 16, &[5, 4, 3]);
     planes(
         "planes-beyond-counts",
-        "PRT-4",
+        "PRT-22",
         "a sixth plane, rows have five at most",
         "malformed",
         &five,
@@ -245,7 +257,7 @@ fn invalid(set: &mut VectorSet) {
     );
     planes(
         "planes-below-counts",
-        "PRT-4",
+        "PRT-22",
         "four planes, a row has five",
         "malformed",
         &five,
@@ -306,7 +318,7 @@ fn invalid(set: &mut VectorSet) {
     unused.custom = Some((3, custom3()));
     planes(
         "level-unused",
-        "LVL-3",
+        "LVL-5",
         "a table for a count that no row has",
         "malformed",
         &unused,

@@ -120,7 +120,7 @@ fn manifests(set: &mut VectorSet) {
         "malformed",
         &canonical(&calibrated),
     );
-    add("unknown-member", "MAN-2", "members that a reader doesn't know", "ok", &canonical(&more));
+    add("unknown-member", "MAN-6", "members that a reader doesn't know", "ok", &canonical(&more));
     let text = canonical(&base);
     add("not-json", "MAN-1", "cut off", "malformed", &text[..text.len() - 1]);
     let cut = text.find("vector\"").expect("the encoder") + 3;
@@ -236,7 +236,7 @@ fn manifests(set: &mut VectorSet) {
     m["tensors"]["a"]["file"] = "x".into();
     add(
         "file-carried",
-        "MAN-2",
+        "MAN-8",
         "a tensor from a file that is carried",
         "malformed",
         &canonical(&m),
@@ -276,7 +276,7 @@ fn manifests(set: &mut VectorSet) {
     m["tensors"]["a"]["file"] = "y".into();
     add(
         "file-not-listed",
-        "MAN-2",
+        "MAN-8",
         "a tensor from a file that isn't listed",
         "malformed",
         &canonical(&m),
@@ -284,7 +284,7 @@ fn manifests(set: &mut VectorSet) {
     let mut m = base.clone();
     let second = json!({ "path": "a", "bytes": 1, "role": "left_out" });
     m["files"].as_array_mut().expect("an array").push(second.clone());
-    add("files-unsorted", "MAN-2", "paths in falling order", "malformed", &canonical(&m));
+    add("files-unsorted", "MAN-7", "paths in falling order", "malformed", &canonical(&m));
     let mut m = base.clone();
     m["files"].as_array_mut().expect("an array").insert(0, second);
     add("left-out", "MAN-2", "a file that was left out needs no digest", "ok", &canonical(&m));
@@ -294,5 +294,5 @@ fn manifests(set: &mut VectorSet) {
     let mut m = base.clone();
     let twice = [m["files"][0].clone(), m["files"][0].clone()];
     m["files"] = json!(twice);
-    add("files-twice", "MAN-2", "one path twice", "malformed", &canonical(&m));
+    add("files-twice", "MAN-7", "one path twice", "malformed", &canonical(&m));
 }

@@ -62,7 +62,10 @@ fn valid(set: &mut VectorSet) {
     applied(
         set,
         "overlay-int8",
-        &["OVL-1", "OVL-2", "OVL-4", "OVL-5", "OVL-6", "OVL-8", "OVL-9"],
+        &[
+            "HDR-10", "OVL-1", "OVL-2", "OVL-4", "OVL-5", "OVL-6", "OVL-8", "OVL-9", "OVL-11",
+            "OVL-13", "OVL-19",
+        ],
         "int8 factors on a tensor of planes, which has an alias, and on a raw one with an infinity and a NaN",
         &bases,
         overlays,
@@ -86,7 +89,7 @@ fn valid(set: &mut VectorSet) {
     applied(
         set,
         "overlay-binary16",
-        &["OVL-2", "OVL-4", "OVL-7", "OVL-8"],
+        &["OVL-2", "OVL-4", "OVL-7", "OVL-8", "OVL-17"],
         "binary16 factors whose sums depend on their order; a vector as one row",
         &with_zeros,
         vec![ordered],
@@ -113,7 +116,7 @@ fn valid(set: &mut VectorSet) {
     applied(
         set,
         "overlay-limits",
-        &["OVL-2", "OVL-4", "OVL-5"],
+        &["OVL-5", "OVL-12", "OVL-17", "OVL-18"],
         "the largest and smallest scales and scalings; a vector as one column",
         &on_ones,
         vec![Overlay::new(
@@ -155,7 +158,7 @@ fn valid(set: &mut VectorSet) {
     unset.optional = Some(2);
     set.valid(
         "overlay-feature-unused",
-        &["HDR-5", "OVL-3"],
+        &["HDR-12"],
         "no overlays, though the optional bit says that there are",
         &unset,
     );
@@ -165,7 +168,7 @@ fn valid(set: &mut VectorSet) {
     unset.optional = Some(0);
     set.valid_with(
         "overlay-feature-unset",
-        &["HDR-5", "OVL-3"],
+        &["HDR-12"],
         "an overlay, though the optional bit says that there is none: readers don't rely on it",
         &unset,
         Some(outputs.into()),
@@ -178,7 +181,7 @@ fn valid(set: &mut VectorSet) {
         Some(serde_json_canonicalizer::to_vec(&all.default_manifest()).expect("plain JSON"));
     set.valid_with(
         "shard-alone",
-        &["SHD-7"],
+        &["SHD-7", "SHD-18", "SHD-19"],
         "the first shard of two: its manifest and its overlay speak of tensors that aren't here",
         &first,
         None,
@@ -195,7 +198,7 @@ fn valid(set: &mut VectorSet) {
     applied(
         set,
         "overlay-stack",
-        &["OVL-3", "OVL-8", "OVL-9"],
+        &["OVL-3", "OVL-8", "OVL-9", "OVL-17", "OVL-19"],
         "two overlays: the one whose name comes last is applied first; rows as another product of dimensions",
         &bases,
         stack,
@@ -205,7 +208,7 @@ fn valid(set: &mut VectorSet) {
     let records = overlays.iter().map(Overlay::record).collect();
     set.valid_with(
         "overlay-file",
-        &["OVL-10"],
+        &["OVL-10", "OVL-20", "OVL-22"],
         "an overlay without its base",
         &File::of(records),
         None,
@@ -241,8 +244,8 @@ fn invalid(set: &mut VectorSet) {
     one("overlay-more-blocks", "OVL-1 NAM-1 OVL-2", "more blocks than there are", m, |o| {
         o.n_blocks = Some(3);
     });
-    one("overlay-unsorted", "OVL-1", "blocks in another order", m, |o| o.blocks.swap(0, 1));
-    one("overlay-block-twice", "OVL-1", "two blocks for one tensor", m, |o| {
+    one("overlay-unsorted", "OVL-11", "blocks in another order", m, |o| o.blocks.swap(0, 1));
+    one("overlay-block-twice", "OVL-11", "two blocks for one tensor", m, |o| {
         o.blocks[1] = o.blocks[0].clone();
     });
     one("overlay-tail", "OVL-1", "bytes behind the info", m, |o| o.tail = vec![0; 8]);
@@ -256,20 +259,22 @@ fn invalid(set: &mut VectorSet) {
     one("overlay-factor-type", "OVL-2", "factors of type 3", m, |o| o.blocks[0].factors = 3);
     one("overlay-rank-zero", "OVL-2", "rank 0", m, |o| o.blocks[0].rank = 0);
     one("overlay-rows-zero", "OVL-2", "no rows", m, |o| o.blocks[0].rows = 0);
-    one("overlay-int8-scaling", "OVL-2", "int8 factors with a scaling", m, |o| {
+    one("overlay-int8-scaling", "OVL-12", "int8 factors with a scaling", m, |o| {
         o.blocks[0].scaling = 1f32.to_bits();
     });
-    one("overlay-int8-negative-zero", "OVL-2", "int8 factors with a scaling of -0", m, |o| {
+    one("overlay-int8-negative-zero", "OVL-12", "int8 factors with a scaling of -0", m, |o| {
         o.blocks[0].scaling = (-0f32).to_bits();
     });
-    one("overlay-huge", "OVL-2", "factors that no file can hold", m, |o| {
+    one("overlay-huge", "OVL-13", "factors that no file can hold", m, |o| {
         (o.blocks[0].rows, o.blocks[0].cols) = (u64::MAX / 2, u64::MAX / 2);
     });
-    one("overlay-part-short", "OVL-2", "the part is shorter than the blocks", m, |o| o.extra = -64);
-    one("overlay-part-long", "OVL-2", "the part is longer than the blocks", m, |o| o.extra = 64);
-    one("overlay-padding", "OVL-2", "padding behind a block is not zero", m, |o| o.padding = 1);
+    one("overlay-part-short", "OVL-13", "the part is shorter than the blocks", m, |o| {
+        o.extra = -64
+    });
+    one("overlay-part-long", "OVL-13", "the part is longer than the blocks", m, |o| o.extra = 64);
+    one("overlay-padding", "OVL-13", "padding behind a block is not zero", m, |o| o.padding = 1);
     one("overlay-order-gap", "OVL-3", "the only overlay is the second", m, |o| o.order = 2);
-    one("overlay-other-base", "OVL-3", "for another base", m, |o| {
+    one("overlay-other-base", "OVL-15", "for another base", m, |o| {
         o.base_root = Some(Digest::of(b"another"));
     });
     one("overlay-no-tensor", "OVL-4", "for a tensor that isn't there", m, |o| {
@@ -285,7 +290,7 @@ fn invalid(set: &mut VectorSet) {
     one("overlay-factor-changed", "OVL-9", "a factor was changed", "integrity", |o| {
         *o.blocks[0].content.last_mut().expect("there") ^= 0x40;
     });
-    one("overlay-root", "OVL-9", "the effective root is another", "integrity", |o| {
+    one("overlay-root", "OVL-19", "the effective root is another", "integrity", |o| {
         o.effective_root = Some(Digest::of(b"another"));
     });
 
@@ -296,9 +301,14 @@ fn invalid(set: &mut VectorSet) {
         apply(&bases, &mut overlays);
         set.invalid(id, &[rule], comment, m, &file(&bases, &overlays).bytes());
     };
-    lenient("overlay-other-shape", "OVL-4", "rows that are no product of first dimensions", &|b| {
-        *b = Block::int8("d.f32", 3, 2, 1, 2);
-    });
+    lenient(
+        "overlay-other-shape",
+        "OVL-17",
+        "rows that are no product of first dimensions",
+        &|b| {
+            *b = Block::int8("d.f32", 3, 2, 1, 2);
+        },
+    );
     for (id, comment, scale, at) in [
         ("overlay-scale-zero", "a row scale of zero", bf16::ZERO, 1),
         ("overlay-scale-negative", "a negative column scale", bf16::NEG_ONE, 3),
@@ -312,14 +322,14 @@ fn invalid(set: &mut VectorSet) {
         ("overlay-scaling-small", "a scaling below 2^-64", 5e-20),
         ("overlay-scaling-large", "a scaling above 2^64", 4e19),
     ] {
-        lenient(id, "OVL-2", comment, &|b| {
+        lenient(id, "OVL-12", comment, &|b| {
             *b = Block::of_f16("d.f32", 3, &[f16::ONE; 2], &[f16::ONE; 3], scaling);
         });
     }
     lenient("overlay-rank-high", "OVL-2", "rank 1025", &|b| {
         *b = Block::int8("d.f32", 2, 3, 1025, 2);
     });
-    lenient("overlay-f16-infinite", "OVL-5", "a binary16 factor is infinite", &|b| {
+    lenient("overlay-f16-infinite", "OVL-18", "a binary16 factor is infinite", &|b| {
         *b = Block::of_f16("d.f32", 3, &[f16::INFINITY, f16::ONE], &[f16::ONE; 3], 0.5);
     });
 
@@ -335,13 +345,13 @@ fn invalid(set: &mut VectorSet) {
     for (id, rule, comment, bytes) in [
         (
             "overlay-scaling-zero",
-            "OVL-2",
+            "OVL-12",
             "binary16 factors with a scaling of zero",
             adapter(|b| b.scaling = 0),
         ),
         (
             "overlay-scaling-nan",
-            "OVL-2",
+            "OVL-12",
             "a scaling that is no number",
             adapter(|b| b.scaling = f32::NAN.to_bits()),
         ),
@@ -372,14 +382,14 @@ fn invalid(set: &mut VectorSet) {
     });
     let records = [vec![one[0].record.clone()], many.collect()].concat();
     let bytes = File::of(records).bytes();
-    set.invalid("overlay-too-many", &["OVL-3"], "257 overlays", m, &bytes);
+    set.invalid("overlay-too-many", &["OVL-14"], "257 overlays", m, &bytes);
     let mut two =
         [overlays[0].clone(), Overlay { name: "second", order: 2, ..overlays[0].clone() }];
     two[1].base_root = Some(Digest::of(b"another"));
     let of_two = File::of(two.iter().map(Overlay::record).collect());
     set.invalid(
         "overlays-two-bases",
-        &["OVL-10"],
+        &["OVL-21"],
         "a file of overlays for two bases",
         m,
         &of_two.bytes(),
@@ -389,7 +399,7 @@ fn invalid(set: &mut VectorSet) {
     shard.shard = Some((1, 2));
     set.invalid(
         "shard-two-bases",
-        &["OVL-3"],
+        &["OVL-15"],
         "the first shard of two has overlays for two bases",
         m,
         &shard.bytes(),
@@ -459,7 +469,7 @@ fn invalid(set: &mut VectorSet) {
     required.records.last_mut().expect("the overlay").flags = 0;
     set.invalid(
         "overlay-required",
-        &["IDX-5"],
+        &["IDX-9"],
         "an overlay that isn't optional",
         m,
         &required.bytes(),
@@ -468,7 +478,7 @@ fn invalid(set: &mut VectorSet) {
     (second.shard, second.manifest) = (Some((2, 2)), Some(vec![]));
     set.invalid(
         "overlay-in-second-shard",
-        &["OVL-3"],
+        &["OVL-16"],
         "an overlay in a shard that isn't the first",
         m,
         &second.bytes(),
@@ -494,7 +504,7 @@ fn invalid(set: &mut VectorSet) {
     without.required = Some(0);
     set.invalid(
         "overlay-without-base",
-        &["OVL-3"],
+        &["OVL-15", "OVL-20"],
         "an overlay and no tensors, without the feature",
         m,
         &without.bytes(),
@@ -502,9 +512,9 @@ fn invalid(set: &mut VectorSet) {
     let mut zstd = file(&bases, &overlays);
     let part = &mut zstd.records.last_mut().expect("the overlay").parts[0];
     part.storage = 1;
-    set.invalid("overlay-zstd", &["PRT-7"], "factors in a part of storage zstd", m, &zstd.bytes());
+    set.invalid("overlay-zstd", &["PRT-27"], "factors in a part of storage zstd", m, &zstd.bytes());
     let mut two = file(&bases, &overlays);
     let record = two.records.last_mut().expect("the overlay");
     record.parts.push(plain(2, 0, &[0; 64]));
-    set.invalid("overlay-two-parts", &["OVL-2"], "an overlay with two parts", m, &two.bytes());
+    set.invalid("overlay-two-parts", &["OVL-13"], "an overlay with two parts", m, &two.bytes());
 }

@@ -24,7 +24,7 @@ fn valid(set: &mut VectorSet) {
     big.parts[0].chunks = vec![zstd_rle(0, CHUNK), zstd_rle(0, 500)];
     set.valid(
         "raw-zstd",
-        &["PRT-2", "PRT-7"],
+        &["PRT-2", "PRT-7", "PRT-23"],
         "a part of two chunks, each a zstd frame",
         &File::of(vec![big]),
     );
@@ -51,7 +51,7 @@ fn valid(set: &mut VectorSet) {
     window.parts[0].chunks = vec![zstd_frame(1, &[13 << 3, 0], 1, 500)];
     set.valid(
         "raw-zstd-window",
-        &["PRT-7"],
+        &["PRT-24", "PRT-25"],
         "a frame with a window of 8 MiB and the dictionary 0, which means none",
         &File::of(vec![window]),
     );
@@ -62,7 +62,7 @@ fn valid_unknown(set: &mut VectorSet) {
     residual.parts.push(Part { flags: 1, ..plain(17, 0, b"a part of a later version") });
     set.valid(
         "unknown-optional-part",
-        &["PRT-1", "PRT-4"],
+        &["PRT-11", "PRT-22"],
         "an optional part of an unknown kind behind the planes",
         &File::of(vec![residual.clone()]),
     );
@@ -70,7 +70,7 @@ fn valid_unknown(set: &mut VectorSet) {
     (coded.storage, coded.len) = (7, 1000);
     set.valid(
         "unknown-optional-storage",
-        &["PRT-1", "PRT-2"],
+        &["PRT-1", "PRT-11"],
         "an optional part of an unknown kind in an unknown storage",
         &File::of(vec![residual]),
     );
@@ -103,7 +103,7 @@ fn valid_unknown(set: &mut VectorSet) {
     ]);
     set.valid(
         "unknown-parts-around",
-        &["PRT-1", "PRT-4"],
+        &["PRT-1", "PRT-11", "PRT-22"],
         "optional parts of unknown kinds in tensors and files, also in empty ones; their storage is unknown too, though its code is that of zstd",
         &around,
     );
@@ -122,7 +122,7 @@ fn valid_unknown(set: &mut VectorSet) {
     });
     set.valid(
         "skipped-record-parts",
-        &["IDX-5", "PRT-1", "PRT-4", "PRT-7"],
+        &["IDX-8", "PRT-16"],
         "a record that is skipped has parts as no known record may have them: optional data, scales as zstd which are no frame, a ninth plane",
         &skipped,
     );
@@ -130,10 +130,10 @@ fn valid_unknown(set: &mut VectorSet) {
 
 fn invalid(set: &mut VectorSet) {
     let mut file = changes(set);
-    file("part-flags", "PRT-1", "unknown part flags", "malformed", &|f| {
+    file("part-flags", "PRT-8", "unknown part flags", "malformed", &|f| {
         f.records[1].parts[0].flags = 2
     });
-    file("part-optional-data", "PRT-1", "a data part marked optional", "malformed", &|f| {
+    file("part-optional-data", "PRT-12", "a data part marked optional", "malformed", &|f| {
         f.records[1].parts[0].flags = 1
     });
     file("part-storage", "PRT-1", "unknown storage", "unsupported_feature", &|f| {
@@ -141,14 +141,14 @@ fn invalid(set: &mut VectorSet) {
     });
     file(
         "part-kind-unknown",
-        "PRT-1",
+        "PRT-10",
         "an unknown kind that is not optional",
         "unsupported_feature",
         &|f| {
             f.records[1].parts.push(plain(17, 0, b"x"));
         },
     );
-    file("part-empty", "PRT-2", "a part without content", "malformed", &|f| {
+    file("part-empty", "PRT-19 PRT-2", "a part without content", "malformed", &|f| {
         f.records[1].parts[0].len = 0
     });
     file("part-chunk-count", "PRT-2", "two chunks for four bytes", "malformed", &|f| {
@@ -156,7 +156,7 @@ fn invalid(set: &mut VectorSet) {
     });
     file(
         "part-chunks-claimed",
-        "LIM-1 IDX-2",
+        "LIM-2 IDX-7",
         "2^32 - 1 chunks and a length to match, in a file of a few hundred bytes",
         "malformed",
         &|f| {
@@ -164,14 +164,20 @@ fn invalid(set: &mut VectorSet) {
             f.records[1].parts[0].len = u64::from(u32::MAX) << 20;
         },
     );
-    file("part-stored-len", "PRT-2", "stored length and chunks disagree", "malformed", &|f| {
+    file("part-stored-len", "PRT-18", "stored length and chunks disagree", "malformed", &|f| {
         f.records[1].parts[0].stored_len = Some(5)
     });
-    file("zstd-chunk-longer", "PRT-2", "a zstd chunk longer than its content", "malformed", &|f| {
-        f.records[1] = raw("b", Dtype::U8, &[4], &[4; 4]);
-        f.records[1].parts[0].storage = 1;
-        f.records[1].parts[0].chunks = vec![zstd_rle(4, 4)];
-    });
+    file(
+        "zstd-chunk-longer",
+        "PRT-17",
+        "a zstd chunk longer than its content",
+        "malformed",
+        &|f| {
+            f.records[1] = raw("b", Dtype::U8, &[4], &[4; 4]);
+            f.records[1].parts[0].storage = 1;
+            f.records[1].parts[0].chunks = vec![zstd_rle(4, 4)];
+        },
+    );
     file("part-overlap", "PRT-3", "two parts at one place", "malformed", &|f| {
         f.records[1].parts[0].offset = Some(256)
     });
@@ -195,10 +201,10 @@ fn invalid(set: &mut VectorSet) {
         "malformed",
         &|f| f.stray = 128,
     );
-    file("part-padding", "PRT-3", "padding between parts is not zero", "malformed", &|f| {
+    file("part-padding", "PRT-21", "padding between parts is not zero", "malformed", &|f| {
         f.records[0].parts[0].padding = 1
     });
-    file("raw-without-part", "PRT-4", "a raw tensor without its data", "malformed", &|f| {
+    file("raw-without-part", "PRT-22", "a raw tensor without its data", "malformed", &|f| {
         f.records[1].parts.clear()
     });
     file("raw-length", "PRT-5", "three bytes for four elements", "malformed", &|f| {
@@ -212,7 +218,7 @@ fn invalid(set: &mut VectorSet) {
         |parts| Record { kind: 77, flags: 1, name: b"future".to_vec(), parts, ..Record::default() };
     file(
         "skipped-part-order",
-        "PRT-4",
+        "PRT-4 PRT-15",
         "parts of a skipped record in falling order",
         "malformed",
         &|f| {
@@ -221,19 +227,25 @@ fn invalid(set: &mut VectorSet) {
     );
     file(
         "skipped-record-crc",
-        "PRT-6",
+        "PRT-6 PRT-15",
         "a checksum in a record that is skipped",
         "integrity",
         &|f| {
             f.records.push(future(vec![Part { crc: Some(1), ..plain(1, 0, b"x") }]));
         },
     );
-    file("skipped-part-crc", "PRT-6", "a checksum of a part that is skipped", "integrity", &|f| {
-        f.records[1].parts.push(Part { crc: Some(1), ..unknown_part(17, 0) });
-    });
+    file(
+        "skipped-part-crc",
+        "PRT-6 PRT-15",
+        "a checksum of a part that is skipped",
+        "integrity",
+        &|f| {
+            f.records[1].parts.push(Part { crc: Some(1), ..unknown_part(17, 0) });
+        },
+    );
     file(
         "skipped-part-flags",
-        "PRT-1",
+        "PRT-8 PRT-15",
         "unknown flags of a part that is skipped",
         "malformed",
         &|f| {
@@ -242,7 +254,7 @@ fn invalid(set: &mut VectorSet) {
     );
     file(
         "part-kind-zero",
-        "PRT-1",
+        "PRT-9",
         "an optional part of kind 0 before a file's data",
         "malformed",
         &|f| {
@@ -251,7 +263,7 @@ fn invalid(set: &mut VectorSet) {
             f.records.push(r);
         },
     );
-    file("part-plane", "PRT-1", "a data part of plane 5", "malformed", &|f| {
+    file("part-plane", "PRT-14", "a data part of plane 5", "malformed", &|f| {
         f.records[1].parts[0].plane = 5;
     });
 }
@@ -270,7 +282,7 @@ fn interleaved(set: &mut VectorSet) {
     swapped.records = vec![first_swapped, second];
     set.invalid(
         "part-interleaved",
-        &["PRT-3"],
+        &["PRT-20"],
         "the parts of one record don't follow one another",
         "malformed",
         &swapped.bytes(),
@@ -280,36 +292,51 @@ fn interleaved(set: &mut VectorSet) {
 fn invalid_zstd(set: &mut VectorSet) {
     let mut zstd = raw("zeros", Dtype::U8, &[500], &[0; 500]);
     zstd.parts[0].storage = 1;
-    for (id, chunk, comment) in [
-        ("zstd-garbage", b"no zstd frame".to_vec(), "a chunk that is no frame"),
-        ("zstd-short", zstd_rle(0, 499), "a frame of 499 bytes for 500"),
+    for (id, rule, chunk, comment) in [
+        ("zstd-garbage", "PRT-7", b"no zstd frame".to_vec(), "a chunk that is no frame"),
+        ("zstd-short", "PRT-23", zstd_rle(0, 499), "a frame of 499 bytes for 500"),
         (
             "zstd-two-frames",
+            "PRT-7",
             [zstd_rle(0, 250), zstd_rle(0, 250)].concat(),
             "two frames that add up",
         ),
-        ("zstd-trailing", [zstd_rle(0, 500), vec![0]].concat(), "a byte behind the frame"),
-        ("zstd-bomb", zstd_rle(0, 1 << 23), "a frame of 8 MiB for 500 bytes"),
+        ("zstd-trailing", "PRT-7", [zstd_rle(0, 500), vec![0]].concat(), "a byte behind the frame"),
+        ("zstd-bomb", "PRT-23", zstd_rle(0, 1 << 23), "a frame of 8 MiB for 500 bytes"),
         (
             "zstd-dictionary",
+            "PRT-24 PRT-23",
             zstd_frame(1, &[13 << 3, 1], 1, 500),
             "a frame that needs dictionary 1",
         ),
-        ("zstd-window", zstd_frame(0, &[13 << 3 | 1], 1, 500), "a window of 9 MiB"),
-        ("zstd-block-type", zstd_frame(0, &[13 << 3], 3, 500), "a block of the reserved type"),
-        ("zstd-reserved-bit", zstd_frame(8, &[13 << 3], 1, 500), "the reserved bit of the header"),
+        ("zstd-window", "PRT-25", zstd_frame(0, &[13 << 3 | 1], 1, 500), "a window of 9 MiB"),
+        (
+            "zstd-block-type",
+            "PRT-7",
+            zstd_frame(0, &[13 << 3], 3, 500),
+            "a block of the reserved type",
+        ),
+        (
+            "zstd-reserved-bit",
+            "PRT-7",
+            zstd_frame(8, &[13 << 3], 1, 500),
+            "the reserved bit of the header",
+        ),
         (
             "zstd-content-size",
+            "PRT-26 PRT-23",
             zstd_frame(0x60, &243u16.to_le_bytes(), 1, 500),
             "a frame that says it holds 499 bytes and holds 500",
         ),
         (
             "zstd-checksum",
+            "PRT-26 PRT-23",
             [zstd_frame(4, &[13 << 3], 1, 500), vec![1, 2, 3, 4]].concat(),
             "another checksum than the content's",
         ),
         (
             "zstd-skippable",
+            "PRT-7",
             [vec![0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 0], zstd_rle(0, 500)].concat(),
             "a skippable frame in front",
         ),
@@ -320,7 +347,7 @@ fn invalid_zstd(set: &mut VectorSet) {
         set.add(
             "container/invalid",
             id,
-            &["PRT-7"],
+            &[rule],
             comment,
             &["zstd"],
             hex(&bytes).into(),

@@ -48,7 +48,7 @@ pub fn add(set: &mut VectorSet) {
     let mut add = |id: &str, rule: &str, comment: &str, bytes: &[u8], expect: &str| {
         set.add("receipt", id, &[rule], comment, &[], json!(hex(bytes)), expect, None);
     };
-    let all = "RCP-1 RCP-2 RCP-3";
+    let all = "RCP-1 RCP-2 RCP-3 RCP-5 RCP-6 RCP-7 RCP-8 RCP-9 RCP-14";
     add("valid", all, "a record of two sequences", &canonical(&receipt()), "ok");
     let changed = |pointer: &str, to: Value| {
         let mut v = receipt();
@@ -72,12 +72,12 @@ pub fn add(set: &mut VectorSet) {
     add("cosine", all, "an encoder, one sequence: no standard errors", &canonical(&cosine), "ok");
     let mut largest = cosine.clone();
     largest["kld_largest"] = json!([0.5]);
-    add("cosine-largest", "RCP-2", "divergences of an encoder", &canonical(&largest), "malformed");
+    add("cosine-largest", "RCP-9", "divergences of an encoder", &canonical(&largest), "malformed");
     let mut fewer = receipt();
     fewer["protocol"]["max_tokens"] = Value::Null;
     add(
         "fewer-sequences",
-        "RCP-2",
+        "RCP-6",
         "two sequences of eight that the text has",
         &canonical(&fewer),
         "ok",
@@ -122,35 +122,50 @@ pub fn add(set: &mut VectorSet) {
     let twice = text.replace("\"tool\":", "\"text\":{},\"tool\":");
     add("twice", "RCP-1 RCP-2", "a member twice", twice.as_bytes(), "malformed");
 
-    for (id, comment, pointer, to) in [
-        ("format", "an unknown format", "/format", json!("ultracompress-eval-2")),
-        ("metric", "an unknown metric", "/metric", json!("accuracy")),
-        ("digest", "a digest in capitals", "/text/sha256", json!("A".repeat(64))),
-        ("rung", "a rung of nine planes", "/model/rung", json!(9)),
-        ("no-sequences", "no sequences", "/protocol/sequences", json!(0)),
-        ("largest-few", "two of three largest divergences", "/kld_largest", json!([2.0, 1.25])),
+    for (id, rule, comment, pointer, to) in [
+        ("format", "RCP-2", "an unknown format", "/format", json!("ultracompress-eval-2")),
+        ("metric", "RCP-2", "an unknown metric", "/metric", json!("accuracy")),
+        ("digest", "RCP-2", "a digest in capitals", "/text/sha256", json!("A".repeat(64))),
+        ("rung", "RCP-2", "a rung of nine planes", "/model/rung", json!(9)),
+        ("no-sequences", "RCP-2 RCP-5", "no sequences", "/protocol/sequences", json!(0)),
+        (
+            "largest-few",
+            "RCP-9",
+            "two of three largest divergences",
+            "/kld_largest",
+            json!([2.0, 1.25]),
+        ),
         (
             "largest-too-large",
+            "RCP-13",
             "more divergence in three tokens than in all",
             "/kld_largest/0",
             json!(1000.0),
         ),
-        ("largest-null", "a divergence that is no number", "/kld_largest/1", Value::Null),
+        ("largest-null", "RCP-2", "a divergence that is no number", "/kld_largest/1", Value::Null),
         (
             "few-tokens",
+            "RCP-5",
             "not all tokens of the sequences are scored",
             "/protocol/tokens",
             json!(227),
         ),
-        ("text-short", "more tokens than the text has", "/text/tokens", json!(255)),
-        ("too-many-tokens", "more tokens than the sequences have", "/protocol/tokens", json!(257)),
+        ("text-short", "RCP-6", "more tokens than the text has", "/text/tokens", json!(255)),
+        (
+            "too-many-tokens",
+            "RCP-5",
+            "more tokens than the sequences have",
+            "/protocol/tokens",
+            json!(257),
+        ),
     ] {
-        add(id, "RCP-2", comment, &changed(pointer, to), "malformed");
+        add(id, rule, comment, &changed(pointer, to), "malformed");
     }
     // Their headlines follow.
-    for (id, comment, pointer, to, figures) in [
+    for (id, rule, comment, pointer, to, figures) in [
         (
             "column-short",
+            "RCP-7",
             "a column of one number",
             "/rows/kld",
             json!([0.5]),
@@ -158,6 +173,7 @@ pub fn add(set: &mut VectorSet) {
         ),
         (
             "top1-above-one",
+            "RCP-8",
             "a share above 1",
             "/rows/top1",
             json!([2.0, 0.5]),
@@ -165,6 +181,7 @@ pub fn add(set: &mut VectorSet) {
         ),
         (
             "kld-negative",
+            "RCP-8",
             "a divergence below zero by more than rounding",
             "/rows/kld",
             json!([-0.25, 1.25]),
@@ -172,6 +189,7 @@ pub fn add(set: &mut VectorSet) {
         ),
         (
             "largest-rising",
+            "RCP-12",
             "divergences that rise",
             "/kld_largest",
             json!([1.25, 1.5, 2.0]),
@@ -179,6 +197,7 @@ pub fn add(set: &mut VectorSet) {
         ),
         (
             "largest-negative",
+            "RCP-10",
             "the last of the largest is below zero by more than rounding",
             "/kld_largest/2",
             json!(-0.01),
@@ -190,42 +209,42 @@ pub fn add(set: &mut VectorSet) {
         for (name, figure) in figures.as_object().expect("an object") {
             v["headline"][name] = figure.clone();
         }
-        add(id, "RCP-2", comment, &canonical(&v), "malformed");
+        add(id, rule, comment, &canonical(&v), "malformed");
     }
-    for (id, pointer) in [
-        ("extra-model", "/model"),
-        ("extra-text", "/text"),
-        ("extra-protocol", "/protocol"),
-        ("extra-baseline", "/baselines/0"),
-        ("extra-column", "/rows"),
-        ("extra-baseline-column", "/baselines/0/rows"),
+    for (id, rule, pointer) in [
+        ("extra-model", "RCP-2", "/model"),
+        ("extra-text", "RCP-2", "/text"),
+        ("extra-protocol", "RCP-2", "/protocol"),
+        ("extra-baseline", "RCP-2", "/baselines/0"),
+        ("extra-column", "RCP-7", "/rows"),
+        ("extra-baseline-column", "RCP-7", "/baselines/0/rows"),
     ] {
         let mut v = receipt();
         let place = v.pointer_mut(pointer).expect("the record has it");
         // A column has numbers in range.
         place["nll_reference_"] = json!([0.5, 0.5]);
         let comment = format!("{pointer} has a member that is not defined");
-        add(id, "RCP-2", &comment, &canonical(&v), "malformed");
+        add(id, rule, &comment, &canonical(&v), "malformed");
     }
     let mut figure = receipt();
     figure["headline"]["kld_median"] = json!(0.5);
-    add("extra-figure", "RCP-3", "a figure that is not defined", &canonical(&figure), "integrity");
+    add("extra-figure", "RCP-14", "a figure that is not defined", &canonical(&figure), "integrity");
     let mut wide = cosine.clone();
     wide["rows"]["cosine_pooled"] = json!([1.5]);
     (wide["headline"]["cosine_pooled_mean"], wide["headline"]["cosine_pooled_min"]) =
         (json!(1.5), json!(1.5));
-    add("cosine-range", "RCP-2", "a cosine of 1.5", &canonical(&wide), "malformed");
+    add("cosine-range", "RCP-8", "a cosine of 1.5", &canonical(&wide), "malformed");
     let mut exact = cosine.clone();
     exact["text"]["tokens"] = json!(62);
     add(
         "cosine-tokens",
-        "RCP-2",
+        "RCP-6",
         "a text of just the tokens between the ends",
         &canonical(&exact),
         "ok",
     );
     let most = changed("/protocol/max_tokens", json!(255));
-    add("max-tokens", "RCP-2", "a token more than max_tokens", &most, "malformed");
+    add("max-tokens", "RCP-6", "a token more than max_tokens", &most, "malformed");
     for (id, rung, expect) in [("rung-eight", 8, "ok"), ("rung-two", 2, "malformed")] {
         let comment = format!("a rung of {rung} planes");
         add(id, "RCP-2", &comment, &changed("/model/rung", json!(rung)), expect);
@@ -246,7 +265,7 @@ pub fn add(set: &mut VectorSet) {
     }
     let comment =
         "divergences of zero but for rounding: one is below, the largest are more than all";
-    add("rounding", "RCP-2", comment, &canonical(&slack), "ok");
+    add("rounding", "RCP-8 RCP-10 RCP-13", comment, &canonical(&slack), "ok");
     let mut nulls = receipt();
     for member in ["stored_root", "encoder", "body_bpw", "file_bpw"] {
         nulls["model"][member] = Value::Null;
@@ -270,7 +289,7 @@ pub fn add(set: &mut VectorSet) {
     let mut both = receipt();
     both["model"]["rung"] = json!(4);
     both["model"]["effective_root"] = both["model"]["decoded_root"].clone();
-    add("rung-with-overlays", "RCP-2", "a rung with overlays", &canonical(&both), "malformed");
+    add("rung-with-overlays", "RCP-4", "a rung with overlays", &canonical(&both), "malformed");
     let mut overlays = receipt();
     overlays["model"]["effective_root"] = json!("5".repeat(64));
     add("overlays", "RCP-2", "the root of a model with overlays", &canonical(&overlays), "ok");
@@ -282,7 +301,7 @@ pub fn add(set: &mut VectorSet) {
     add("missing", "RCP-2", "a member is missing", &canonical(&missing), "malformed");
     let mut named = receipt();
     named["baselines"] = json!([named["baselines"][0], named["baselines"][0]]);
-    add("baseline-twice", "RCP-2", "two baselines of one name", &canonical(&named), "malformed");
+    add("baseline-twice", "RCP-11", "two baselines of one name", &canonical(&named), "malformed");
 
     for (id, comment, pointer, to) in [
         ("headline-kld", "a better mean than the rows give", "/headline/kld_mean", json!(0.4)),
@@ -317,7 +336,7 @@ pub fn add(set: &mut VectorSet) {
     lacks["headline"].as_object_mut().expect("an object").remove("ppl");
     add(
         "headline-lacks",
-        "RCP-3",
+        "RCP-14",
         "a headline without perplexity",
         &canonical(&lacks),
         "integrity",

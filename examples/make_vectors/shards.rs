@@ -69,7 +69,7 @@ fn single(set: &mut VectorSet) {
     let head = File { records: vec![head], ..later.clone() };
     set.invalid(
         "shard-head",
-        &["SHD-1"],
+        &["SHD-8"],
         "the second shard has a head",
         "malformed",
         &head.bytes(),
@@ -85,7 +85,7 @@ fn single(set: &mut VectorSet) {
     let file = File { records: vec![carried("x", b"1")], ..later };
     set.invalid(
         "shard-file",
-        &["SHD-1"],
+        &["SHD-8"],
         "the second shard carries a file",
         "malformed",
         &file.bytes(),
@@ -199,28 +199,40 @@ fn packs(set: &mut VectorSet) {
         let records = vec![level_record("t", native, &levels), custom.record()];
         File::of([records, exact].concat())
     };
+    let mut more = good();
+    more.index["later"] = json!([1, "a member of a later version"]);
+    more.index["shards"][0]["later"] = true.into();
     for (id, rules, comment, pack) in [
         (
+            "index-unknown-member",
+            ["SHD-11", "SHD-10"],
+            "members of the index file and of a shard that a reader doesn't know",
+            more,
+        ),
+        (
             "two-shards",
-            ["HDR-8", "SHD-1 SHD-2 SHD-3 SHD-4 SHD-5"],
+            [
+                "HDR-8 SHD-1 SHD-2 SHD-3 SHD-4 SHD-5",
+                "SHD-8 SHD-9 SHD-10 SHD-12 SHD-13 SHD-14 SHD-15",
+            ],
             "planes, alias and file; raw",
             good(),
         ),
         (
             "three-shards",
-            ["SHD-6", "ROOT-2"],
+            ["SHD-6 SHD-17", "ROOT-2"],
             "an empty first shard; a level table in the third",
             three,
         ),
         (
             "records-again",
-            ["SHD-5", "EXA-4"],
+            ["SHD-16", "EXA-22"],
             "level tables of one name and one exact model in both shards, each for its own",
             Sharded::new(vec![again("v", 3, custom3()), again("w", 5, custom5())]),
         ),
         (
             "overlays-over-shards",
-            ["OVL-3", "OVL-4"],
+            ["OVL-16", "OVL-4"],
             "an overlay in the first shard, for tensors of both",
             Sharded::new(overlay::shards()),
         ),
@@ -242,17 +254,17 @@ fn packs(set: &mut VectorSet) {
         let kind = if id.ends_with("-root") { "integrity" } else { "malformed" };
         add(id, rule, comment, kind, &pack, &pack.index_bytes());
     };
-    index("index-format", "SHD-3", "another format", &|v| {
+    index("index-format", "SHD-10", "another format", &|v| {
         v["format"] = "ultracompress-index-2".into()
     });
-    index("index-one-shard", "SHD-3", "one shard", &|v| {
+    index("index-one-shard", "SHD-10", "one shard", &|v| {
         v["shards"].as_array_mut().expect("a list").truncate(1);
     });
-    index("index-root-case", "SHD-3", "upper-case digits", &|v| {
+    index("index-root-case", "SHD-10", "upper-case digits", &|v| {
         let upper = v["decoded_root"].as_str().expect("text").to_uppercase();
         v["decoded_root"] = upper.into();
     });
-    index("index-no-map", "SHD-3", "no weight_map", &|v| {
+    index("index-no-map", "SHD-10", "no weight_map", &|v| {
         v.as_object_mut().expect("an object").remove("weight_map");
     });
     index("index-fraction", "SHD-3", "a length that isn't an integer", &|v| {
@@ -264,45 +276,58 @@ fn packs(set: &mut VectorSet) {
     index("stored-root", "SHD-6", "another stored root", &|v| {
         v["stored_root"] = v["decoded_root"].clone();
     });
-    index("decoded-root", "SHD-6", "another decoded root", &|v| {
+    index("decoded-root", "SHD-17", "another decoded root", &|v| {
         v["decoded_root"] = v["stored_root"].clone();
     });
-    index("core-len", "SHD-4", "another length", &|v| v["shards"][1]["core_len"] = 64.into());
-    index("map-unlisted", "SHD-5", "a tensor in a file that isn't listed", &|v| {
+    index("core-len", "SHD-13", "another length", &|v| v["shards"][1]["core_len"] = 64.into());
+    index("map-unlisted", "SHD-15 SHD-14", "a tensor in a file that isn't listed", &|v| {
         v["weight_map"]["bias"] = "m.uc".into();
     });
-    index("map-other-shard", "SHD-5", "a tensor is said to be in the other shard", &|v| {
+    index("map-other-shard", "SHD-14", "a tensor is said to be in the other shard", &|v| {
         v["weight_map"]["bias"] = v["weight_map"]["w"].clone();
     });
-    index("map-lacks", "SHD-5", "a tensor that the map lacks", &|v| {
+    index("map-lacks", "SHD-14", "a tensor that the map lacks", &|v| {
         v["weight_map"].as_object_mut().expect("an object").remove("bias");
     });
-    index("map-extra", "SHD-5", "a tensor that no shard has", &|v| {
+    index("map-extra", "SHD-14", "a tensor that no shard has", &|v| {
         v["weight_map"]["more"] = v["weight_map"]["w"].clone();
     });
     index("map-name", "NAM-1", "a tensor name with a control character", &|v| {
         v["weight_map"]["a\u{7}"] = v["weight_map"]["w"].clone();
     });
     // The files are there under the names that are listed.
-    for (id, comment, names) in [
-        ("name-folder", "a shard in a folder", ["m-00001-of-00002.uc", "a/m-00002-of-00002.uc"]),
-        ("name-folders", "shards in a folder", ["a/m-00001-of-00002.uc", "a/m-00002-of-00002.uc"]),
+    for (id, rule, comment, names) in [
+        (
+            "name-folder",
+            "SHD-9",
+            "a shard in a folder",
+            ["m-00001-of-00002.uc", "a/m-00002-of-00002.uc"],
+        ),
+        (
+            "name-folders",
+            "SHD-9",
+            "shards in a folder",
+            ["a/m-00001-of-00002.uc", "a/m-00002-of-00002.uc"],
+        ),
         (
             "name-up",
+            "SHD-9",
             "shards in the folder above",
             ["../m-00001-of-00002.uc", "../m-00002-of-00002.uc"],
         ),
         (
             "name-stem",
+            "SHD-2",
             "names differ in more than the number",
             ["m-00001-of-00002.uc", "n-00002-of-00002.uc"],
         ),
         (
             "name-no-stem",
+            "SHD-2",
             "nothing in front of the number",
             ["-00001-of-00002.uc", "-00002-of-00002.uc"],
         ),
-        ("name-digits", "four digits", ["m-0001-of-0002.uc", "m-0002-of-0002.uc"]),
+        ("name-digits", "SHD-2", "four digits", ["m-0001-of-0002.uc", "m-0002-of-0002.uc"]),
     ] {
         let mut pack = good();
         for (shard, name) in pack.shards.iter_mut().zip(names) {
@@ -312,7 +337,7 @@ fn packs(set: &mut VectorSet) {
         for (tensor, i) in [("bias", 1), ("tied", 0), ("w", 0)] {
             pack.index["weight_map"][tensor] = names[i].into();
         }
-        add(id, "SHD-2", comment, "malformed", &pack, &pack.index_bytes());
+        add(id, rule, comment, "malformed", &pack, &pack.index_bytes());
     }
     let pack = good();
     let mut text = pack.index_bytes();
@@ -350,7 +375,7 @@ fn packs(set: &mut VectorSet) {
     };
     change(
         "shards-swapped",
-        "SHD-4",
+        "SHD-12",
         "the shards have each other's names",
         "malformed",
         true,
@@ -359,16 +384,16 @@ fn packs(set: &mut VectorSet) {
             (s[0].1, s[1].1) = (two, one);
         },
     );
-    change("shard-twice", "SHD-4", "the first shard is there twice", "malformed", true, &|s| {
+    change("shard-twice", "SHD-12", "the first shard is there twice", "malformed", true, &|s| {
         s[1].1 = s[0].1.clone();
     });
-    change("shard-count", "SHD-4", "the second shard is one of three", "malformed", true, &|s| {
+    change("shard-count", "SHD-12", "the second shard is one of three", "malformed", true, &|s| {
         put(&mut s[1].1, 88, &[3]);
         s[1].1 = seal(s[1].1.clone());
     });
     change(
         "shard-of-none",
-        "SHD-4",
+        "SHD-12",
         "the second file is a pack of its own",
         "malformed",
         true,
@@ -376,7 +401,7 @@ fn packs(set: &mut VectorSet) {
             s[1].1 = second().bytes();
         },
     );
-    change("shard-other", "SHD-4", "a shard of another pack", "integrity", false, &|s| {
+    change("shard-other", "SHD-13", "a shard of another pack", "integrity", false, &|s| {
         let other = File::of(vec![raw("bias", Dtype::U8, &[3], &[3, 2, 1])]);
         s[1].1 = Sharded::new(vec![first(), other]).shards[1].1.clone();
     });
@@ -386,7 +411,14 @@ fn packs(set: &mut VectorSet) {
     });
     let both =
         Sharded::new(vec![File::of(vec![raw("bias", Dtype::U8, &[3], &[1, 2, 3])]), second()]);
-    add("tensor-twice", "SHD-5", "a tensor in two shards", "malformed", &both, &both.index_bytes());
+    add(
+        "tensor-twice",
+        "SHD-5 SHD-14",
+        "a tensor in two shards",
+        "malformed",
+        &both,
+        &both.index_bytes(),
+    );
     let later = |n: u8| Record {
         kind: 9,
         flags: 1,
@@ -399,7 +431,7 @@ fn packs(set: &mut VectorSet) {
     let twice = Sharded::new(twice.to_vec());
     add(
         "record-twice",
-        "SHD-5",
+        "SHD-16",
         "an optional record in two shards",
         "malformed",
         &twice,

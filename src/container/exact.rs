@@ -21,7 +21,7 @@ use crate::kernels::{Kernel, unpack};
 /// Bytes of a residual before the lengths of its blocks: names of six models and the number of blocks.
 const HEADER_BYTES: u64 = 52;
 
-/// The name of the record of a model (UC-EXA-1).
+/// The name of the record of a model (UC-EXA-13).
 pub(super) fn exact_model_name(name: [u8; 8]) -> String {
     name.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -254,7 +254,7 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
         let fixed = n.checked_mul(4).and_then(|n| n.checked_add(HEADER_BYTES));
         let fixed = fixed.filter(|&fixed| fixed <= part.len).ok_or_else(|| {
             place(Error::malformed(
-                Rule::EXA_4,
+                Rule::EXA_21,
                 "residual is shorter than the lengths of its blocks",
             ))
         })?;
@@ -273,7 +273,7 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
         }
         if word(&lengths[0]) != n || end != part.len {
             return Err(place(Error::malformed(
-                Rule::EXA_4,
+                if word(&lengths[0]) != n { Rule::EXA_4 } else { Rule::EXA_21 },
                 format!("blocks end at {end} of {} bytes, or are not {n}", part.len),
             )));
         }
@@ -283,7 +283,7 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
         };
         if (0..6).any(|i| (models[i] != [0; 8]) != used(i)) {
             return Err(place(Error::malformed(
-                Rule::EXA_4,
+                Rule::EXA_23,
                 "models are not those of the plane counts that occur",
             )));
         }
@@ -323,12 +323,12 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
             || {
                 let mut records = self.container.index().exact_models.iter();
                 let record = records.find(|m| m.name == name).ok_or_else(|| {
-                    Error::malformed(Rule::EXA_4, format!("exact model {name} doesn't exist"))
+                    Error::malformed(Rule::EXA_22, format!("exact model {name} doesn't exist"))
                 })?;
                 let model = ExactModel::parse(&record.body)?;
                 if (model.dtype, model.native) != (self.base.dtype, native) {
                     return Err(Error::malformed(
-                        Rule::EXA_4,
+                        Rule::EXA_22,
                         format!(
                             "exact model {name} is for {} of {} planes",
                             model.dtype, model.native

@@ -198,7 +198,7 @@ impl<R: ReadAt> Container<R> {
     /// Receipts and signatures behind the core.
     ///
     /// # Errors
-    /// `Integrity`, `Malformed(UC-ATT-1)`, `LimitExceeded`, `Io`.
+    /// `Integrity`, `Malformed` (UC-ATT-1 to UC-ATT-4), `LimitExceeded`, `Io`.
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
         let p = &self.preamble;
         let len = p.attachments_len();
@@ -206,7 +206,7 @@ impl<R: ReadAt> Container<R> {
             check_limit(len, self.limits.max_attachment_bytes, Limit::AttachmentBytes)?;
             let bytes = read_section(&self.reader, p.core_len, len)?;
             if len > 0 {
-                check_crc(&bytes, p.attachments_crc32, Rule::ATT_1)
+                check_crc(&bytes, p.attachments_crc32, Rule::ATT_5)
                     .map_err(|e| e.in_part("attachments").at(p.core_len))?;
             }
             parse_attachments(&bytes, p.core_len)
@@ -245,7 +245,7 @@ impl Part {
     /// stored as it is.
     ///
     /// # Errors
-    /// `Integrity`, `Malformed(UC-PRT-7)`, `UnsupportedFeature`.
+    /// `Integrity`, `Malformed` (UC-PRT-7, UC-PRT-23, UC-PRT-25), `UnsupportedFeature`.
     pub(super) fn check_chunks(
         &self,
         chunks: Range<usize>,
@@ -325,14 +325,14 @@ fn inflate(frame: &[u8], len: usize) -> Result<Vec<u8>> {
     match zstd::bulk::decompress(frame, len) {
         Ok(bytes) if bytes.len() == len => Ok(bytes),
         Ok(bytes) => Err(Error::malformed(
-            Rule::PRT_7,
+            Rule::PRT_23,
             format!("zstd frame holds {} bytes, expected {len}", bytes.len()),
         )),
-        Err(e) => Err(Error::malformed(Rule::PRT_7, format!("zstd frame: {e}")).with_source(e)),
+        Err(e) => Err(Error::malformed(Rule::PRT_23, format!("zstd frame: {e}")).with_source(e)),
     }
 }
 
-/// What the library is less strict about than UC-PRT-7.
+/// What the library is less strict about than UC-PRT-7 and UC-PRT-25.
 #[cfg(feature = "zstd")]
 fn check_frame_header(frame: &[u8]) -> Result<()> {
     // 8 MiB, which RFC 8878 asks every decoder for.
@@ -349,7 +349,7 @@ fn check_frame_header(frame: &[u8]) -> Result<()> {
         let base = 1u64 << (10 + (window >> 3));
         let size = base + base / 8 * u64::from(window & 7);
         if size > MAX_WINDOW {
-            return Err(Error::malformed(Rule::PRT_7, format!("zstd frame needs {size} bytes")));
+            return Err(Error::malformed(Rule::PRT_25, format!("zstd frame needs {size} bytes")));
         }
     }
     Ok(())

@@ -618,7 +618,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
             let needed = rows * layout.row_bytes();
             if found != needed {
                 // A plane that isn't there, or that no row has, is more than a wrong length.
-                let rule = if found == 0 || needed == 0 { Rule::PRT_4 } else { Rule::PRT_5 };
+                let rule = if found == 0 || needed == 0 { Rule::PRT_22 } else { Rule::PRT_5 };
                 return Err(Error::malformed(
                     rule,
                     format!("index says {found} bytes, the counts need {needed}"),
@@ -633,7 +633,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         for (native, id) in (3u8..).zip(level_ids) {
             if *id != 0 && !used(native) {
                 return Err(Error::malformed(
-                    Rule::LVL_3,
+                    Rule::LVL_5,
                     format!("level table {id} is for {native} planes, which no row has"),
                 ));
             }
@@ -736,7 +736,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
 impl<'a, R: ReadAt> TensorView<'a, R> {
     fn require(&self, kind: PartKind) -> Result<&'a crate::format::Part> {
         self.part(kind).ok_or_else(|| {
-            Error::new(ErrorKind::Malformed(Rule::PRT_4), format!("{} is missing", kind.name()))
+            Error::new(ErrorKind::Malformed(Rule::PRT_22), format!("{} is missing", kind.name()))
         })
     }
 }

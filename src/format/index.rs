@@ -365,7 +365,7 @@ impl Index {
     /// Parses an index that starts at `base` in the file and claims `n_records` records.
     ///
     /// # Errors
-    /// `Malformed` (UC-IDX-2 to UC-IDX-5, UC-NAM, UC-TEN, UC-FIL, UC-PRT, UC-LVL) or
+    /// `Malformed` (UC-IDX-2 to UC-IDX-11, UC-NAM, UC-TEN, UC-FIL, UC-PRT, UC-LVL) or
     /// `UnsupportedFeature`.
     pub(crate) fn parse(bytes: &[u8], base: u64, n_records: u32) -> Result<Self> {
         let mut index = Self::default();
@@ -402,14 +402,14 @@ impl Index {
 
     fn add(&mut self, record: Record<'_>, name: &str) -> Result<()> {
         if record.kind == 0 {
-            return Err(Error::malformed(Rule::IDX_5, "no record is of kind 0"));
+            return Err(Error::malformed(Rule::IDX_10, "no record is of kind 0"));
         }
         let required = matches!(record.kind, KIND_LEVELS | KIND_TENSOR | KIND_FILE);
         let optional = matches!(record.kind, KIND_OVERLAY..=KIND_HEAD);
         if (required && record.optional) || (optional && !record.optional) {
             let text = if required { "can't" } else { "must" };
             let text = format!("a record of this kind {text} be optional");
-            return Err(Error::malformed(Rule::IDX_5, text));
+            return Err(Error::malformed(Rule::IDX_9, text));
         }
         match record.kind {
             KIND_LEVELS => self.levels.push(parse_levels(&record, name)?),
@@ -418,7 +418,9 @@ impl Index {
             KIND_OVERLAY => self.overlays.push(parse_overlay(record.body, record.parts, name)?),
             KIND_EXACT_MODEL => self.exact_models.push(parse_exact_model(&record, name)?),
             KIND_HEAD => self.heads.push(parse_file(record, name).map_err(|e| match e.kind() {
-                ErrorKind::Malformed(Rule::FIL_1) => Error::malformed(Rule::EXA_12, e.message()),
+                ErrorKind::Malformed(Rule::FIL_1 | Rule::FIL_2) => {
+                    Error::malformed(Rule::EXA_31, e.message())
+                }
                 _ => e,
             })?),
             kind if record.optional => self.others.push(OtherEntry {
@@ -451,10 +453,10 @@ fn take<'a>(bytes: &'a [u8], at: &mut usize, n: usize) -> Result<&'a [u8]> {
     let end = at.checked_add(n);
     let padded = end.and_then(|e| e.checked_next_multiple_of(8)).filter(|&e| e <= bytes.len());
     let (Some(end), Some(padded)) = (end, padded) else {
-        return Err(Error::malformed(Rule::IDX_2, "a field reaches beyond the record"));
+        return Err(Error::malformed(Rule::IDX_7, "a field reaches beyond the record"));
     };
     if bytes[end..padded].iter().any(|&b| b != 0) {
-        return Err(Error::malformed(Rule::IDX_2, "padding inside the record is not zero"));
+        return Err(Error::malformed(Rule::IDX_6, "padding inside the record is not zero"));
     }
     let field = &bytes[*at..end];
     *at = padded;
@@ -484,7 +486,7 @@ impl<'a> Record<'a> {
         check_name(name)?;
         if h.flags & !FLAG_OPTIONAL != 0 {
             return Err(Error::malformed(
-                Rule::IDX_5,
+                Rule::IDX_11,
                 format!("unknown record flags {:#06x}", h.flags),
             )
             .in_tensor(name));
@@ -497,7 +499,7 @@ impl<'a> Record<'a> {
         }
         if at != len {
             return Err(Error::malformed(
-                Rule::IDX_2,
+                Rule::IDX_7,
                 format!("record says {len} bytes, its fields take {at}"),
             )
             .in_tensor(name));
@@ -522,30 +524,30 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
     let optional = h.flags & PART_FLAG_OPTIONAL != 0;
     // It would come before the data, where readers look for that.
     if h.kind == 0 {
-        return fail(Rule::PRT_1, "no part is of kind 0".into());
+        return fail(Rule::PRT_9, "no part is of kind 0".into());
     }
     if h.flags & !PART_FLAG_OPTIONAL != 0 {
-        return fail(Rule::PRT_1, format!("unknown part flags {:#04x}", h.flags));
+        return fail(Rule::PRT_8, format!("unknown part flags {:#04x}", h.flags));
     }
     match (kind, optional) {
         _ if !known_record => {}
         (PartKind::Unknown(1..=5 | 16, plane), _) => {
-            return fail(Rule::PRT_1, format!("a part of this kind can't be plane {plane}"));
+            return fail(Rule::PRT_14, format!("a part of this kind can't be plane {plane}"));
         }
         (PartKind::Unknown(..), false) => {
             return Err(Error::new(
                 ErrorKind::UnsupportedFeature,
-                format!("{} is not known and not optional ({})", kind.name(), Rule::PRT_1),
+                format!("{} is not known and not optional ({})", kind.name(), Rule::PRT_10),
             ));
         }
         // Which of both it must be depends on the tensor.
         (PartKind::Residual, _) | (PartKind::Unknown(..), true) | (_, false) => {}
-        (_, true) => return fail(Rule::PRT_1, "a part of this kind can't be optional".into()),
+        (_, true) => return fail(Rule::PRT_12, "a part of this kind can't be optional".into()),
     }
     let skipped = !known_record || matches!(kind, PartKind::Unknown(..));
     let storage = match h.storage {
         0 => Storage::Plain,
-        // Of what is skipped the checksums are all that is known: 1 need not be frames there (UC-PRT-7).
+        // Of what is skipped the checksums are all that is known: 1 need not be frames there (UC-PRT-16).
         other if skipped => Storage::Unknown(other),
         1 => Storage::Zstd,
         other => {
@@ -558,7 +560,7 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
     };
     if h.len == 0 || u64::from(h.n_chunks) != h.len.div_ceil(CHUNK_BYTES) {
         return fail(
-            Rule::PRT_2,
+            if h.len == 0 { Rule::PRT_19 } else { Rule::PRT_2 },
             format!(
                 "{} chunks for {} bytes, expected one for each {CHUNK_BYTES}",
                 h.n_chunks, h.len
@@ -569,7 +571,7 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
     // anything is reserved for it.
     let table_len = (h.n_chunks as usize)
         .checked_mul(if storage == Storage::Plain { 4 } else { 8 })
-        .ok_or_else(|| Error::malformed(Rule::IDX_2, "chunk table is too long"))?;
+        .ok_or_else(|| Error::malformed(Rule::IDX_7, "chunk table is too long"))?;
     let table = take(bytes, at, table_len)?;
     let word = |i: usize| {
         u32::from_le_bytes([table[4 * i], table[4 * i + 1], table[4 * i + 2], table[4 * i + 3]])
@@ -593,14 +595,14 @@ fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> 
         };
         // A frame that isn't shorter than its chunk gives way to the chunk itself.
         if stored_len == 0 || u64::from(stored_len) > content {
-            return fail(Rule::PRT_2, format!("chunk {i} stores {content} bytes in {stored_len}"));
+            return fail(Rule::PRT_17, format!("chunk {i} stores {content} bytes in {stored_len}"));
         }
         part.chunks.push(Chunk { crc32: word(i), stored_len, start: sum });
         sum += u64::from(stored_len);
     }
     if sum != h.stored_len {
         return fail(
-            Rule::PRT_2,
+            Rule::PRT_18,
             format!("chunks take {sum} bytes, the part says {}", h.stored_len),
         );
     }
@@ -617,7 +619,7 @@ fn parse_levels(record: &Record<'_>, name: &str) -> Result<LevelsEntry> {
         ));
     }
     if !record.parts.is_empty() {
-        return Err(Error::malformed(Rule::PRT_4, "a level record has no parts"));
+        return Err(Error::malformed(Rule::PRT_22, "a level record has no parts"));
     }
     let levels: Vec<i8> = record.body[8..].iter().map(|b| b.cast_signed()).collect();
     let mut rest = &levels[..];
@@ -636,7 +638,7 @@ fn parse_levels(record: &Record<'_>, name: &str) -> Result<LevelsEntry> {
 
 fn parse_exact_model(record: &Record<'_>, name: &str) -> Result<ExactModelEntry> {
     if !record.parts.is_empty() {
-        return Err(Error::malformed(Rule::PRT_4, "a model record has no parts"));
+        return Err(Error::malformed(Rule::PRT_22, "a model record has no parts"));
     }
     Ok(ExactModelEntry { name: name.to_owned(), body: record.body.to_vec() })
 }
@@ -727,7 +729,7 @@ fn parse_tensor(record: Record<'_>, name: &str) -> Result<TensorEntry> {
         other => {
             return Err(Error::new(
                 ErrorKind::UnsupportedFeature,
-                format!("encoding {other} is not known ({})", Rule::TEN_1),
+                format!("encoding {other} is not known ({})", Rule::TEN_6),
             ));
         }
     };
@@ -757,7 +759,7 @@ fn parse_file(record: Record<'_>, path: &str) -> Result<FileEntry> {
     };
     if !right {
         return Err(Error::malformed(
-            Rule::FIL_1,
+            Rule::FIL_2,
             format!("parts don't add up to the {len} bytes of the file"),
         ));
     }

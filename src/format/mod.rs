@@ -34,7 +34,7 @@ pub use rule::Rule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limit;
 
-/// Alignment of every payload, index, manifest and attachment section, in bytes (UC-PRT-3).
+/// Alignment of every payload, index, manifest and attachment section, in bytes (UC-PRT-3, UC-HDR-7).
 pub const ALIGN_BYTES: u64 = 64;
 /// Length of the preamble in bytes (UC-HDR-4).
 pub const PREAMBLE_BYTES: usize = 256;
