@@ -110,10 +110,11 @@ def merkle_root(leaves: Iterable[bytes]) -> bytes:
 
 
 class Cursor:
-    """Takes fields off the front of some bytes. What isn't there is refused by `rule`, with nothing reserved (UC-LIM-1)."""
+    """Takes fields off the front of some bytes. What isn't there, or is left over, is refused by `rule`, with nothing
+    reserved (UC-LIM-2); padding that isn't zero by `padding`, where that is another rule."""
 
-    def __init__(self, data: Bytes, rule: str) -> None:
-        self.data, self.rule, self.at = memoryview(data), rule, 0
+    def __init__(self, data: Bytes, rule: str, padding: str = "") -> None:
+        self.data, self.rule, self.padding, self.at = memoryview(data), rule, padding or rule, 0
 
     def take(self, n: int) -> memoryview:
         need(n <= len(self.data) - self.at, self.rule, "a field reaches beyond what holds it")
@@ -128,7 +129,7 @@ class Cursor:
         return struct.unpack(f"<{n}{code}", data)
 
     def pad(self, unit: int) -> None:
-        need(is_zero(self.take(-self.at % unit)), self.rule, "padding is not zero")
+        need(is_zero(self.take(-self.at % unit)), self.padding, "padding is not zero")
 
     def end(self) -> None:
         need(self.at == len(self.data), self.rule, "bytes are left over")
@@ -154,7 +155,7 @@ def read_preamble(data: memoryview) -> Preamble:
     need(p.preamble_crc32 == zlib.crc32(data[:252]), "UC-HDR-3", "checksum of the preamble", INTEGRITY)
     need(p.required <= CODED_RAW | SHARDED | OVERLAYS_ONLY, "UC-HDR-5", f"required features {p.required:#x}", FEATURE)
     need(p.preamble_len == 256, "UC-HDR-4", "length of the preamble")
-    need(p.reserved_word == 0 and is_zero(p.reserved), "UC-HDR-4", "reserved bytes are not zero")
+    need(p.reserved_word == 0 and is_zero(p.reserved), "UC-HDR-14", "reserved bytes are not zero")
     need(p.file_len <= len(data), "UC-HDR-6", "the file is cut off", TRUNCATED)
     need(p.file_len == len(data), "UC-HDR-6", "the file is longer than it says")
     need(p.index_offset >= 256 and p.index_offset % 64 == 0, "UC-HDR-7", "place of the index")
@@ -167,7 +168,7 @@ def read_preamble(data: memoryview) -> Preamble:
         alone = p.manifest_len == p.manifest_crc32 == 0 and p.core_len == p.file_len
         need(alone or p.shard_number == 1, "UC-SHD-1", "a manifest or attachments in another shard than the first")
     else:
-        need(p.shard_number == p.shard_count == 1, "UC-HDR-8", "a shard without the feature")
+        need(p.shard_number == p.shard_count == 1, "UC-HDR-16", "a shard without the feature")
     return p
 
 
@@ -245,49 +246,50 @@ class Record:
         return next((part for part in self.parts if part.kind == kind), None)
 
     def check_parts(self, expected: list[tuple[int, int]], more: bool = True) -> None:
-        """UC-PRT-4: the parts expected, among them perhaps (`more`) optional ones of unknown kinds."""
+        """UC-PRT-22: the parts expected, among them perhaps (`more`) optional ones of unknown kinds."""
         keys = [(part.kind, part.plane) for part in self.parts]
         known = [key for key in keys if key[0] in PART_KINDS]
-        need(known == expected and (more or keys == known), "UC-PRT-4", f"parts of {self.name!r}")
+        need(known == expected and (more or keys == known), "UC-PRT-22", f"parts of {self.name!r}")
 
 
 def read_part(cursor: Cursor, skipped: bool) -> Part:
-    """A part header and its chunk table (UC-PRT-1, UC-PRT-2); `skipped` says that its record is (UC-IDX-5)."""
+    """A part header and its chunk table (UC-PRT-1, UC-PRT-2, UC-PRT-8 to UC-PRT-19); `skipped` says that its record is
+    (UC-IDX-8)."""
     kind, plane, storage, flags, n_chunks, offset, stored_len, length = cursor.unpack("4BI3Q")
     optional = flags == 1
-    need(kind != 0, "UC-PRT-1", "a part of kind 0")
-    need(flags <= 1, "UC-PRT-1", "unknown flags of a part")
+    need(kind != 0, "UC-PRT-9", "a part of kind 0")
+    need(flags <= 1, "UC-PRT-8", "unknown flags of a part")
     if kind in PART_KINDS and not skipped:
         need(storage <= 1, "UC-PRT-1", f"storage {storage}", FEATURE)
-        need(not optional or kind == RESIDUAL, "UC-PRT-1", "a part that must not be optional")
-        need(plane <= (7 if kind == PLANE else 0), "UC-PRT-1", f"plane {plane} of a part of kind {kind}")
-        need(storage == 0 or kind == DATA, "UC-PRT-7", f"a part of kind {kind} stored as zstd")
+        need(not optional or kind == RESIDUAL, "UC-PRT-12", "a part that must not be optional")
+        need(plane <= (7 if kind == PLANE else 0), "UC-PRT-14", f"plane {plane} of a part of kind {kind}")
+        need(storage == 0 or kind == DATA, "UC-PRT-27", f"a part of kind {kind} stored as zstd")
     else:
-        need(skipped or optional, "UC-PRT-1", f"a part of kind {kind}", FEATURE)
-    need(length > 0, "UC-PRT-2", "a part without content")
+        need(skipped or optional, "UC-PRT-10", f"a part of kind {kind}", FEATURE)
+    need(length > 0, "UC-PRT-19", "a part without content")
     need(n_chunks == -(-length // CHUNK), "UC-PRT-2", f"{n_chunks} chunks for {length} bytes")
     crcs = cursor.array("I", n_chunks)
     contents = (CHUNK,) * (n_chunks - 1) + (length - CHUNK * (n_chunks - 1),)
     stored = cursor.array("I", n_chunks) if storage else contents
     cursor.pad(8)
-    need(all(1 <= s <= c for s, c in zip(stored, contents)), "UC-PRT-2", "a stored chunk is empty or too long")
-    need(sum(stored) == stored_len, "UC-PRT-2", "stored length and chunks disagree")
+    need(all(1 <= s <= c for s, c in zip(stored, contents)), "UC-PRT-17", "a stored chunk is empty or too long")
+    need(sum(stored) == stored_len, "UC-PRT-18", "stored length and chunks disagree")
     return Part(kind, plane, storage, optional, offset, stored_len, length, crcs, stored)
 
 
 def read_record(cursor: Cursor) -> Record:
-    """One record (UC-IDX-2, UC-IDX-5, UC-NAM-1)."""
+    """One record (UC-IDX-2, UC-IDX-5 to UC-IDX-11, UC-NAM-1)."""
     start = cursor.at
     length, kind, flags, name_len, n_parts, body_len = cursor.unpack("IHHHHI")
     need(length >= 16 and length % 8 == 0, "UC-IDX-2", f"a record of {length} bytes")
     cursor.at = start
-    fields = Cursor(cursor.take(length), "UC-IDX-2")
+    fields = Cursor(cursor.take(length), "UC-IDX-7", padding="UC-IDX-6")
     fields.take(16)
     known, optional = TABLE <= kind <= HEAD, flags == 1
-    need(kind != 0, "UC-IDX-5", "a record of kind 0")
-    need(flags <= 1, "UC-IDX-5", "unknown flags of a record")
+    need(kind != 0, "UC-IDX-10", "a record of kind 0")
+    need(flags <= 1, "UC-IDX-11", "unknown flags of a record")
     need(known or optional, "UC-IDX-5", f"a record of kind {kind}", FEATURE)
-    need(not known or optional == (kind >= OVERLAY), "UC-IDX-5", f"optional bit of a record of kind {kind}")
+    need(not known or optional == (kind >= OVERLAY), "UC-IDX-9", f"optional bit of a record of kind {kind}")
     name = read_name(fields.take(name_len))
     fields.pad(8)
     body = fields.take(body_len)
@@ -299,7 +301,7 @@ def read_record(cursor: Cursor) -> Record:
 
 
 def read_index(data: memoryview, p: Preamble) -> list[Record]:
-    """All records (UC-IDX-1, UC-IDX-3, UC-IDX-4), with their parts in place (UC-PRT-3)."""
+    """All records (UC-IDX-1, UC-IDX-3, UC-IDX-4), with their parts in place (UC-PRT-3, UC-PRT-20)."""
     index = data[p.index_offset : p.index_offset + p.index_len]
     need(p.index_crc32 == zlib.crc32(index), "UC-IDX-1", "checksum of the index", INTEGRITY)
     cursor = Cursor(index, "UC-IDX-2")
@@ -309,25 +311,27 @@ def read_index(data: memoryview, p: Preamble) -> list[Record]:
         records.append(read_record(cursor))
     need(len(records) == p.n_records, "UC-IDX-3", "fewer records than the preamble says")
     need(rising([(record.kind, record.name) for record in records]), "UC-IDX-4", "records are not in order")
-    expected = 256
-    for record in sorted((r for r in records if r.parts), key=lambda r: r.parts[0].offset):
-        for part in record.parts:
-            need(part.offset == expected, "UC-PRT-3", f"a part at {part.offset}, expected at {expected}")
-            expected = align(part.offset + part.stored_len)
+    expected, placed = 256, sorted((part for r in records for part in r.parts), key=lambda part: part.offset)
+    for part in placed:
+        need(part.offset == expected, "UC-PRT-3", f"a part at {part.offset}, expected at {expected}")
+        expected = align(part.offset + part.stored_len)
     need(expected == p.index_offset, "UC-PRT-3", f"parts end at {expected}, the index begins at {p.index_offset}")
+    by_record = [part for r in sorted((r for r in records if r.parts), key=lambda r: r.parts[0].offset) for part in r.parts]
+    need(by_record == placed, "UC-PRT-20", "the parts of a record don't follow one another")
     return records
 
 
 class Tensor:
-    """A tensor record (UC-TEN-1 to 3), with the parts that it needs (UC-PRT-4, UC-PRT-5 as far as no counts are needed)."""
+    """A tensor record (UC-TEN-1 to UC-TEN-3, UC-TEN-6, UC-TEN-7), with the parts that it needs (UC-PRT-22, and UC-PRT-5 as
+    far as no counts are needed)."""
 
     def __init__(self, record: Record, features: int) -> None:
         self.record, self.name = record, record.name
         body = Cursor(record.body, "UC-TEN-1")
         code, self.encoding, self.role, rank, self.row_dims, self.group_log2, self.planes, reserved = body.unpack("8B")
         need(1 <= code <= len(DTYPES), "UC-DTY-1", f"dtype {code}", FEATURE)
-        need(RAW <= self.encoding <= CODED, "UC-TEN-1", f"encoding {self.encoding}", FEATURE)
-        need(self.encoding != CODED or features & CODED_RAW != 0, "UC-TEN-1", "a coded tensor without the feature")
+        need(RAW <= self.encoding <= CODED, "UC-TEN-6", f"encoding {self.encoding}", FEATURE)
+        need(self.encoding != CODED or features & CODED_RAW != 0, "UC-TEN-7", "a coded tensor without the feature")
         need(self.role <= 3 and rank <= 16 and reserved == 0, "UC-TEN-1", "role, rank or reserved byte of a tensor")
         self.dtype, self.shape, self.decoded_sha256 = DTYPES[code - 1], body.array("Q", rank), bytes(body.take(32))
         self.level_ids = body.array("H", 6) if self.encoding == PLANES else ()
@@ -347,11 +351,12 @@ class Tensor:
         need(self.n_bytes == 0 or self.record.parts[0].length == self.n_bytes, "UC-PRT-5", "length of a raw tensor")
 
     def check_alias(self) -> None:
-        need(not self.record.parts, "UC-TEN-4", "an alias with parts")
+        need(not self.record.parts, "UC-TEN-9", "an alias with parts")
 
     def check_planes(self) -> None:
         need(self.dtype in FLOATS, "UC-PLN-1", f"planes of {self.dtype}")
-        need(1 <= self.row_dims <= len(self.shape) and self.n_bytes > 0, "UC-PLN-2", "rows or columns of planes")
+        need(1 <= self.row_dims <= len(self.shape), "UC-PLN-2", "dimensions that are rows of planes")
+        need(self.n_bytes > 0, "UC-PLN-8", "no rows or columns of planes")
         need(self.planes == 0 or self.planes in NATIVE, "UC-PLN-3", f"{self.planes} planes")
         need(self.group_log2 == 0 or 4 <= self.group_log2 <= 8, "UC-PLN-4", f"groups of 2^{self.group_log2}")
         kinds = [part.kind for part in self.record.parts]
@@ -359,27 +364,28 @@ class Tensor:
         expected = [(COUNTS, 0)] * (self.planes == 0) + [(SCALES, 0)] + [(STEPS, 0)] * (self.group_log2 > 0)
         self.record.check_parts(expected + [(PLANE, p) for p in range(n_planes)] + [(RESIDUAL, 0)] * kinds.count(RESIDUAL))
         residual = self.record.part(RESIDUAL)
-        need(residual is None or residual.optional, "UC-PRT-1", "a residual of planes that is not optional")
+        need(residual is None or residual.optional, "UC-PRT-13", "a residual of planes that is not optional")
 
     def check_coded(self) -> None:
-        need(self.dtype in FLOATS, "UC-EXA-10", f"coded {self.dtype}")
+        need(self.dtype in FLOATS, "UC-EXA-28", f"coded {self.dtype}")
         need(self.row_dims <= len(self.shape) and self.n_bytes > 0, "UC-EXA-10", "rows or columns of a coded tensor")
         self.record.check_parts([(RESIDUAL, 0)])
-        need(not self.record.part(RESIDUAL).optional, "UC-PRT-1", "the residual of a coded tensor is optional")
+        need(not self.record.part(RESIDUAL).optional, "UC-PRT-13", "the residual of a coded tensor is optional")
 
 
 class CarriedFile:
-    """A file record (UC-FIL-1), or a head, which has the same body and part (UC-EXA-12)."""
+    """A file record (UC-FIL-1, UC-FIL-2), or a head, which has the same body and part (UC-EXA-31)."""
 
     def __init__(self, record: Record) -> None:
-        rule = "UC-FIL-1" if record.kind == FILE else "UC-EXA-12"
-        self.record, self.rule = record, rule
+        self.record, self.rule, part_rule = record, "UC-EXA-31", "UC-EXA-31"
+        if record.kind == FILE:
+            self.rule, part_rule = "UC-FIL-1", "UC-FIL-2"
         check_path(record.name)
-        body = Cursor(record.body, rule)
+        body = Cursor(record.body, self.rule)
         self.length, self.sha256 = body.unpack("Q32s")
         body.end()
         record.check_parts([(DATA, 0)] if self.length else [])
-        need(self.length == 0 or record.parts[0].length == self.length, rule, f"length of {record.name!r}")
+        need(self.length == 0 or record.parts[0].length == self.length, part_rule, f"length of {record.name!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------- container
@@ -394,8 +400,8 @@ class Container:
         self.records = read_index(self.data, p)
         kinds: list[list[Record]] = [[r for r in self.records if r.kind == kind] for kind in range(HEAD + 1)]
         if p.shard_number > 1:
-            need(not kinds[FILE] and not kinds[HEAD], "UC-SHD-1", "a file in another shard than the first")
-            need(not kinds[OVERLAY], "UC-OVL-3", "an overlay in another shard than the first")
+            need(not kinds[FILE] and not kinds[HEAD], "UC-SHD-8", "a file in another shard than the first")
+            need(not kinds[OVERLAY], "UC-OVL-16", "an overlay in another shard than the first")
         if p.required & OVERLAYS_ONLY:
             others = kinds[TABLE] or kinds[TENSOR] or kinds[MODEL] or p.required & SHARDED
             need(bool(kinds[OVERLAY] and not others), "UC-OVL-10", "a file of overlays has none, or more than overlays")
@@ -413,22 +419,22 @@ class Container:
                 self.levels(tensor, {tensor.planes})
 
     def check_alias(self, alias: Tensor) -> None:
-        """UC-TEN-4."""
+        """UC-TEN-4, UC-TEN-8."""
         target = self.tensors.get(alias.target, alias)
         need(target.encoding != ALIAS, "UC-TEN-4", f"target of alias {alias.name!r}")
         same = (alias.dtype, alias.shape, alias.decoded_sha256) == (target.dtype, target.shape, target.decoded_sha256)
-        need(same, "UC-TEN-4", f"alias {alias.name!r} differs from its target")
+        need(same, "UC-TEN-8", f"alias {alias.name!r} differs from its target")
 
     def resolve(self, tensor: Tensor) -> Tensor:
         """A tensor, or what it is an alias of."""
         return self.tensors[tensor.target] if tensor.encoding == ALIAS else tensor
 
     def levels(self, tensor: Tensor, natives: set[int]) -> dict[int, Levels]:
-        """UC-LVL-3: the set of level tables for each native count that the tensor's rows have."""
+        """UC-LVL-3, UC-LVL-5: the set of level tables for each native count that the tensor's rows have."""
         chosen = {}
         for native, i in zip(NATIVE, tensor.level_ids):
             need(i <= len(self.tables), "UC-LVL-3", f"there is no level table {i}")
-            need(i == 0 or native in natives, "UC-LVL-3", f"a level table for {native} planes, which no row has")
+            need(i == 0 or native in natives, "UC-LVL-5", f"a level table for {native} planes, which no row has")
             chosen[native] = self.tables[i - 1] if i else DEFAULT_LEVELS[native]
             need(max(chosen[native]) == native, "UC-LVL-3", f"another level table for {native} planes")
         return chosen
@@ -443,7 +449,7 @@ class Container:
             offset += stored
 
     def chunks(self, part: Part) -> Iterator[Bytes]:
-        """The content of a part, chunk by chunk (UC-PRT-7)."""
+        """The content of a part, chunk by chunk (UC-PRT-7, UC-PRT-23)."""
         left = part.length
         for chunk in self.stored_chunks(part):
             length = min(left, CHUNK)
@@ -463,25 +469,26 @@ class Container:
         return data
 
     def attachments(self) -> dict[tuple[int, str], memoryview]:
-        """UC-ATT-1: the attachments by kind and name."""
+        """UC-ATT-1 to UC-ATT-5: the attachments by kind and name."""
         section, crc = self.data[self.preamble.core_len :], self.preamble.attachments_crc32
-        need(len(section) > 0 or crc == 0, "UC-ATT-1", "a checksum of no attachments")
-        need(zlib.crc32(section) == crc, "UC-ATT-1", "checksum of the attachments", INTEGRITY)
-        cursor = Cursor(section, "UC-ATT-1")
+        need(len(section) > 0 or crc == 0, "UC-ATT-5", "a checksum of no attachments")
+        need(zlib.crc32(section) == crc, "UC-ATT-5", "checksum of the attachments", INTEGRITY)
+        cursor = Cursor(section, "UC-ATT-2", padding="UC-ATT-3")
         found: dict[tuple[int, str], memoryview] = {}
         while cursor.at < len(section):
             kind, name_len, reserved, data_len = cursor.unpack("HHIQ")
             key = kind, read_name(cursor.take(name_len))
-            need(reserved == 0 and key not in found, "UC-ATT-1", f"reserved bytes of an attachment, or {key} twice")
+            need(reserved == 0, "UC-ATT-3", "reserved bytes of an attachment")
+            need(key not in found, "UC-ATT-1", f"two attachments {key}")
             found[key] = cursor.take(data_len)
             cursor.pad(64)
         return found
 
     def check_padding(self) -> None:
-        """UC-PRT-3 and UC-HDR-7: bytes between parts and sections are zero."""
+        """UC-PRT-21 and UC-HDR-15: bytes between parts and sections are zero."""
         p = self.preamble
-        ends = [("UC-PRT-3", part.offset + part.stored_len) for record in self.records for part in record.parts]
-        ends += [("UC-HDR-7", p.index_offset + p.index_len), ("UC-HDR-7", p.manifest_offset + p.manifest_len)]
+        ends = [("UC-PRT-21", part.offset + part.stored_len) for record in self.records for part in record.parts]
+        ends += [("UC-HDR-15", p.index_offset + p.index_len), ("UC-HDR-15", p.manifest_offset + p.manifest_len)]
         for rule, end in ends:
             need(is_zero(self.data[end : align(end)]), rule, f"padding at {end} is not zero")
 
@@ -510,7 +517,8 @@ def tensor_root(tensors: Iterable[Tensor], digests: dict[str, bytes]) -> bytes:
 
 
 def decompress(frame: bytes, length: int) -> bytes:
-    """UC-PRT-7: a chunk that is exactly one zstd frame. No decoder is let produce more than a byte beyond its content."""
+    """UC-PRT-7, UC-PRT-23 to UC-PRT-26: a chunk that is exactly one zstd frame. No decoder is let produce more
+    than a byte beyond its content."""
     need(frame_length(frame) == len(frame), "UC-PRT-7", "not exactly one zstd frame")
     try:
         if zstd:
@@ -521,7 +529,7 @@ def decompress(frame: bytes, length: int) -> bytes:
             content = decompress_by_command(frame, length + 1)
     except tuple(module.ZstdError for module in (zstd, zstandard) if module):
         content = b""
-    need(len(content) == length, "UC-PRT-7", "a frame that does not decompress to its chunk")
+    need(len(content) == length, "UC-PRT-23", "a frame that does not decompress to its chunk")
     return content
 
 
@@ -549,8 +557,8 @@ def frame_length(data: bytes) -> int:
     single_segment = descriptor >> 5 & 1
     for window in cursor.take(1 - single_segment):
         size = (1 << 10 + (window >> 3)) * (8 + (window & 7)) // 8
-        need(size <= 8 << 20, "UC-PRT-7", f"a frame with a window of {size} bytes")
-    need(is_zero(cursor.take((0, 1, 2, 4)[descriptor & 3])), "UC-PRT-7", "a frame with a dictionary")
+        need(size <= 8 << 20, "UC-PRT-25", f"a frame with a window of {size} bytes")
+    need(is_zero(cursor.take((0, 1, 2, 4)[descriptor & 3])), "UC-PRT-24", "a frame with a dictionary")
     cursor.take((single_segment, 2, 4, 8)[descriptor >> 6])
     last = 0
     while not last:
@@ -656,7 +664,7 @@ def is_strings(value: Json) -> bool:
 
 
 def read_manifest(data: bytes) -> dict[str, Json]:
-    """UC-MAN-1, UC-MAN-2, and the form of `rungs` (UC-MAN-5)."""
+    """UC-MAN-1, UC-MAN-2, UC-MAN-5 to UC-MAN-8."""
     manifest, rule = parse_json(data, "UC-MAN-1"), "UC-MAN-2"
     check_members(manifest, rule, "the manifest", {
         "format": ("ultracompress-manifest-1",).__contains__, "encoder": str, "files": list, "tensors": dict,
@@ -670,10 +678,11 @@ def read_manifest(data: bytes) -> dict[str, Json]:
                       {"sha256": is_digest, "metadata": is_strings})
         need("sha256" in entry or entry["role"] == "left_out", rule, "a file without its digest")
         check_path(read_name(entry["path"].encode()))
-    need(rising([entry["path"] for entry in manifest["files"]]), rule, "files are not sorted")
+    need(rising([entry["path"] for entry in manifest["files"]]), "UC-MAN-7", "files are not sorted")
     weights = [entry["path"] for entry in manifest["files"] if entry["role"] == "weights"]
     for name, tensor in manifest["tensors"].items():
-        check_members(tensor, rule, f"tensor {name!r}", {"sha256": is_digest, "reason": str}, {"file": weights.__contains__})
+        check_members(tensor, rule, f"tensor {name!r}", {"sha256": is_digest, "reason": str}, {"file": str})
+        need("file" not in tensor or tensor["file"] in weights, "UC-MAN-8", f"file of tensor {name!r}")
     return manifest
 
 
@@ -802,7 +811,7 @@ class Planes:
         self.plane_stride, self.n_groups = -(-cols // 8), -(-cols // group) if group else 0
         self.step_stride = -(-self.n_groups // 2)
         self.steps, self.planes = memoryview(steps), [memoryview(plane) for plane in planes]
-        need(len(planes) == max(natives), "UC-PRT-4", "a plane that no row has, or one too few")
+        need(len(planes) == max(natives), "UC-PRT-22", "a plane that no row has, or one too few")
         need(len(scales) == 2 * rows, "UC-PRT-5", "length of the scales")
         need(len(steps) == rows * self.step_stride, "UC-PRT-5", "length of the steps")
         for p, plane in enumerate(planes):
@@ -861,12 +870,12 @@ class Planes:
 
 
 def read_counts(data: memoryview, rows: int) -> list[int]:
-    """UC-PLN-3."""
+    """UC-PLN-3, UC-PLN-9, UC-PLN-10."""
     need(len(data) == -(-rows // 2), "UC-PRT-5", "length of the counts")
     values = [value for byte in data for value in (byte & 15, byte >> 4)]
-    need(not any(values[rows:]), "UC-PLN-3", "bits behind the last row")
+    need(not any(values[rows:]), "UC-PLN-9", "bits behind the last row")
     need(max(values[:rows]) <= 5, "UC-PLN-3", "a row of more than 8 planes")
-    need(min(values[:rows]) < max(values[:rows]), "UC-PLN-3", "a counts part of equal counts")
+    need(min(values[:rows]) < max(values[:rows]), "UC-PLN-10", "a counts part of equal counts")
     return [3 + value for value in values[:rows]]
 
 
@@ -875,7 +884,7 @@ def open_planes(container: Container, tensor: Tensor) -> Planes:
     kinds = (COUNTS, SCALES, STEPS, PLANE)
     parts = [(part.kind, container.content(part)) for part in tensor.record.parts if part.kind in kinds]
     single = dict(parts)
-    # Scales bound the rows before there is a list of so many (UC-LIM-1).
+    # Scales bound the rows before there is a list of so many (UC-LIM-2).
     need(len(single[SCALES]) == 2 * tensor.rows, "UC-PRT-5", "length of the scales")
     natives = [tensor.planes] * tensor.rows if tensor.planes else read_counts(single[COUNTS], tensor.rows)
     return Planes(tensor.dtype, tensor.rows, tensor.cols, 1 << tensor.group_log2 if tensor.group_log2 else 0, natives,
@@ -904,11 +913,11 @@ Hint = tuple[int, Slots]  # the expected top of a weight, and its table
 
 
 class Model:
-    """An exact model (UC-EXA-1, UC-EXA-2, UC-EXA-3)."""
+    """An exact model (UC-EXA-1 to UC-EXA-3, UC-EXA-13 to UC-EXA-20)."""
 
     def __init__(self, record: Record) -> None:
         record.check_parts([], more=False)
-        need(record.name == sha256(record.body)[:8].hex(), "UC-EXA-1", f"name of model {record.name!r}")
+        need(record.name == sha256(record.body)[:8].hex(), "UC-EXA-13", f"name of model {record.name!r}")
         body = Cursor(record.body, "UC-EXA-1")
         (code, self.native, self.precision, self.mantissa_bits, self.fraction_bits, self.of_value, n_classes, n_tables,
          reserved) = body.unpack("6B3H")
@@ -918,13 +927,13 @@ class Model:
         need(self.dtype in FLOATS and self.native in (0, *NATIVE), "UC-EXA-2", "type or planes of a model")
         need(8 <= self.precision <= 11 and 1 <= n_tables <= 256, "UC-EXA-2", "precision or tables of a model")
         self.context_bits = self.mantissa_bits + self.fraction_bits
-        need(n_classes << self.context_bits <= 32768, "UC-EXA-2", "too many contexts")
+        need(n_classes << self.context_bits <= 32768, "UC-EXA-16", "too many contexts")
         self.classes, self.contexts = bytes(body.take(1 << self.native)), bytes(body.take(n_classes << self.context_bits))
         self.tables = [self.read_table(body) for _ in range(n_tables)]
         body.end()
-        need(n_classes == max(self.classes) + 1, "UC-EXA-2", "classes of a model")
-        need(self.native != 0 or n_classes == 1, "UC-EXA-2", "the class of a model for coded tensors")
-        need(max(self.contexts) < n_tables, "UC-EXA-2", "a context without its table")
+        need(n_classes == max(self.classes) + 1, "UC-EXA-14", "classes of a model")
+        need(self.native != 0 or n_classes == 1, "UC-EXA-15", "the class of a model for coded tensors")
+        need(max(self.contexts) < n_tables, "UC-EXA-17", "a context without its table")
 
     def read_table(self, body: Cursor) -> tuple[int, int, bytes, tuple[int, ...]]:
         """Shift, offset, symbols and frequencies."""
@@ -932,8 +941,9 @@ class Model:
         need(reserved == 0, "UC-EXA-1", "a reserved byte of a table")
         symbols, frequencies = bytes(body.take(n_symbols)), body.array("H", n_symbols)
         need(rising(symbols), "UC-EXA-3", "symbols do not increase")
-        need(0 not in frequencies and sum(frequencies) == 1 << self.precision, "UC-EXA-3", "frequencies of a table")
-        need(shift + self.precision <= 16, "UC-EXA-3", "shift of a table")
+        need(0 not in frequencies, "UC-EXA-20", "a frequency of zero")
+        need(sum(frequencies) == 1 << self.precision, "UC-EXA-18", "frequencies of a table")
+        need(shift + self.precision <= 16, "UC-EXA-19", "shift of a table")
         return shift, offset, symbols, frequencies
 
     def plane_slots(self, code: int, factor: float, value: float) -> Slots:
@@ -944,7 +954,7 @@ class Model:
         return model_slots(self)[self.contexts[context]]
 
     def coded_slots(self, reference: int) -> Slots:
-        """The same of a coded tensor (UC-EXA-10). A context of less than two bits has the upper of them."""
+        """The same of a coded tensor (UC-EXA-29). A context of less than two bits has the upper of them."""
         return model_slots(self)[self.contexts[(reference & 3) << self.context_bits >> 2]]
 
 
@@ -998,7 +1008,7 @@ class Block(NamedTuple):
 
 
 class Exact:
-    """Decodes the residual of a tensor (UC-EXA-4 to UC-EXA-10)."""
+    """Decodes the residual of a tensor (UC-EXA-4 to UC-EXA-10, UC-EXA-21 to UC-EXA-29)."""
 
     def __init__(self, container: Container, tensor: Tensor) -> None:
         self.tensor, self.rows, self.cols = tensor, tensor.rows, tensor.cols
@@ -1007,7 +1017,7 @@ class Exact:
         self.counts = {native: count for native, count in counts.items() if count}
         self.anchors = {n: anchors(self.planes.levels[n][n]) for n in self.counts if n}
         self.height = max(1, SPAN // self.cols)
-        cursor = Cursor(container.content(tensor.record.part(RESIDUAL)), "UC-EXA-4")
+        cursor = Cursor(container.content(tensor.record.part(RESIDUAL)), "UC-EXA-21")
         self.models = self.find_models(container, [bytes(cursor.take(8)) for _ in NATIVE])
         (n_blocks,) = cursor.unpack("I")
         expected = sum(-(-count // self.height) for count in self.counts.values()) * -(-self.cols // SPAN)
@@ -1020,12 +1030,13 @@ class Exact:
         models = {}
         for native, name in zip(NATIVE if self.planes else (0, *[None] * 5), names):
             if native in self.counts:
+                need(not is_zero(name), "UC-EXA-23", f"no model for {native} planes")
                 model = container.models.get(name.hex())
                 good = model is not None and (model.dtype, model.native) == (self.tensor.dtype, native)
-                need(good, "UC-EXA-4", f"model {name.hex()} for {native} planes of {self.tensor.dtype}")
+                need(good, "UC-EXA-22", f"model {name.hex()} for {native} planes of {self.tensor.dtype}")
                 models[native] = model
             else:
-                need(is_zero(name), "UC-EXA-4", "a model that no row needs")
+                need(is_zero(name), "UC-EXA-23", "a model that no row needs")
         return models
 
     def plan(self) -> Iterator[Block]:
@@ -1054,9 +1065,9 @@ class Exact:
     def decode(self, data: memoryview, block: Block) -> bytes:
         """The elements of one block."""
         rows, cols, size = block.end - block.first, block.stop - block.start, self.tensor.size
-        weights, cursor = rows * cols, Cursor(data, "UC-EXA-4")
+        weights, cursor = rows * cols, Cursor(data, "UC-EXA-24")
         n_words, n_exceptions, has_tails = cursor.unpack("3I")
-        need(n_words <= weights and n_exceptions <= weights, "UC-EXA-4", "more words or exceptions than weights")
+        need(n_words <= weights and n_exceptions <= weights, "UC-EXA-24", "more words or exceptions than weights")
         need(has_tails <= (size > 2), "UC-EXA-8", "tails of a type that has none")
         states = list(cursor.array("I", 32))
         references = cursor.take(0 if self.planes else rows)
@@ -1073,7 +1084,7 @@ class Exact:
             hints = ([self.coded_hint(reference)] * cols for reference in references)
         tops = decode_tops(hints, states, words, self.models[block.native].precision)
         need(rising(positions), "UC-EXA-7", "exceptions are not in order")
-        need(n_exceptions == 0 or positions[-1] < weights, "UC-EXA-7", "an exception behind the last weight")
+        need(n_exceptions == 0 or positions[-1] < weights, "UC-EXA-25", "an exception behind the last weight")
         for position, top in zip(positions, replacements):
             tops[position] = top
         elements, packed = bytearray(weights * size), struct.pack(f"<{weights}H", *tops)  # UC-EXA-8
@@ -1101,13 +1112,13 @@ class Exact:
         return expected_top(value, self.tensor.dtype), self.models[native].plane_slots(code, factor, value)
 
     def coded_hint(self, reference: int) -> Hint:
-        """UC-EXA-10, with its M and E."""
+        """UC-EXA-29, with its M and E."""
         mantissa, first = {"BF16": (7, 75), "F32": (7, 75), "F16": (10, 0), "F64": (4, 971)}[self.tensor.dtype]
         return (4 * first + reference) << mantissa - 2, self.models[0].coded_slots(reference)
 
 
 def decode_tops(rows: Iterable[list[Hint]], states: list[int], words: Sequence[int], precision: int) -> list[int]:
-    """UC-EXA-6 and UC-EXA-9. (No sum exceeds 2^32: `y` is at most the state.)"""
+    """UC-EXA-6, UC-EXA-9 and UC-EXA-27. (No sum exceeds 2^32: `y` is at most the state.)"""
     tops, used, mask = [], 0, (1 << precision) - 1
     for hints in rows:
         for column, (expected, (shift, slots)) in enumerate(hints):
@@ -1124,7 +1135,7 @@ def decode_tops(rows: Iterable[list[Hint]], states: list[int], words: Sequence[i
             states[coder] = state
             tops.append((expected + base + low) & 0xFFFF ^ sign)
     need(all(state == 0x10000 for state in states), "UC-EXA-9", "a coder does not end where it began")
-    need(used == len(words), "UC-EXA-9", "words are left")
+    need(used == len(words), "UC-EXA-27", "words are left")
     return tops
 
 
@@ -1132,7 +1143,7 @@ def decode_tops(rows: Iterable[list[Hint]], states: list[int], words: Sequence[i
 
 
 class OverlayBlock:
-    """The factors for one tensor (UC-OVL-2), and what they add to it."""
+    """The factors for one tensor (UC-OVL-2, UC-OVL-12), and what they add to it."""
 
     def __init__(self, cursor: Cursor) -> None:
         name_len, self.factors, reserved, self.rank, self.rows, self.cols, scaling, zero, self.effective_sha256 = \
@@ -1144,16 +1155,16 @@ class OverlayBlock:
         need(self.factors in (1, 2), "UC-OVL-2", f"factors of type {self.factors}")
         need(1 <= self.rank <= 1024 and self.rows >= 1 and self.cols >= 1, "UC-OVL-2", "rank, rows or columns of a block")
         good = is_zero(scaling) if self.factors == 1 else 2.0**-64 <= abs(self.scaling) <= 2.0**64
-        need(good, "UC-OVL-2", "scaling of a block")
+        need(good, "UC-OVL-12", "scaling of a block")
         scales = (self.rows + self.cols) * 2 if self.factors == 1 else 0
         self.n_bytes = scales + self.rank * (self.rows + self.cols) * self.factors  # the type's code is also its bytes
 
 
 class Delta:
-    """The factors of a block, checked (UC-OVL-5); what they add to the tensor is computed as it is asked for."""
+    """The factors of a block, checked (UC-OVL-5, UC-OVL-18); what they add to the tensor is computed as it is asked for."""
 
     def __init__(self, block: OverlayBlock, data: memoryview) -> None:
-        self.cols, self.stride, cursor = block.cols, block.rank * block.factors, Cursor(data, "UC-OVL-2")
+        self.cols, self.stride, cursor = block.cols, block.rank * block.factors, Cursor(data, "UC-OVL-13")
         self.dtype = "I8" if block.factors == 1 else "F16"
         self.row_scales, self.scales = (), (block.scaling,) * block.cols
         if self.dtype == "I8":
@@ -1161,7 +1172,7 @@ class Delta:
             good = all(2.0**-60 <= scale <= 2.0**40 for scale in self.row_scales + self.scales)
             need(good, "UC-OVL-5", "a scale of an overlay is out of range")
         else:
-            need(all(byte & 0x7C != 0x7C for byte in data[1::2]), "UC-OVL-5", "a factor of an overlay is not finite")
+            need(all(byte & 0x7C != 0x7C for byte in data[1::2]), "UC-OVL-18", "a factor of an overlay is not finite")
         self.a = cursor.take(block.rows * self.stride)
         self.b = [from_type(cursor.take(block.cols * block.factors), self.dtype) for _ in range(block.rank)]
         self.row = functools.lru_cache(maxsize=1)(self.compute_row)  # several stretches of a tensor may want the same
@@ -1176,34 +1187,34 @@ class Delta:
         return round32([s * (scale * t) for s, t in zip(sums, self.scales)])
 
     def between(self, start: int, end: int) -> list[float]:
-        """`d` of the weights from `start` to `end`; its rows need not be those of the tensor's planes (UC-OVL-4)."""
+        """`d` of the weights from `start` to `end`; its rows need not be those of the tensor's planes (UC-OVL-17)."""
         rows = range(start // self.cols, -(-end // self.cols))
         return [x for i in rows for x in self.row(i)[max(start - i * self.cols, 0) : end - i * self.cols]]
 
 
 class Overlay:
-    """An overlay record (UC-OVL-1, UC-OVL-2)."""
+    """An overlay record (UC-OVL-1, UC-OVL-2, UC-OVL-11 to UC-OVL-13)."""
 
     def __init__(self, record: Record, container: Container) -> None:
         self.record, self.container, self.name = record, container, record.name
         body = Cursor(record.body, "UC-OVL-1")
         self.base_root, self.effective_root, self.order, reserved, n_blocks, info_len, zero = body.unpack("32s32sHHIII")
         need(reserved == zero == 0, "UC-OVL-1", "reserved bytes of an overlay")
-        need(self.order >= 1 and n_blocks >= 1 and info_len <= 1 << 20, "UC-OVL-1", "order, blocks or info of an overlay")
+        need(n_blocks >= 1 and info_len <= 1 << 20, "UC-OVL-1", "blocks or info of an overlay")
         self.blocks = [OverlayBlock(body) for _ in range(n_blocks)]
         info = parse_json(body.take(info_len), "UC-OVL-1")
         body.pad(8)
         body.end()
         need(isinstance(info, dict), "UC-OVL-1", "info of an overlay is no object")
-        need(rising([block.name for block in self.blocks]), "UC-OVL-1", "blocks are not in order")
+        need(rising([block.name for block in self.blocks]), "UC-OVL-11", "blocks are not in order")
         length = sum(align(block.n_bytes) for block in self.blocks)
         good = [(part.kind, part.length) for part in record.parts] == [(DATA, length)]
-        need(good, "UC-OVL-2", f"the part of overlay {self.name!r} is not what its blocks need")
-        need(record.parts[0].storage == 0, "UC-PRT-7", "factors stored as zstd")
+        need(good, "UC-OVL-13", f"the part of overlay {self.name!r} is not what its blocks need")
+        need(record.parts[0].storage == 0, "UC-PRT-27", "factors stored as zstd")
 
     def deltas(self) -> Iterator[tuple[str, Delta]]:
         """The factors by tensor, one block after the other."""
-        cursor = Cursor(self.container.content(self.record.parts[0]), "UC-OVL-2")
+        cursor = Cursor(self.container.content(self.record.parts[0]), "UC-OVL-13")
         for block in self.blocks:
             yield block.name, Delta(block, cursor.take(block.n_bytes))
             cursor.pad(64)
@@ -1235,13 +1246,13 @@ def raw_elements(container: Container, tensor: Tensor) -> Iterator[tuple[int, By
 
 
 def check_targets(overlays: list[Overlay], tensors: dict[str, Tensor]) -> None:
-    """UC-OVL-4."""
+    """UC-OVL-4, UC-OVL-17."""
     for block in (block for overlay in overlays for block in overlay.blocks):
         t = tensors.get(block.name)
         good = t is not None and (t.encoding == PLANES or t.encoding == RAW and t.dtype in ("BF16", "F16", "F32"))
         need(good, "UC-OVL-4", f"no overlay can be on {block.name!r}")
         cuts = [(math.prod(t.shape[:n]), math.prod(t.shape[n:])) for n in range(len(t.shape) + 1)]
-        need((block.rows, block.cols) in cuts, "UC-OVL-4", f"rows and columns of the block for {block.name!r}")
+        need((block.rows, block.cols) in cuts, "UC-OVL-17", f"rows and columns of the block for {block.name!r}")
 
 
 # -------------------------------------------------------------------------------------------------------------- packs
@@ -1273,8 +1284,8 @@ def open_file(data: Bytes) -> Pack:
 
 
 def open_shards(index: Bytes, load: Callable[[str], Bytes]) -> Pack:
-    """A pack by its index file (UC-SHD-2 to UC-SHD-6); `load` gets a file beside it."""
-    rule, value = "UC-SHD-3", parse_json(index, "UC-SHD-3")
+    """A pack by its index file (UC-SHD-2 to UC-SHD-6, UC-SHD-9 to UC-SHD-17); `load` gets a file beside it."""
+    rule, value = "UC-SHD-10", parse_json(index, "UC-SHD-3")
     check_members(value, rule, "the index file", {
         "format": ("ultracompress-index-1",).__contains__, "stored_root": is_digest, "decoded_root": is_digest,
         "shards": lambda shards: isinstance(shards, list) and 2 <= len(shards) <= 99999, "weight_map": is_strings})
@@ -1283,25 +1294,28 @@ def open_shards(index: Bytes, load: Callable[[str], Bytes]) -> Pack:
             "file": str, "core_len": is_integer, "stored_root": is_digest, "decoded_root": is_digest})
     names, count = [entry["file"] for entry in value["shards"]], len(value["shards"])
     stem = names[0][: -len("-00001-of-00002.uc")]
-    need(stem != "" and "/" not in stem, "UC-SHD-2", f"name {names[0]!r} of a shard")
-    check_path(read_name(names[0].encode()))
+    for name in names:
+        need("/" not in name, "UC-SHD-9", f"name {name!r} of a shard")
+        check_path(read_name(name.encode()))
+    need(stem != "", "UC-SHD-2", f"name {names[0]!r} of a shard")
     need(names == [f"{stem}-{i:05}-of-{count:05}.uc" for i in range(1, count + 1)], "UC-SHD-2", "names of the shards")
     for name in value["weight_map"]:
         read_name(name.encode())
-    need(set(value["weight_map"].values()) <= set(names), "UC-SHD-5", "weight_map names a file that is not listed")
+    need(set(value["weight_map"].values()) <= set(names), "UC-SHD-15", "weight_map names a file that is not listed")
     shards = []
     for number, entry in enumerate(value["shards"], 1):
         shards.append(Container(load(entry["file"])))
         p = shards[-1].preamble
-        place = (p.required & SHARDED, p.shard_number, p.shard_count, p.core_len)
-        need(place == (SHARDED, number, count, entry["core_len"]), "UC-SHD-4", f"{entry['file']!r} is another file")
+        place = (p.required & SHARDED, p.shard_number, p.shard_count)
+        need(place == (SHARDED, number, count), "UC-SHD-12", f"{entry['file']!r} is another file")
+        need(p.core_len == entry["core_len"], "UC-SHD-13", f"length of {entry['file']!r}")
         roots = (p.stored_root.hex(), p.decoded_root.hex())
-        need(roots == (entry["stored_root"], entry["decoded_root"]), "UC-SHD-4", f"roots of {entry['file']!r}", INTEGRITY)
+        need(roots == (entry["stored_root"], entry["decoded_root"]), "UC-SHD-13", f"roots of {entry['file']!r}", INTEGRITY)
     found = [(name, file) for shard, file in zip(shards, names) for name in shard.tensors]
     need(len(dict(found)) == len(found), "UC-SHD-5", "a tensor is in two shards")
-    need(dict(found) == value["weight_map"], "UC-SHD-5", "weight_map is not what the shards hold")
+    need(dict(found) == value["weight_map"], "UC-SHD-14", "weight_map is not what the shards hold")
     skipped = [(r.kind, r.name) for shard in shards for r in shard.records if not TABLE <= r.kind <= HEAD]
-    need(len(set(skipped)) == len(skipped), "UC-SHD-5", "a record of a kind that is skipped is in two shards")
+    need(len(set(skipped)) == len(skipped), "UC-SHD-16", "a record of a kind that is skipped is in two shards")
     stored = merkle_root(shard.preamble.stored_root for shard in shards)
     need(stored.hex() == value["stored_root"], "UC-SHD-6", "stored root of the pack", INTEGRITY)
     return Pack(shards, bytes.fromhex(value["decoded_root"]), stored)
@@ -1336,11 +1350,11 @@ def check_structure(pack: Pack) -> str:
     if pack.manifest:
         check_manifest(pack, pack.manifest)
     need([overlay.order for overlay in pack.overlays] == [*range(1, len(pack.overlays) + 1)], "UC-OVL-3", "order of overlays")
-    need(len(pack.overlays) <= 256, "UC-OVL-3", "more than 256 overlays")
-    rule = "UC-OVL-10" if pack.only_overlays else "UC-OVL-3"
+    need(len(pack.overlays) <= 256, "UC-OVL-14", "more than 256 overlays")
+    rule = "UC-OVL-21" if pack.only_overlays else "UC-OVL-15"
     need(len({overlay.base_root for overlay in pack.overlays}) <= 1, rule, "overlays for several bases")
     if pack.whole and not pack.only_overlays:
-        need(all(o.base_root == pack.decoded_root for o in pack.overlays), "UC-OVL-3", "an overlay for another base")
+        need(all(o.base_root == pack.decoded_root for o in pack.overlays), "UC-OVL-15", "an overlay for another base")
         check_targets(pack.overlays, pack.tensors)
     for overlay in pack.overlays:
         for _ in overlay.deltas():
@@ -1371,7 +1385,7 @@ def check_stored(pack: Pack) -> str:
 
 
 def check_decoded(pack: Pack) -> str:
-    """UC-TEN-5, UC-FIL-1, UC-EXA-12, UC-ROOT-2."""
+    """UC-TEN-5, UC-FIL-1, UC-EXA-31, UC-ROOT-2, UC-SHD-17."""
     for shard in pack.shards:
         for tensor in shard.tensors.values():
             if tensor.encoding != ALIAS:
@@ -1383,24 +1397,24 @@ def check_decoded(pack: Pack) -> str:
         root = tensor_root(shard.tensors.values(), {t.name: t.decoded_sha256 for t in shard.tensors.values()})
         need(root == shard.preamble.decoded_root, "UC-ROOT-2", "decoded root", INTEGRITY)
     root = pack.root({name: tensor.decoded_sha256 for name, tensor in pack.tensors.items()})
-    need(root == pack.decoded_root, "UC-SHD-6", "decoded root of the pack", INTEGRITY)
+    need(root == pack.decoded_root, "UC-SHD-17", "decoded root of the pack", INTEGRITY)
     return f"ok, {root.hex()}"
 
 
 def check_rungs(pack: Pack) -> str:
-    """UC-MAN-5."""
+    """UC-MAN-9."""
     rungs = pack.manifest.get("rungs", {}) if pack.manifest and pack.whole else {}
     for planes, root in rungs.items():
         digests = {name: tensor.decoded_sha256 for name, tensor in pack.tensors.items()}
         for name, tensor in pack.tensors.items():
             if tensor.encoding == PLANES:
                 digests[name] = sha256_of(decode(pack.home[name], tensor, int(planes)))
-        need(pack.root(digests).hex() == root, "UC-MAN-5", f"decoded root of rung {planes}", INTEGRITY)
+        need(pack.root(digests).hex() == root, "UC-MAN-9", f"decoded root of rung {planes}", INTEGRITY)
     return f"ok, {' '.join(rungs)}" if rungs else ""
 
 
 def check_effective(pack: Pack, overlays: list[Overlay]) -> str:
-    """UC-OVL-9: the digests that overlays lead to on a pack, and the roots."""
+    """UC-OVL-9, UC-OVL-19: the digests that overlays lead to on a pack, and the roots."""
     deltas: dict[str, list[Delta]] = {}
     expected: dict[str, list[bytes]] = {}
     for overlay in overlays:
@@ -1417,7 +1431,7 @@ def check_effective(pack: Pack, overlays: list[Overlay]) -> str:
     digests = {name: tensor.decoded_sha256 for name, tensor in pack.tensors.items()}
     for overlay in overlays:
         digests |= {block.name: block.effective_sha256 for block in overlay.blocks}
-        need(pack.root(digests) == overlay.effective_root, "UC-OVL-9", f"effective root of {overlay.name!r}", INTEGRITY)
+        need(pack.root(digests) == overlay.effective_root, "UC-OVL-19", f"effective root of {overlay.name!r}", INTEGRITY)
     return ", ".join(["ok", *(f"{overlay.effective_root.hex()} ({overlay.name})" for overlay in overlays)])
 
 
@@ -1430,7 +1444,8 @@ def check_overlays(pack: Pack) -> str:
 
 
 def check_exact(pack: Pack) -> str:
-    """UC-EXA-11. The exact root is that of UC-ROOT-2 over the source's digests, when all tensors have their source's bits."""
+    """UC-EXA-11, UC-EXA-30. The exact root is that of UC-ROOT-2 over the source's digests, when all
+    tensors have their source's bits."""
     digests = {name: tensor.decoded_sha256 for name, tensor in pack.tensors.items() if tensor.encoding in (RAW, CODED)}
     for name, tensor in pack.tensors.items():
         if tensor.encoding == PLANES and tensor.record.part(RESIDUAL):
@@ -1439,7 +1454,8 @@ def check_exact(pack: Pack) -> str:
         digest = digests.get(pack.target(tensor).name)
         if digest and pack.manifest:
             same = digest.hex() == pack.manifest["tensors"][name]["sha256"]
-            need(same, "UC-EXA-11", f"{name!r} is not what the source has", INTEGRITY)
+            rule = "UC-EXA-30" if tensor.encoding == ALIAS else "UC-EXA-11"
+            need(same, rule, f"{name!r} is not what the source has", INTEGRITY)
     exact = sum(pack.target(tensor).name in digests for tensor in pack.tensors.values())
     return f"ok, {pack.root(digests).hex()}" if exact == len(pack.tensors) else f"{exact} of {len(pack.tensors)} tensors"
 
@@ -1487,7 +1503,8 @@ def or_null(test: Callable[[Json], bool]) -> Callable[[Json], bool]:
 
 
 def read_receipt(data: Bytes) -> dict[str, Json]:
-    """The record of an evaluation (UC-RCP-1, UC-RCP-2), with its headlines recomputed (UC-RCP-3)."""
+    """The record of an evaluation (UC-RCP-1, UC-RCP-2, UC-RCP-4 to UC-RCP-13), with its headlines recomputed (UC-RCP-3,
+    UC-RCP-14)."""
     rule, record = "UC-RCP-2", parse_json(data, "UC-RCP-1", integers_only=False)
     check_members(record, rule, "the record", {
         "format": ("ultracompress-eval-1",).__contains__, "tool": str, "metric": ("kld", "cosine").__contains__,
@@ -1497,56 +1514,58 @@ def read_receipt(data: Bytes) -> dict[str, Json]:
         "decoded_root": is_digest, "stored_root": or_null(is_digest), "encoder": or_null(is_string), "rung": or_null(is_rung),
         "body_bpw": or_null(is_number), "file_bpw": or_null(is_number)}, {"effective_root": is_digest}, others=False)
     rung_with_overlays = record["model"]["rung"] is not None and "effective_root" in record["model"]
-    need(not rung_with_overlays, rule, "rungs are without overlays")
+    need(not rung_with_overlays, "UC-RCP-4", "rungs are without overlays")
     check_members(record["text"], rule, "text", {
         "sha256": is_digest, "bytes": is_integer, "tokens": is_integer}, others=False)
     positive = functools.partial(is_integer, least=1)
     check_members(record["protocol"], rule, "protocol", {
         "seq_len": positive, "max_tokens": or_null(is_integer), "sequences": positive, "tokens": positive}, others=False)
-    check_protocol(record, rule)
+    check_protocol(record)
     columns = COLUMNS[record["metric"]]
-    check_rows(record, record["rows"], columns, rule)
+    check_rows(record, record["rows"], columns)
     check_largest(record, rule)
     check_headline(record["headline"], headline(record["rows"], record, record["kld_largest"]))
     columns = {name: limits for name, limits in columns.items() if name != "nll_reference"}
     for baseline in record["baselines"]:
         check_members(baseline, rule, "a baseline", {
             "name": str, "body_bpw": or_null(is_number), "rows": dict, "headline": dict}, others=False)
-        check_rows(record, baseline["rows"], columns, rule)
+        check_rows(record, baseline["rows"], columns)
         check_headline(baseline["headline"], headline(baseline["rows"], record, []))
-    need(len({b["name"] for b in record["baselines"]}) == len(record["baselines"]), rule, "two baselines of one name")
+    need(len({b["name"] for b in record["baselines"]}) == len(record["baselines"]), "UC-RCP-11", "two baselines of one name")
     return record
 
 
-def check_protocol(record: Json, rule: str) -> None:
-    """Tokens that are scored, and that the text has those that are taken."""
+def check_protocol(record: Json) -> None:
+    """Tokens that are scored (UC-RCP-5), and that the text has those that are taken (UC-RCP-6)."""
     protocol, language = record["protocol"], record["metric"] == "kld"
     taken = protocol["seq_len"] - (0 if language else 2)  # from the text, for each sequence
     scored = protocol["seq_len"] - (1 if language else 2)
-    need(protocol["tokens"] == protocol["sequences"] * scored, rule, "tokens of the protocol")
+    need(protocol["tokens"] == protocol["sequences"] * scored, "UC-RCP-5", "tokens of the protocol")
     available = min(record["text"]["tokens"], math.inf if protocol["max_tokens"] is None else protocol["max_tokens"])
-    need(protocol["sequences"] * taken <= available, rule, "more tokens than the text has")
+    need(protocol["sequences"] * taken <= available, "UC-RCP-6", "more tokens than the text has")
 
 
-def check_rows(record: Json, rows: Json, columns: dict[str, tuple[float, float]], rule: str) -> None:
-    check_members(rows, rule, "rows", dict.fromkeys(columns, list), others=False)
+def check_rows(record: Json, rows: Json, columns: dict[str, tuple[float, float]]) -> None:
+    """UC-RCP-7, UC-RCP-8."""
+    check_members(rows, "UC-RCP-7", "rows", dict.fromkeys(columns, list), others=False)
     for name, (least, most) in columns.items():
-        need(len(rows[name]) == record["protocol"]["sequences"], rule, f"length of column {name!r}")
-        need(all(is_number(x) and least <= x <= most for x in rows[name]), rule, f"a number of column {name!r}")
+        need(len(rows[name]) == record["protocol"]["sequences"], "UC-RCP-7", f"length of column {name!r}")
+        need(all(is_number(x) and least <= x <= most for x in rows[name]), "UC-RCP-8", f"a number of column {name!r}")
 
 
 def check_largest(record: Json, rule: str) -> None:
-    """`kld_largest`. What divergences are below zero by rounding could make their sum less than that of the largest."""
+    """`kld_largest` (UC-RCP-9, UC-RCP-10, UC-RCP-12, UC-RCP-13). Divergences that are below zero by rounding could
+    make the sum of all less than that of the largest."""
     largest, tokens = record["kld_largest"], record["protocol"]["tokens"]
     need(all(map(is_number, largest)), rule, "kld_largest")
     if record["metric"] == "cosine":
-        need(largest == [], rule, "kld_largest of an encoder")
+        need(largest == [], "UC-RCP-9", "kld_largest of an encoder")
     else:
-        need(len(largest) == tokens // 100 + 1, rule, "length of kld_largest")
-        need(all(a >= b for a, b in zip(largest, largest[1:])), rule, "kld_largest rises")
-        need(largest[-1] >= -1e-6, rule, "a divergence below zero")
+        need(len(largest) == tokens // 100 + 1, "UC-RCP-9", "length of kld_largest")
+        need(all(a >= b for a, b in zip(largest, largest[1:])), "UC-RCP-12", "kld_largest rises")
+        need(largest[-1] >= -1e-6, "UC-RCP-10", "a divergence below zero")
         total = sum(record["rows"]["kld"]) * tokens / record["protocol"]["sequences"]
-        need(sum(largest) <= total + 1e-6 * tokens, rule, "kld_largest exceeds the divergence of all tokens")
+        need(sum(largest) <= total + 1e-6 * tokens, "UC-RCP-13", "kld_largest exceeds the divergence of all tokens")
 
 
 def headline(rows: Json, record: Json, largest: list[float]) -> dict[str, float | None]:
@@ -1575,8 +1594,8 @@ def headline(rows: Json, record: Json, largest: list[float]) -> dict[str, float 
 
 
 def check_headline(given: Json, computed: dict[str, float | None]) -> None:
-    """UC-RCP-3. A standard error below 10^-12 is what rounding leaves of zero."""
-    need(given.keys() == computed.keys(), "UC-RCP-3", "members of a headline", INTEGRITY)
+    """UC-RCP-3, UC-RCP-14. A standard error below 10^-12 is what rounding leaves of zero."""
+    need(given.keys() == computed.keys(), "UC-RCP-14", "members of a headline", INTEGRITY)
     for name, value in computed.items():
         if value is None or given[name] is None:
             good = given[name] is value
@@ -1718,7 +1737,7 @@ def verify(path: Path, base: Path | None) -> int:
                 print(f"{step:10}{text}")
         if base:
             step, on = "base", open_pack(base)
-            need({overlay.base_root for overlay in pack.overlays} == {on.decoded_root}, "UC-OVL-10", "this is not the base")
+            need({overlay.base_root for overlay in pack.overlays} == {on.decoded_root}, "UC-OVL-22", "this is not the base")
             check_targets(pack.overlays, on.tensors)
             print(f"base      {check_effective(on, pack.overlays)}")
     except UcError as error:

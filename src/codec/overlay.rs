@@ -46,7 +46,7 @@ fn wide(bytes: &[u8], what: &str) -> Result<Vec<f32>> {
     let words = bytes.as_chunks::<2>().0.iter().enumerate();
     let of = |(i, b): (usize, &[u8; 2])| match f16::from_le_bytes(*b) {
         v if v.is_finite() => Ok(v.to_f32()),
-        v => Err(Error::malformed(Rule::OVL_5, format!("factor {i} of {what} is {v}"))),
+        v => Err(Error::malformed(Rule::OVL_18, format!("factor {i} of {what} is {v}"))),
     };
     words.map(of).collect()
 }
@@ -55,16 +55,16 @@ impl Factors {
     /// Reads the stored bytes of a block: its factors, scales and padding.
     ///
     /// # Errors
-    /// `Malformed` (UC-OVL-2, UC-OVL-5).
+    /// `Malformed` (UC-OVL-13, UC-OVL-5, UC-OVL-18).
     pub fn parse(block: &OverlayBlock, bytes: &[u8]) -> Result<Self> {
         let (rows, cols) = (to_usize(block.rows)?, to_usize(block.cols)?);
         let rank = block.rank as usize;
         let len = to_usize(block.bytes())?;
         let Some((bytes, padding)) = bytes.split_at_checked(len) else {
-            return Err(Error::malformed(Rule::OVL_2, "factors are cut off"));
+            return Err(Error::malformed(Rule::OVL_13, "factors are cut off"));
         };
         if padding.iter().any(|&b| b != 0) {
-            return Err(Error::malformed(Rule::OVL_2, "padding behind factors is not zero"));
+            return Err(Error::malformed(Rule::OVL_13, "padding behind factors is not zero"));
         }
         let kind = match block.factors {
             FactorType::Int8 => {

@@ -126,7 +126,7 @@ impl NewBlock {
     /// The factors as they will decode.
     ///
     /// # Errors
-    /// `Malformed` (UC-OVL-5) for scales or factors that may not be; `InvalidArgument` for a wrong number of them.
+    /// `Malformed` (UC-OVL-5, UC-OVL-18) for scales or factors that may not be; `InvalidArgument` for a wrong number of them.
     pub fn factors(&self) -> Result<Factors> {
         let bytes = self.to_bytes()?;
         Factors::parse(&self.entry()?, &bytes).map_err(|e| e.in_tensor(&self.tensor))

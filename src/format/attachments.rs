@@ -65,24 +65,24 @@ pub struct Attachment {
 /// Parses an attachment section that starts at `base` in the file.
 ///
 /// # Errors
-/// `Malformed(UC-ATT-1)`.
+/// `Malformed` (UC-ATT-1 to UC-ATT-4).
 pub(crate) fn parse_attachments(section: &[u8], base: u64) -> Result<Vec<Attachment>> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     let mut at = 0usize;
     while at < section.len() {
-        let bad = |what: &str| {
-            Err(Error::malformed(Rule::ATT_1, what)
+        let bad = |rule, what: &str| {
+            Err(Error::malformed(rule, what)
                 .in_part("attachments")
                 .at(base.saturating_add(at as u64)))
         };
         let rest = &section[at..];
         let Some(mut header) = rest.get(..HEADER_BYTES).map(Cursor::new) else {
-            return bad("attachment header is cut off");
+            return bad(Rule::ATT_2, "attachment header is cut off");
         };
         let h = Header::read(&mut header).expect("16 bytes hold the fixed-size header");
         if h.reserved != 0 {
-            return bad("reserved bytes are not zero");
+            return bad(Rule::ATT_3, "reserved bytes are not zero");
         }
         let name_end = HEADER_BYTES + usize::from(h.name_len);
         let end = usize::try_from(h.data_len).ok().and_then(|n| name_end.checked_add(n));
@@ -91,20 +91,20 @@ pub(crate) fn parse_attachments(section: &[u8], base: u64) -> Result<Vec<Attachm
             .and_then(|e| usize::try_from(e).ok())
             .filter(|&e| e <= rest.len());
         let (Some(end), Some(padded)) = (end, padded) else {
-            return bad("attachment reaches beyond its section");
+            return bad(Rule::ATT_2, "attachment reaches beyond its section");
         };
         if rest[end..padded].iter().any(|&b| b != 0) {
-            return bad("padding is not zero");
+            return bad(Rule::ATT_3, "padding is not zero");
         }
         let Ok(name) = std::str::from_utf8(&rest[HEADER_BYTES..name_end]) else {
-            return bad("attachment name is not UTF-8");
+            return bad(Rule::ATT_4, "attachment name is not UTF-8");
         };
         if check_name(name).is_err() {
-            return bad("attachment name breaks UC-NAM-1");
+            return bad(Rule::ATT_4, "attachment name breaks UC-NAM-1");
         }
         let kind = AttachmentKind::from_code(h.kind);
         if !seen.insert((h.kind, name)) {
-            return bad("two attachments have one kind and name");
+            return bad(Rule::ATT_1, "two attachments have one kind and name");
         }
         found.push(Attachment { kind, name: name.to_owned(), data: rest[name_end..end].to_vec() });
         at += padded;

@@ -12,10 +12,10 @@ pub(super) fn take<'a>(bytes: &'a [u8], at: &mut usize, n: usize) -> Result<&'a 
     let end = at.checked_add(n);
     let padded = end.and_then(|e| e.checked_next_multiple_of(8)).filter(|&e| e <= bytes.len());
     let (Some(end), Some(padded)) = (end, padded) else {
-        return Err(Error::malformed(Rule::IDX_2, "a field reaches beyond the record"));
+        return Err(Error::malformed(Rule::IDX_7, "a field reaches beyond the record"));
     };
     if bytes[end..padded].iter().any(|&b| b != 0) {
-        return Err(Error::malformed(Rule::IDX_2, "padding inside the record is not zero"));
+        return Err(Error::malformed(Rule::IDX_6, "padding inside the record is not zero"));
     }
     let field = &bytes[*at..end];
     *at = padded;

@@ -120,7 +120,7 @@ impl Index {
     /// Parses an index that starts at `base` in the file and claims `n_records` records.
     ///
     /// # Errors
-    /// `Malformed` (UC-IDX-2 to UC-IDX-5, UC-NAM, UC-TEN, UC-FIL, UC-PRT, UC-LVL) or
+    /// `Malformed` (UC-IDX-2 to UC-IDX-11, UC-NAM, UC-TEN, UC-FIL, UC-PRT, UC-LVL) or
     /// `UnsupportedFeature`.
     pub(crate) fn parse(bytes: &[u8], base: u64, n_records: u32) -> Result<Self> {
         let mut index = Self::default();
@@ -157,14 +157,14 @@ impl Index {
 
     fn add(&mut self, record: Record<'_>, name: &str) -> Result<()> {
         if record.kind == 0 {
-            return Err(Error::malformed(Rule::IDX_5, "no record is of kind 0"));
+            return Err(Error::malformed(Rule::IDX_10, "no record is of kind 0"));
         }
         let required = matches!(record.kind, KIND_LEVELS | KIND_TENSOR | KIND_FILE);
         let optional = matches!(record.kind, KIND_OVERLAY..=KIND_HEAD);
         if (required && record.optional) || (optional && !record.optional) {
             let text = if required { "can't" } else { "must" };
             let text = format!("a record of this kind {text} be optional");
-            return Err(Error::malformed(Rule::IDX_5, text));
+            return Err(Error::malformed(Rule::IDX_9, text));
         }
         match record.kind {
             KIND_LEVELS => self.levels.push(parse_levels(&record, name)?),
@@ -173,7 +173,9 @@ impl Index {
             KIND_OVERLAY => self.overlays.push(parse_overlay(record.body, record.parts, name)?),
             KIND_EXACT_MODEL => self.exact_models.push(parse_exact_model(&record, name)?),
             KIND_HEAD => self.heads.push(parse_file(record, name).map_err(|e| match e.kind() {
-                ErrorKind::Malformed(Rule::FIL_1) => Error::malformed(Rule::EXA_12, e.message()),
+                ErrorKind::Malformed(Rule::FIL_1 | Rule::FIL_2) => {
+                    Error::malformed(Rule::EXA_31, e.message())
+                }
                 _ => e,
             })?),
             kind if record.optional => self.others.push(OtherEntry {
@@ -224,7 +226,7 @@ impl<'a> Record<'a> {
         check_name(name)?;
         if h.flags & !FLAG_OPTIONAL != 0 {
             return Err(Error::malformed(
-                Rule::IDX_5,
+                Rule::IDX_11,
                 format!("unknown record flags {:#06x}", h.flags),
             )
             .in_tensor(name));
@@ -237,7 +239,7 @@ impl<'a> Record<'a> {
         }
         if at != len {
             return Err(Error::malformed(
-                Rule::IDX_2,
+                Rule::IDX_7,
                 format!("record says {len} bytes, its fields take {at}"),
             )
             .in_tensor(name));
@@ -262,7 +264,7 @@ fn parse_levels(record: &Record<'_>, name: &str) -> Result<LevelsEntry> {
         ));
     }
     if !record.parts.is_empty() {
-        return Err(Error::malformed(Rule::PRT_4, "a level record has no parts"));
+        return Err(Error::malformed(Rule::PRT_22, "a level record has no parts"));
     }
     let levels: Vec<i8> = record.body[8..].iter().map(|b| b.cast_signed()).collect();
     let mut rest = &levels[..];
@@ -281,7 +283,7 @@ fn parse_levels(record: &Record<'_>, name: &str) -> Result<LevelsEntry> {
 
 fn parse_exact_model(record: &Record<'_>, name: &str) -> Result<ExactModelEntry> {
     if !record.parts.is_empty() {
-        return Err(Error::malformed(Rule::PRT_4, "a model record has no parts"));
+        return Err(Error::malformed(Rule::PRT_22, "a model record has no parts"));
     }
     Ok(ExactModelEntry { name: name.to_owned(), body: record.body.to_vec() })
 }
@@ -301,7 +303,7 @@ fn parse_file(record: Record<'_>, path: &str) -> Result<FileEntry> {
     };
     if !right {
         return Err(Error::malformed(
-            Rule::FIL_1,
+            Rule::FIL_2,
             format!("parts don't add up to the {len} bytes of the file"),
         ));
     }

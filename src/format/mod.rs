@@ -33,7 +33,7 @@ pub(crate) use root::decoded_root;
 pub use root::{TreeHasher, tensor_leaf};
 pub use tensor::{Encoding, Role, TensorEntry};
 
-/// Alignment of every payload, index, manifest and attachment section, in bytes (UC-PRT-3).
+/// Alignment of every payload, index, manifest and attachment section, in bytes (UC-PRT-3, UC-HDR-7).
 pub const ALIGN_BYTES: u64 = 64;
 /// Length of the preamble in bytes (UC-HDR-4).
 pub const PREAMBLE_BYTES: usize = 256;

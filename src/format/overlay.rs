@@ -9,7 +9,7 @@ use super::{ALIGN_BYTES, Digest, Part, PartKind, Storage, align_up, check_name};
 use crate::error::{Error, Result};
 use crate::rule::Rule;
 
-/// Highest rank: sums of so many products of two int8 are exact in binary32 (UC-OVL-5).
+/// Highest rank: sums of so many products of two int8 are exact in binary32 (UC-OVL-6).
 pub const MAX_OVERLAY_RANK: u32 = 1024;
 /// Most bytes of what an overlay says of itself.
 pub(crate) const MAX_INFO_BYTES: usize = 1 << 20;
@@ -185,9 +185,9 @@ pub(super) fn parse_overlay(body: &[u8], parts: Vec<Part>, name: &str) -> Result
         check_name(tensor)?;
         let block = parse_block(&b, tensor, start).map_err(|e| e.in_part(tensor))?;
         let end = block.padded_bytes().and_then(|n| start.checked_add(n));
-        start = end.ok_or_else(|| Error::malformed(Rule::OVL_2, "factors are too large"))?;
+        start = end.ok_or_else(|| Error::malformed(Rule::OVL_13, "factors are too large"))?;
         if blocks.last().is_some_and(|last| last.tensor.as_str() >= tensor) {
-            return fail(Rule::OVL_1, "blocks are not sorted by tensor, each once".into());
+            return fail(Rule::OVL_11, "blocks are not sorted by tensor, each once".into());
         }
         blocks.push(block);
     }
@@ -201,10 +201,10 @@ pub(super) fn parse_overlay(body: &[u8], parts: Vec<Part>, name: &str) -> Result
     }
     let whole = matches!(&parts[..], [part] if part.kind == PartKind::Data && part.len == start);
     if !whole {
-        return fail(Rule::OVL_2, format!("the factors take {start} bytes, the parts are others"));
+        return fail(Rule::OVL_13, format!("the factors take {start} bytes, the parts are others"));
     }
     if parts[0].storage != Storage::Plain {
-        let e = Error::malformed(Rule::PRT_7, "factors can't be stored as zstd");
+        let e = Error::malformed(Rule::PRT_27, "factors can't be stored as zstd");
         return Err(e.in_part(parts[0].kind.name()).at(parts[0].offset));
     }
     Ok(OverlayEntry {
@@ -219,15 +219,15 @@ pub(super) fn parse_overlay(body: &[u8], parts: Vec<Part>, name: &str) -> Result
 }
 
 fn parse_block(b: &BlockHeader, tensor: &str, start: u64) -> Result<OverlayBlock> {
-    let fail = |text: String| Err(Error::malformed(Rule::OVL_2, text));
+    let fail = |rule, text: String| Err(Error::malformed(rule, text));
     let Some(factors) = FactorType::from_code(b.factors) else {
-        return fail(format!("factors of type {}", b.factors));
+        return fail(Rule::OVL_2, format!("factors of type {}", b.factors));
     };
     if (b.reserved, b.reserved2) != (0, 0) {
-        return fail("reserved bytes are not zero".into());
+        return fail(Rule::OVL_2, "reserved bytes are not zero".into());
     }
     if !(1..=MAX_OVERLAY_RANK).contains(&b.rank) || b.rows == 0 || b.cols == 0 {
-        return fail(format!("{} x {} of rank {}", b.rows, b.cols, b.rank));
+        return fail(Rule::OVL_2, format!("{} x {} of rank {}", b.rows, b.cols, b.rank));
     }
     let scaling = f32::from_bits(b.scaling);
     let right = match factors {
@@ -237,7 +237,7 @@ fn parse_block(b: &BlockHeader, tensor: &str, start: u64) -> Result<OverlayBlock
         }
     };
     if !right {
-        return fail(format!("scaling {scaling} of {} factors", factors.name()));
+        return fail(Rule::OVL_12, format!("scaling {scaling} of {} factors", factors.name()));
     }
     Ok(OverlayBlock {
         tensor: tensor.to_owned(),
@@ -255,14 +255,14 @@ impl OverlayEntry {
     /// Lays the blocks out in the part, one behind the other; gives the part's length.
     ///
     /// # Errors
-    /// `Malformed(UC-OVL-2)` when they are too large.
+    /// `Malformed(UC-OVL-13)` when they are too large.
     #[cfg(feature = "checkpoints")]
     pub(crate) fn lay_out(&mut self) -> Result<u64> {
         let mut end = 0u64;
         for block in &mut self.blocks {
             block.start = end;
             let next = block.padded_bytes().and_then(|n| end.checked_add(n));
-            end = next.ok_or_else(|| Error::malformed(Rule::OVL_2, "factors are too large"))?;
+            end = next.ok_or_else(|| Error::malformed(Rule::OVL_13, "factors are too large"))?;
         }
         Ok(end)
     }

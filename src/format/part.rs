@@ -152,7 +152,7 @@ struct PartHeader {
 /// Reads a part header and its chunk table at `*at`. `known_record`: parts of skipped records may be of any kind.
 ///
 /// # Errors
-/// `Malformed` (UC-IDX-2, UC-PRT-1, UC-PRT-2), `UnsupportedFeature`.
+/// `Malformed` (UC-IDX-6, UC-IDX-7, UC-PRT), `UnsupportedFeature`.
 pub(super) fn parse_part(bytes: &[u8], at: &mut usize, known_record: bool) -> Result<Part> {
     let header = take(bytes, at, HEADER_BYTES)?;
     let h = PartHeader::read(&mut Cursor::new(header))
@@ -181,31 +181,31 @@ fn check_flags(h: &PartHeader, kind: PartKind, known_record: bool) -> Result<()>
     let optional = h.flags & FLAG_OPTIONAL != 0;
     // It would come before the data, where readers look for that.
     if h.kind == 0 {
-        return malformed(Rule::PRT_1, kind, "no part is of kind 0");
+        return malformed(Rule::PRT_9, kind, "no part is of kind 0");
     }
     if h.flags & !FLAG_OPTIONAL != 0 {
-        return malformed(Rule::PRT_1, kind, format!("unknown part flags {:#04x}", h.flags));
+        return malformed(Rule::PRT_8, kind, format!("unknown part flags {:#04x}", h.flags));
     }
     match (kind, optional) {
         _ if !known_record => Ok(()),
         (PartKind::Unknown(1..=5 | 16, plane), _) => {
             let text = format!("a part of this kind can't be plane {plane}");
-            malformed(Rule::PRT_1, kind, text)
+            malformed(Rule::PRT_14, kind, text)
         }
         (PartKind::Unknown(..), false) => Err(Error::new(
             ErrorKind::UnsupportedFeature,
-            format!("{} is not known and not optional ({})", kind.name(), Rule::PRT_1),
+            format!("{} is not known and not optional ({})", kind.name(), Rule::PRT_10),
         )),
         // Which of both it must be depends on the tensor.
         (PartKind::Residual, _) | (PartKind::Unknown(..), true) | (_, false) => Ok(()),
-        (_, true) => malformed(Rule::PRT_1, kind, "a part of this kind can't be optional"),
+        (_, true) => malformed(Rule::PRT_12, kind, "a part of this kind can't be optional"),
     }
 }
 
 fn parse_storage(h: &PartHeader, kind: PartKind, skipped: bool) -> Result<Storage> {
     match h.storage {
         0 => Ok(Storage::Plain),
-        // Of what is skipped the checksums are all that is known: 1 need not be frames there (UC-PRT-7).
+        // Of what is skipped the checksums are all that is known: 1 need not be frames there (UC-PRT-16).
         other if skipped => Ok(Storage::Unknown(other)),
         1 => Ok(Storage::Zstd),
         other => Err(Error::new(
@@ -224,14 +224,15 @@ fn parse_chunks(mut part: Part, n_chunks: u32, bytes: &[u8], at: &mut usize) -> 
             "{n_chunks} chunks for {} bytes, expected one for each {CHUNK_BYTES}",
             part.len
         );
-        return malformed(Rule::PRT_2, kind, text);
+        let rule = if part.len == 0 { Rule::PRT_19 } else { Rule::PRT_2 };
+        return malformed(rule, kind, text);
     }
     // At most 1 MiB a chunk, so the count claimed is checked against the bytes of the record before
     // anything is reserved for it.
     let n = n_chunks as usize;
     let table_len = n
         .checked_mul(if part.storage == Storage::Plain { 4 } else { 8 })
-        .ok_or_else(|| Error::malformed(Rule::IDX_2, "chunk table is too long"))?;
+        .ok_or_else(|| Error::malformed(Rule::IDX_7, "chunk table is too long"))?;
     let words = take(bytes, at, table_len)?.as_chunks::<4>().0;
     let word = |i: usize| u32::from_le_bytes(words[i]);
     part.chunks = Vec::with_capacity(n);
@@ -245,14 +246,14 @@ fn parse_chunks(mut part: Part, n_chunks: u32, bytes: &[u8], at: &mut usize) -> 
         // A frame that isn't shorter than its chunk gives way to the chunk itself.
         if stored_len == 0 || u64::from(stored_len) > content {
             let text = format!("chunk {i} stores {content} bytes in {stored_len}");
-            return malformed(Rule::PRT_2, kind, text);
+            return malformed(Rule::PRT_17, kind, text);
         }
         part.chunks.push(Chunk { crc32: word(i), stored_len, start: sum });
         sum += u64::from(stored_len);
     }
     if sum != part.stored_len {
         let text = format!("chunks take {sum} bytes, the part says {}", part.stored_len);
-        return malformed(Rule::PRT_2, kind, text);
+        return malformed(Rule::PRT_18, kind, text);
     }
     Ok(part)
 }

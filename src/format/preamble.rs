@@ -27,7 +27,7 @@ const KNOWN_REQUIRED: u64 = CODED_RAW | SHARDED | OVERLAYS_ONLY;
 const RESIDUAL: u64 = 1 << 0;
 /// Optional feature bit: there are overlays.
 const OVERLAYS: u64 = 1 << 1;
-/// Shard numbers have five digits in file names (UC-SHD-1).
+/// Shard numbers have five digits in file names (UC-SHD-2).
 pub(crate) const MAX_SHARDS: u32 = 99_999;
 /// Where the bytes start that the stored root reads as zero (UC-ROOT-3).
 const UNROOTED_START: usize = 128;
@@ -36,7 +36,7 @@ const CRC_AT: usize = PREAMBLE_BYTES - 4;
 /// The fixed-size header of a container.
 ///
 /// # Spec
-/// UC-HDR-1 to UC-HDR-8.
+/// UC-HDR-1 to UC-HDR-16.
 #[derive(Debug, Clone, PartialEq, Eq, BinRead, BinWrite)]
 #[brw(little)]
 #[non_exhaustive]
@@ -230,7 +230,7 @@ impl Preamble {
             .at(12));
         }
         if self.reserved_a != 0 || self.reserved_b != [0; 80] {
-            return Err(Error::malformed(Rule::HDR_4, "reserved bytes are not zero").at(92));
+            return Err(Error::malformed(Rule::HDR_14, "reserved bytes are not zero").at(92));
         }
         if actual_len < self.file_len {
             return Err(Error::new(
@@ -270,7 +270,7 @@ impl Preamble {
         }
         if self.attachments_len() == 0 && self.attachments_crc32 != 0 {
             return Err(Error::malformed(
-                Rule::ATT_1,
+                Rule::ATT_5,
                 "attachment section is empty but has a checksum",
             )
             .at(168));
@@ -287,7 +287,7 @@ impl Preamble {
         };
         if let Some(expected) = expected {
             return Err(Error::malformed(
-                Rule::HDR_8,
+                if self.is_sharded() { Rule::HDR_8 } else { Rule::HDR_16 },
                 format!("shard {number} of {count}: {expected}"),
             )
             .at(84));

@@ -203,7 +203,7 @@ fn parse_encoding(h: &TensorHeader, rest: &[u8]) -> Result<Encoding> {
         }
         other => Err(Error::new(
             ErrorKind::UnsupportedFeature,
-            format!("encoding {other} is not known ({})", Rule::TEN_1),
+            format!("encoding {other} is not known ({})", Rule::TEN_6),
         )),
     }
 }

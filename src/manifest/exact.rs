@@ -1,4 +1,4 @@
-//! Exact tensors against the source digests of the manifest (UC-EXA-11).
+//! Exact tensors against the source digests of the manifest (UC-EXA-11, UC-EXA-30).
 
 use std::collections::HashSet;
 
@@ -40,7 +40,7 @@ pub(crate) fn exact_checks<R: ReadAt + Sync>(
     })
 }
 
-/// UC-EXA-11 of aliases: they have the exact bytes of their targets, so the manifest gives both one source digest. (UC-MAN-3 says so of
+/// UC-EXA-30: aliases have the exact bytes of their targets, so the manifest gives both one source digest. (UC-MAN-3 says so of
 /// aliases of raw and coded tensors.)
 pub(crate) fn alias_checks<R: ReadAt>(
     views: &[TensorView<'_, R>],
@@ -56,7 +56,7 @@ pub(crate) fn alias_checks<R: ReadAt>(
             let text = format!(
                 "the manifest gives another source digest than that of \"{}\", of which it is an alias ({})",
                 target.escape_debug(),
-                Rule::EXA_11
+                Rule::EXA_30
             );
             Failure::from(&view.container().locate(Error::integrity(text).in_tensor(view.name())))
         })

@@ -61,7 +61,7 @@ pub struct TensorSource {
 /// The core manifest of a pack.
 ///
 /// # Spec
-/// UC-MAN-1 to UC-MAN-4.
+/// UC-MAN-1 to UC-MAN-9.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Always `ultracompress-manifest-1`.
@@ -159,7 +159,7 @@ impl Manifest {
     /// Parses canonical bytes.
     ///
     /// # Errors
-    /// `Malformed` (UC-MAN-1, UC-MAN-2).
+    /// `Malformed` (UC-MAN-1, UC-MAN-2, UC-MAN-5, UC-MAN-7, UC-MAN-8).
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let manifest: Self = json::from_canonical(bytes, Rule::MAN_1, Rule::MAN_2)?;
         manifest.check()?;
@@ -170,7 +170,7 @@ impl Manifest {
     /// names the tensors of all shards: [`Pack::manifest`](crate::Pack::manifest) compares it with them.
     ///
     /// # Errors
-    /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3).
+    /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3, UC-MAN-5, UC-MAN-7, UC-MAN-8).
     pub fn read<R: ReadAt>(pack: &Container<R>) -> Result<Self> {
         let bytes = pack.manifest_bytes()?;
         let locate =
@@ -182,28 +182,34 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<()> {
-        let fail = |text: String| Err(Error::malformed(Rule::MAN_2, text));
+        let fail = |rule, text: String| Err(Error::malformed(rule, text));
         if self.format != FORMAT {
-            return fail(format!("manifest format is \"{}\"", self.format.escape_debug()));
+            return fail(
+                Rule::MAN_2,
+                format!("manifest format is \"{}\"", self.format.escape_debug()),
+            );
         }
         if !self.recipe.is_object() {
-            return fail("recipe is not an object".into());
+            return fail(Rule::MAN_2, "recipe is not an object".into());
         }
         if self.calibration.as_deref().is_some_and(|c| !is_hex_digest(c)) {
-            return fail("calibration is not a SHA-256".into());
+            return fail(Rule::MAN_2, "calibration is not a SHA-256".into());
         }
         let is_rung = |r: &str| matches!(r, "3" | "4" | "5" | "6" | "7");
         if self.rungs.iter().any(|(rung, root)| !is_rung(rung) || !is_hex_digest(root)) {
             return Err(Error::malformed(Rule::MAN_5, "rungs are 3 to 7, each with a SHA-256"));
         }
         if self.files.windows(2).any(|w| w[0].path >= w[1].path) {
-            return fail("files are not sorted by path, each once".into());
+            return fail(Rule::MAN_7, "files are not sorted by path, each once".into());
         }
         for f in &self.files {
             crate::format::check_file_path(&f.path)?;
             let digest = f.sha256.as_deref().map(is_hex_digest);
             if digest == Some(false) || (digest.is_none() && f.role != FileRole::LeftOut) {
-                return fail(format!("file \"{}\" has no proper SHA-256", f.path.escape_debug()));
+                return fail(
+                    Rule::MAN_2,
+                    format!("file \"{}\" has no proper SHA-256", f.path.escape_debug()),
+                );
             }
         }
         let weights: HashSet<&str> = self
@@ -215,10 +221,13 @@ impl Manifest {
         for (name, t) in &self.tensors {
             if !is_hex_digest(&t.sha256) || t.file.as_deref().is_some_and(|p| !weights.contains(p))
             {
-                return fail(format!(
-                    "tensor \"{}\" has no proper SHA-256 or names a file that isn't listed",
-                    name.escape_debug()
-                ));
+                return fail(
+                    if is_hex_digest(&t.sha256) { Rule::MAN_8 } else { Rule::MAN_2 },
+                    format!(
+                        "tensor \"{}\" has no proper SHA-256 or names a file that isn't listed",
+                        name.escape_debug()
+                    ),
+                );
             }
         }
         Ok(())

@@ -31,7 +31,7 @@ pub(crate) fn effective_digests<R: ReadAt>(
         .map_err(|e| view.container().locate(e.in_tensor(view.name())))
 }
 
-/// The root over tensors of which some have effective digests (UC-OVL-9). `views` are all tensors, by name.
+/// The root over tensors of which some have effective digests (UC-OVL-19). `views` are all tensors, by name.
 pub(crate) fn effective_root<R: ReadAt>(
     views: &[TensorView<'_, R>],
     digests: &EffectiveDigests,
@@ -129,8 +129,8 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
             digests => Ok(digests.map(Vec::into_iter)),
         }
     })?;
-    let mismatch = |what: &str, found: Digest, expected: Digest| {
-        let text = format!("{what} is {found}, the overlay says {expected} ({})", Rule::OVL_9);
+    let mismatch = |rule, what: &str, found: Digest, expected: Digest| {
+        let text = format!("{what} is {found}, the overlay says {expected} ({rule})");
         Error::integrity(text)
     };
     let mut left: BTreeMap<&str, _> = BTreeMap::new();
@@ -149,14 +149,14 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
             let Some(found) = next else { continue };
             compared += 1;
             if found != block.effective_sha256 && wrong.len() < MAX_FAILURES {
-                let e = mismatch("effective SHA-256", found, block.effective_sha256);
+                let e = mismatch(Rule::OVL_9, "effective SHA-256", found, block.effective_sha256);
                 wrong.push(first.locate(e.in_part(&overlay.name).in_tensor(&block.tensor)));
             }
             digests.insert(block.tensor.clone(), found);
         }
         let root = effective_root(views, &digests);
         if wrong.is_empty() && root != overlay.effective_root {
-            let e = mismatch("effective root", root, overlay.effective_root);
+            let e = mismatch(Rule::OVL_19, "effective root", root, overlay.effective_root);
             wrong.push(first.locate(e.in_tensor(&overlay.name)));
         }
     }

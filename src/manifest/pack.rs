@@ -113,7 +113,7 @@ impl<R: ReadAt> Pack<R> {
     /// then their tensors are not there.
     ///
     /// # Errors
-    /// `Malformed` (UC-SHD-4 to UC-SHD-6) or `Integrity` where shards and index disagree;
+    /// `Malformed` (UC-SHD-4, UC-SHD-5, UC-SHD-12 to UC-SHD-17) or `Integrity` where shards and index disagree;
     /// `InvalidArgument` for another number of shards.
     pub fn from_shards(index: ShardIndex, shards: Vec<Option<Container<R>>>) -> Result<Self> {
         if shards.len() != index.shards.len() || shards.first().is_none_or(Option::is_none) {
@@ -150,14 +150,14 @@ impl<R: ReadAt> Pack<R> {
         let mut others = HashSet::new();
         for record in containers.iter().flat_map(|c| &c.index().others) {
             if !others.insert((record.kind, record.name.as_str())) {
-                return Err(Error::malformed(Rule::SHD_5, "optional record is in two shards")
+                return Err(Error::malformed(Rule::SHD_16, "optional record is in two shards")
                     .in_tensor(&record.name));
             }
         }
         if complete {
             if listed != index.weight_map.len() {
                 return Err(Error::malformed(
-                    Rule::SHD_5,
+                    Rule::SHD_14,
                     format!(
                         "the shards hold {listed} tensors, the index names {}",
                         index.weight_map.len()
@@ -169,7 +169,7 @@ impl<R: ReadAt> Pack<R> {
                 return Err(Error::integrity(format!(
                     "decoded root over all shards is {found}, the index says {} ({})",
                     index.decoded_root,
-                    Rule::SHD_6
+                    Rule::SHD_17
                 )));
             }
         }
@@ -252,7 +252,7 @@ impl<R: ReadAt> Pack<R> {
     /// The tensor called `name` with the first `overlays` of [`Pack::overlays`]. An alias has what its target has.
     ///
     /// # Errors
-    /// `InvalidArgument` when there is no such tensor; `Malformed` (UC-OVL-2, UC-OVL-5), `Integrity`, `Io`.
+    /// `InvalidArgument` when there is no such tensor; `Malformed` (UC-OVL-13, UC-OVL-5, UC-OVL-18), `Integrity`, `Io`.
     pub fn effective_tensor(&self, name: &str, overlays: usize) -> Result<EffectiveTensor<'_, R>> {
         let missing = || Error::argument("no such tensor").in_tensor(name);
         EffectiveTensor::read(self.first(), &self.tensor(name).ok_or_else(missing)?, overlays)
@@ -276,7 +276,7 @@ impl<R: ReadAt> Pack<R> {
         Err(self.first().locate(Error::argument(text)))
     }
 
-    /// UC-OVL-3, UC-OVL-4 over all shards that are open.
+    /// UC-OVL-4, UC-OVL-15, UC-OVL-17 over all shards that are open.
     fn check_overlays(&self) -> Result<()> {
         for overlay in &self.first().index().overlays {
             let locate = |e: Error| self.first().locate(e.in_tensor(&overlay.name));
@@ -286,7 +286,7 @@ impl<R: ReadAt> Pack<R> {
                     overlay.base_root,
                     self.decoded_root()
                 );
-                return Err(locate(Error::malformed(Rule::OVL_3, text)));
+                return Err(locate(Error::malformed(Rule::OVL_15, text)));
             }
             for block in &overlay.blocks {
                 let entry = self.tensor(&block.tensor).map(|t| t.entry());
@@ -379,7 +379,7 @@ fn index_root(hex: &str) -> Digest {
     Digest::from_hex(hex).expect("checked when the index was parsed")
 }
 
-/// UC-SHD-4, UC-SHD-5: the file is the shard that the index lists.
+/// UC-SHD-12 to UC-SHD-14: the file is the shard that the index lists.
 fn check_shard<R: ReadAt>(
     container: &Container<R>,
     i: usize,
@@ -391,7 +391,7 @@ fn check_shard<R: ReadAt>(
     let found = (p.shard_number as usize, p.shard_count as usize);
     if found != expected || !p.is_sharded() {
         return Err(Error::malformed(
-            Rule::SHD_4,
+            Rule::SHD_12,
             format!(
                 "says that it is shard {} of {}, the index lists it as {} of {}",
                 found.0, found.1, expected.0, expected.1
@@ -406,27 +406,27 @@ fn check_shard<R: ReadAt>(
         if found.to_string() != *listed {
             return Err(Error::integrity(format!(
                 "{what} root is {found}, the index lists {listed}: another shard ({})",
-                Rule::SHD_4
+                Rule::SHD_13
             ))
             .at(at));
         }
     }
     if p.core_len != listed.core_len {
         return Err(Error::malformed(
-            Rule::SHD_4,
+            Rule::SHD_13,
             format!("core has {} bytes, the index lists {}", p.core_len, listed.core_len),
         )
         .at(32));
     }
     for t in &container.index().tensors {
         if index.weight_map.get(&t.name).map(String::as_str) != Some(&listed.file) {
-            return Err(Error::malformed(Rule::SHD_5, "the index doesn't put it in this shard")
+            return Err(Error::malformed(Rule::SHD_14, "the index doesn't put it in this shard")
                 .in_tensor(&t.name));
         }
     }
     if named != container.index().tensors.len() {
         return Err(Error::malformed(
-            Rule::SHD_5,
+            Rule::SHD_14,
             format!(
                 "holds {} tensors, the index puts {named} in it",
                 container.index().tensors.len()

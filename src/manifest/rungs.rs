@@ -1,4 +1,4 @@
-//! Rungs: what a pack decodes to when fewer planes are read, and the roots over that (UC-MAN-5).
+//! Rungs: what a pack decodes to when fewer planes are read, and the roots over that (UC-MAN-9).
 
 use sha2::{Digest as _, Sha256};
 

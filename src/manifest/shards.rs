@@ -32,7 +32,7 @@ pub struct ShardFile {
 /// The index file of a sharded pack.
 ///
 /// # Spec
-/// UC-SHD-2 to UC-SHD-6.
+/// UC-SHD-2, UC-SHD-3, UC-SHD-6, UC-SHD-9 to UC-SHD-11, UC-SHD-14, UC-SHD-15, UC-SHD-17.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardIndex {
     /// Always `ultracompress-index-1`.
@@ -100,9 +100,9 @@ impl ShardIndex {
     /// Parses canonical bytes.
     ///
     /// # Errors
-    /// `Malformed` (UC-SHD-2, UC-SHD-3, UC-SHD-6, UC-NAM-1).
+    /// `Malformed` (UC-SHD-2, UC-SHD-3, UC-SHD-9, UC-SHD-10, UC-SHD-15, UC-NAM-1), `Integrity` (UC-SHD-6).
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let index: Self = json::from_canonical(bytes, Rule::SHD_3, Rule::SHD_3)?;
+        let index: Self = json::from_canonical(bytes, Rule::SHD_3, Rule::SHD_10)?;
         index.check()?;
         Ok(index)
     }
@@ -111,20 +111,20 @@ impl ShardIndex {
         let fail = |rule, text: String| Err(Error::malformed(rule, text));
         if self.format != FORMAT {
             return fail(
-                Rule::SHD_3,
+                Rule::SHD_10,
                 format!("format is \"{}\", expected \"{FORMAT}\"", self.format.escape_debug()),
             );
         }
         let count = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
         if !(2..=MAX_SHARDS).contains(&count) {
-            return fail(Rule::SHD_3, format!("{count} shards, 2 to {MAX_SHARDS} expected"));
+            return fail(Rule::SHD_10, format!("{count} shards, 2 to {MAX_SHARDS} expected"));
         }
         for (number, shard) in (1..).zip(&self.shards) {
             let ending = shard_name("", number, count);
             let plain = check_file_path(&shard.file).is_ok() && !shard.file.contains('/');
             if !plain || !shard.file.ends_with(&ending) || shard.file.len() == ending.len() {
                 return fail(
-                    Rule::SHD_2,
+                    if plain { Rule::SHD_2 } else { Rule::SHD_9 },
                     format!(
                         "shard {number} is called \"{}\", expected a plain name that ends in \"{ending}\"",
                         shard.file.escape_debug()
@@ -133,7 +133,7 @@ impl ShardIndex {
             }
             if !json::is_hex_digest(&shard.stored_root) || !json::is_hex_digest(&shard.decoded_root)
             {
-                return fail(Rule::SHD_3, format!("shard {number} has no proper roots"));
+                return fail(Rule::SHD_10, format!("shard {number} has no proper roots"));
             }
         }
         let stem =
@@ -152,14 +152,14 @@ impl ShardIndex {
             )));
         }
         if !json::is_hex_digest(&self.decoded_root) {
-            return fail(Rule::SHD_3, "decoded_root is no proper root".into());
+            return fail(Rule::SHD_10, "decoded_root is no proper root".into());
         }
         let files: HashSet<&str> = self.shards.iter().map(|s| s.file.as_str()).collect();
         for (tensor, file) in &self.weight_map {
             check_name(tensor)?;
             if !files.contains(file.as_str()) {
                 return Err(Error::malformed(
-                    Rule::SHD_5,
+                    Rule::SHD_15,
                     format!("is in \"{}\", which is not listed", file.escape_debug()),
                 )
                 .in_tensor(tensor));

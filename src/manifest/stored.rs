@@ -43,7 +43,7 @@ pub(super) struct StoredPass {
 /// `Io`, `Cancelled`; what is wrong with the file is no error.
 ///
 /// # Spec
-/// UC-ROOT-3, UC-PRT-3, UC-PRT-6, UC-PRT-7, UC-HDR-7.
+/// UC-ROOT-3, UC-PRT-6, UC-PRT-7, UC-PRT-21, UC-PRT-23, UC-HDR-15.
 pub(super) fn check_stored<R: ReadAt + Sync>(
     pack: &Container<R>,
     budget: u64,
@@ -249,16 +249,16 @@ impl<'a> Chunks<'a> {
     }
 }
 
-/// UC-PRT-3, UC-HDR-7: what must be zero, by offset.
+/// UC-PRT-21, UC-HDR-15: what must be zero, by offset.
 fn gaps<R: ReadAt>(pack: &Container<R>) -> Vec<(Range<u64>, Rule)> {
     let p = pack.preamble();
     let sections = [
-        (p.index_offset + p.index_len, p.manifest_offset, Rule::HDR_7),
-        (p.manifest_offset + p.manifest_len, p.core_len, Rule::HDR_7),
+        (p.index_offset + p.index_len, p.manifest_offset, Rule::HDR_15),
+        (p.manifest_offset + p.manifest_len, p.core_len, Rule::HDR_15),
     ];
     let parts = pack.index().parts().map(|(_, part)| {
         let end = part.offset + part.stored_len;
-        (end, end.next_multiple_of(ALIGN_BYTES), Rule::PRT_3)
+        (end, end.next_multiple_of(ALIGN_BYTES), Rule::PRT_21)
     });
     let all = parts.chain(sections).filter(|(from, to, _)| from < to);
     let mut all: Vec<_> = all.map(|(from, to, rule)| (from..to, rule)).collect();

@@ -139,7 +139,7 @@ impl VerifyOptions {
                 if found != *expected {
                     let e = Error::integrity(format!(
                         "decoded root of rung {rung} is {found}, the manifest says {expected} ({})",
-                        Rule::MAN_5
+                        Rule::MAN_9
                     ));
                     report.decoded = Check::Mismatch;
                     add(&mut report.failures, [Failure::from(&e.in_part("manifest"))]);
@@ -260,7 +260,7 @@ impl VerifyOptions {
                 *check = Check::Mismatch;
                 let e = Error::integrity(format!(
                     "{what} root of all shards is {found}, the index says {listed} ({})",
-                    Rule::SHD_6
+                    if what == "stored" { Rule::SHD_6 } else { Rule::SHD_17 }
                 ));
                 whole.failures.push(Failure::from(&e));
             }
@@ -367,7 +367,7 @@ impl VerifyOptions {
     }
 }
 
-/// UC-SHD-7: of a shard by itself, what its overlays are without the tensors of the others.
+/// UC-SHD-7, UC-SHD-18: of a shard by itself, what its overlays are without the tensors of the others.
 fn lone_overlays<R: ReadAt>(
     report: &mut VerifyReport,
     shard: &Container<R>,

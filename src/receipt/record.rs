@@ -84,7 +84,7 @@ pub struct BaselineRecord {
 /// follows from the rows.
 ///
 /// # Spec
-/// UC-RCP-1 to UC-RCP-3.
+/// UC-RCP-1 to UC-RCP-14.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalRecord {
@@ -190,8 +190,8 @@ impl EvalRecord {
     /// Parses canonical bytes, and recomputes every headline from its rows.
     ///
     /// # Errors
-    /// `Malformed` for bytes that aren't a record (UC-RCP-1, UC-RCP-2), `Integrity` for a headline that its rows
-    /// don't give (UC-RCP-3).
+    /// `Malformed` for bytes that aren't a record (UC-RCP-1, UC-RCP-2, UC-RCP-4 to UC-RCP-13), `Integrity` for a headline that its rows
+    /// don't give (UC-RCP-3, UC-RCP-14).
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let record: Self = serde_json::from_slice(bytes).map_err(|e| {
             let rule = if e.is_data() { Rule::RCP_2 } else { Rule::RCP_1 };
@@ -212,26 +212,26 @@ impl EvalRecord {
     }
 
     fn check_members(&self) -> Result<()> {
-        let fail = |text: String| Err(Error::malformed(Rule::RCP_2, text));
+        let fail = |rule, text: String| Err(Error::malformed(rule, text));
         if self.format != FORMAT {
-            return fail(format!("format is \"{}\"", self.format.escape_debug()));
+            return fail(Rule::RCP_2, format!("format is \"{}\"", self.format.escape_debug()));
         }
         let digests = [&self.reference_root, &self.tokenizer_sha256, &self.text.sha256];
         let all = digests.into_iter().chain([&self.model.decoded_root]);
         let all = all.chain(&self.model.stored_root).chain(&self.model.effective_root);
         if let Some(bad) = all.into_iter().find(|d| !is_hex_digest(d)) {
-            return fail(format!("\"{}\" is no digest", bad.escape_debug()));
+            return fail(Rule::RCP_2, format!("\"{}\" is no digest", bad.escape_debug()));
         }
         if self.model.rung.is_some_and(|r| !(3..=8).contains(&r)) {
-            return fail("a rung has 3 to 8 planes".into());
+            return fail(Rule::RCP_2, "a rung has 3 to 8 planes".into());
         }
         if self.model.rung.is_some() && self.model.effective_root.is_some() {
-            return fail("rungs are without overlays".into());
+            return fail(Rule::RCP_4, "rungs are without overlays".into());
         }
         let Protocol { seq_len, max_tokens, sequences, tokens } = self.protocol;
         let integers = [seq_len, sequences, tokens, self.text.bytes, self.text.tokens];
         if integers.into_iter().chain(max_tokens).any(|n| n > MAX_INTEGER) {
-            return fail("an integer beyond 2^53 - 1".into());
+            return fail(Rule::RCP_2, "an integer beyond 2^53 - 1".into());
         }
         // Of a sequence of a language model the first token isn't scored, of one of an encoder the ends.
         let ends = if self.metric == Metric::Kld { 1 } else { 2 };
@@ -240,15 +240,21 @@ impl EvalRecord {
             sequences.saturating_mul(if self.metric == Metric::Kld { seq_len } else { scored });
         let there = self.text.tokens.min(max_tokens.unwrap_or(u64::MAX));
         if tokens == 0 || tokens != scored.saturating_mul(sequences) || used > there {
-            return fail(format!(
-                "{tokens} tokens of {sequences} sequences of {seq_len}, in a text of {there}"
-            ));
+            return fail(
+                if used > there { Rule::RCP_6 } else { Rule::RCP_5 },
+                format!(
+                    "{tokens} tokens of {sequences} sequences of {seq_len}, in a text of {there}"
+                ),
+            );
         }
         self.check_rows("rows", &self.rows, self.metric.columns())?;
         let expected = if self.metric == Metric::Kld { largest_count(tokens) } else { 0 };
         let sorted = self.kld_largest.windows(2).all(|pair| pair[0] >= pair[1]);
         if self.kld_largest.len() as u64 != expected || !sorted {
-            return fail(format!("kld_largest is not {expected} falling numbers"));
+            return fail(
+                if sorted { Rule::RCP_9 } else { Rule::RCP_12 },
+                format!("kld_largest is not {expected} falling numbers"),
+            );
         }
         #[allow(clippy::cast_precision_loss, reason = "counts of tokens")]
         if let (Some(last), Some(kld)) = (self.kld_largest.last(), self.rows.get("kld")) {
@@ -256,14 +262,20 @@ impl EvalRecord {
             let all = kld.iter().sum::<f64>() * tokens as f64 / sequences as f64;
             let largest = self.kld_largest.iter().sum::<f64>();
             if *last < -SLACK || largest > all + SLACK * tokens as f64 {
-                return fail("kld_largest is more than the divergences of all tokens".into());
+                return fail(
+                    if *last < -SLACK { Rule::RCP_10 } else { Rule::RCP_13 },
+                    "kld_largest is more than the divergences of all tokens".into(),
+                );
             }
         }
         let others: Vec<&str> =
             self.metric.columns().iter().copied().filter(|c| *c != "nll_reference").collect();
         for (i, b) in self.baselines.iter().enumerate() {
             if self.baselines[..i].iter().any(|other| other.name == b.name) {
-                return fail(format!("two baselines are called \"{}\"", b.name.escape_debug()));
+                return fail(
+                    Rule::RCP_11,
+                    format!("two baselines are called \"{}\"", b.name.escape_debug()),
+                );
             }
             self.check_rows(&b.name, &b.rows, &others)?;
         }
@@ -283,14 +295,14 @@ impl EvalRecord {
         if let Some(column) = rows.iter().find_map(outside) {
             let what = what.escape_debug();
             let text = format!("\"{what}\" has impossible numbers in {}", column.escape_debug());
-            return Err(Error::malformed(Rule::RCP_2, text));
+            return Err(Error::malformed(Rule::RCP_8, text));
         }
         let found: Vec<&str> = rows.keys().map(String::as_str).collect();
         let n = self.protocol.sequences;
         let lengths = rows.values().all(|column| column.len() as u64 == n);
         if found != columns || !lengths {
             return Err(Error::malformed(
-                Rule::RCP_2,
+                Rule::RCP_7,
                 format!(
                     "\"{}\" has not {n} numbers in each of {}",
                     what.escape_debug(),
@@ -336,7 +348,7 @@ fn compare(what: &str, found: &Headline, expected: &Headline) -> Result<()> {
                 name.escape_debug(),
                 show(found),
                 show(expected),
-                Rule::RCP_3
+                if found.is_some() == expected.is_some() { Rule::RCP_3 } else { Rule::RCP_14 }
             )));
         }
     }

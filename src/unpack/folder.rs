@@ -191,7 +191,7 @@ impl UnpackOptions {
         for files in files.chunks(FILES_AT_ONCE) {
             let mut outputs = vec![];
             for (name, views) in files {
-                // Files are sorted by path (UC-MAN-2).
+                // Files are sorted by path (UC-MAN-7).
                 let own = manifest.files.binary_search_by(|f| f.path.as_str().cmp(name));
                 let own = own.ok().map(|at| &manifest.files[at]);
                 let metadata = own.and_then(|f| f.metadata.as_ref());
@@ -348,7 +348,7 @@ impl UnpackOptions {
         views: &'v [TensorView<'v, R>],
         (head, len): &(Vec<u8>, u64),
     ) -> Result<Output<'v, R>> {
-        let broken = |text: String| Error::malformed(Rule::EXA_12, text).in_file(name);
+        let broken = |text: String| Error::malformed(Rule::EXA_32, text).in_file(name);
         let header = parse_header(head, *len).map_err(|e| broken(e.message().to_owned()))?;
         if header.head_len != head.len() as u64 || header.tensors.len() != views.len() {
             return Err(broken("the file's head is not that of its tensors".into()));
@@ -484,7 +484,7 @@ impl<R> Output<'_, R> {
         if found.to_string() != *expected {
             return Err(Error::integrity(format!(
                 "SHA-256 of the file is {found}, the manifest says {expected} ({})",
-                Rule::EXA_12
+                Rule::EXA_32
             ))
             .in_file(self.name));
         }

@@ -1,4 +1,4 @@
-//! Coding one block of weights (UC-EXA-5 to UC-EXA-9).
+//! Coding one block of weights (UC-EXA-5 to UC-EXA-9, UC-EXA-24 to UC-EXA-29).
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub(crate) struct BlockCoder {
     tops: Vec<[u8; 2]>,
 }
 
-/// What a reference byte stands for (UC-EXA-10): the upper 16 bits of a magnitude, in steps of a quarter of an octave.
+/// What a reference byte stands for (UC-EXA-29): the upper 16 bits of a magnitude, in steps of a quarter of an octave.
 pub(crate) fn reference(top: Top, byte: u8) -> u32 {
     // Mantissa bits above the cut, and the first exponent of the scale.
     let (mantissa, first) = match top {
@@ -80,7 +80,7 @@ pub(crate) fn tail_bytes(dtype: Dtype) -> usize {
 
 impl<'a> Fields<'a> {
     fn split(bytes: &'a [u8], rows: usize, weights: usize, dtype: Dtype) -> Result<Self> {
-        let cut = || Error::malformed(Rule::EXA_4, "block is shorter than its fields");
+        let cut = || Error::malformed(Rule::EXA_24, "block is shorter than its fields");
         let mut rest = bytes;
         let mut take = |n: usize| -> Result<&'a [u8]> {
             let (field, after) = rest.split_at_checked(pad4(n)).ok_or_else(cut)?;
@@ -88,7 +88,7 @@ impl<'a> Fields<'a> {
             let (field, padding) = field.split_at(n);
             match padding.iter().all(|&b| b == 0) {
                 true => Ok(field),
-                false => Err(Error::malformed(Rule::EXA_4, "padding of a block is not zero")),
+                false => Err(Error::malformed(Rule::EXA_24, "padding of a block is not zero")),
             }
         };
         let head = take(HEAD_BYTES)?.as_chunks::<4>().0;
@@ -103,7 +103,7 @@ impl<'a> Fields<'a> {
         }
         if words > weights || exceptions > weights {
             return Err(Error::malformed(
-                Rule::EXA_4,
+                Rule::EXA_24,
                 "block claims more than its weights can have",
             ));
         }
@@ -114,7 +114,7 @@ impl<'a> Fields<'a> {
         let (positions, exceptions) = take(4 * exceptions)?.split_at(2 * exceptions);
         let tails = take(if tail == 1 { weights * tail_bytes(dtype) } else { 0 })?;
         if !rest.is_empty() {
-            return Err(Error::malformed(Rule::EXA_4, "bytes behind the last field of a block"));
+            return Err(Error::malformed(Rule::EXA_24, "bytes behind the last field of a block"));
         }
         let (positions, exceptions) = (positions.as_chunks().0, exceptions.as_chunks().0);
         Ok(Self { states, references, words, positions, exceptions, tails })
@@ -125,9 +125,9 @@ impl BlockTables {
     /// For tensors with these levels, or without a base.
     ///
     /// # Errors
-    /// `Malformed(UC-EXA-2)` when the model is for other tensors.
+    /// `Malformed(UC-EXA-22)` when the model is for other tensors.
     pub(crate) fn new(model: &ExactModel, levels: Option<&[i8]>, kernel: Kernel) -> Result<Self> {
-        let other = || Error::malformed(Rule::EXA_2, "model is for other tensors");
+        let other = || Error::malformed(Rule::EXA_22, "model is for other tensors");
         if levels.is_none() != (model.native == NO_BASE) {
             return Err(other());
         }
@@ -182,7 +182,7 @@ impl BlockCoder {
     /// Decodes a block of `rows` rows to little-endian elements.
     ///
     /// # Errors
-    /// `Malformed` (UC-EXA-4, UC-EXA-6 to UC-EXA-9).
+    /// `Malformed` (UC-EXA-6 to UC-EXA-9, UC-EXA-24, UC-EXA-25, UC-EXA-27).
     ///
     /// # Panics
     /// When `base` or `out` don't fit rows and columns.
@@ -215,7 +215,7 @@ impl BlockCoder {
         }
         if !lanes.words.is_empty() || lanes.states.iter().any(|&s| s != LOW) {
             return Err(Error::malformed(
-                Rule::EXA_9,
+                if lanes.words.is_empty() { Rule::EXA_9 } else { Rule::EXA_27 },
                 "coders of a block don't end where they began",
             ));
         }
@@ -224,7 +224,7 @@ impl BlockCoder {
             let at = usize::from(u16::from_le_bytes(*position));
             if at >= rows * cols || previous.is_some_and(|p| p >= at) {
                 return Err(Error::malformed(
-                    Rule::EXA_7,
+                    if at < rows * cols { Rule::EXA_7 } else { Rule::EXA_25 },
                     "exceptions are not in order within the block",
                 ));
             }

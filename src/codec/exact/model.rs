@@ -1,4 +1,4 @@
-//! Models: contexts and tables of frequencies, one for each type and native count (UC-EXA-1 to UC-EXA-3).
+//! Models: contexts and tables of frequencies, one for each type and native count (UC-EXA-1 to UC-EXA-3, UC-EXA-13 to UC-EXA-20).
 
 use crate::error::{Error, Result};
 use crate::format::{Digest, Dtype};
@@ -90,49 +90,57 @@ impl ExactModel {
     /// Checks what [`ExactModel::parse`] doesn't by itself.
     ///
     /// # Errors
-    /// `Malformed` (UC-EXA-2, UC-EXA-3).
+    /// `Malformed` (UC-EXA-2, UC-EXA-3, UC-EXA-14 to UC-EXA-20).
     pub(crate) fn check(&self) -> Result<()> {
-        let bad = |text: &str| Err(Error::malformed(Rule::EXA_2, text.to_owned()));
+        let bad = |rule, text: &str| Err(Error::malformed(rule, text.to_owned()));
         if top_of(self.dtype).is_none() || !matches!(self.native, NO_BASE | 3..=8) {
-            return bad("model is for no type or plane count that is coded");
+            return bad(Rule::EXA_2, "model is for no type or plane count that is coded");
         }
         if !(8..=11).contains(&self.precision) || self.mantissa_bits > 7 || self.fraction_bits > 7 {
-            return bad("precision or context bits out of range");
+            return bad(Rule::EXA_2, "precision or context bits out of range");
         }
         let codes = if self.native == NO_BASE { 1 } else { 1 << self.native };
         let classes = self.classes.iter().max().map_or(0, |&c| usize::from(c) + 1);
         if self.native == NO_BASE && classes > 1 {
-            // Their contexts are of class 0 (UC-EXA-10).
-            return bad("the one class without planes is not 0");
+            // Their contexts are of class 0 (UC-EXA-29).
+            return bad(Rule::EXA_15, "the one class without planes is not 0");
         }
         let contexts = classes * self.each();
         if self.classes.len() != codes || self.contexts.len() != contexts || contexts > MAX_CONTEXTS
         {
-            return bad("classes and contexts don't fit each other");
+            return bad(
+                if contexts > MAX_CONTEXTS { Rule::EXA_16 } else { Rule::EXA_14 },
+                "classes and contexts don't fit each other",
+            );
         }
         if self.tables.is_empty()
             || self.tables.len() > 256
             || self.contexts.iter().any(|&t| usize::from(t) >= self.tables.len())
         {
-            return bad("a context has no table");
+            return bad(
+                if (1..=256).contains(&self.tables.len()) { Rule::EXA_17 } else { Rule::EXA_2 },
+                "a context has no table",
+            );
         }
         for table in &self.tables {
-            let bad = |text: &str| Err(Error::malformed(Rule::EXA_3, text.to_owned()));
             let sum: u32 = table.frequencies.iter().map(|&(_, f)| u32::from(f)).sum();
             if sum != 1 << self.precision || table.frequencies.iter().any(|&(_, f)| f == 0) {
-                return bad("frequencies of a table don't fill it");
+                return bad(
+                    if sum == 1 << self.precision { Rule::EXA_20 } else { Rule::EXA_18 },
+                    "frequencies of a table don't fill it",
+                );
             }
             if table.frequencies.windows(2).any(|w| w[0].0 >= w[1].0) {
-                return bad("symbols of a table are not in order");
+                return bad(Rule::EXA_3, "symbols of a table are not in order");
             }
             if u32::from(table.shift) + u32::from(self.precision) > LOW.ilog2() {
-                return bad("a table takes more bits than a word refills");
+                return bad(Rule::EXA_19, "a table takes more bits than a word refills");
             }
         }
         Ok(())
     }
 
-    /// The first eight bytes of the SHA-256 of the record's body, by which residuals name the model (UC-EXA-1).
+    /// The first eight bytes of the SHA-256 of the record's body, by which residuals name the model (UC-EXA-13).
     ///
     /// # Errors
     /// As [`ExactModel::to_bytes`].
@@ -177,7 +185,7 @@ impl ExactModel {
     /// Reads the body of a model's record.
     ///
     /// # Errors
-    /// `Malformed` (UC-EXA-1 to UC-EXA-3).
+    /// `Malformed` (UC-EXA-1 to UC-EXA-3, UC-EXA-14 to UC-EXA-20).
     pub fn parse(mut bytes: &[u8]) -> Result<Self> {
         let cut = || Error::malformed(Rule::EXA_1, "model is cut off");
         let mut take = |n: usize| -> Result<&[u8]> {
@@ -256,12 +264,13 @@ impl ExactModel {
     /// The contexts of a tensor with these levels.
     pub(crate) fn with_levels(&self, levels: &[i8]) -> Result<Contexts> {
         let top = top_of(self.dtype).filter(|_| levels.len() == self.classes.len());
-        let top = top.ok_or_else(|| Error::malformed(Rule::EXA_2, "model is for other tensors"))?;
+        let top =
+            top.ok_or_else(|| Error::malformed(Rule::EXA_22, "model is for other tensors"))?;
         Ok(Contexts::new(&anchors(levels), &self.classes, self.hints(), top, self.bits()))
     }
 }
 
-/// The name of the record of a model (UC-EXA-1).
+/// The name of the record of a model (UC-EXA-13).
 pub(crate) fn exact_model_name(name: [u8; 8]) -> String {
     name.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -22,14 +22,14 @@ impl PlaneLayout {
     /// columns.
     ///
     /// # Errors
-    /// `Malformed(UC-PLN-2)` when there is no such view or it is empty, `Malformed(UC-PLN-4)` for a
+    /// `Malformed` (UC-PLN-2, UC-PLN-8) when there is no such view or it is empty, `Malformed(UC-PLN-4)` for a
     /// group size other than 0, 16, 32, 64, 128 or 256.
     pub fn new(shape: &[u64], row_dims: u8, group: u32) -> Result<Self> {
         let view = shape.split_at_checked(usize::from(row_dims)).filter(|_| row_dims > 0);
         let sizes = view.and_then(|(r, c)| Some((elements(r)?, elements(c)?)));
         let Some((rows @ 1.., cols @ 1..)) = sizes else {
             return Err(Error::malformed(
-                Rule::PLN_2,
+                if view.is_none() { Rule::PLN_2 } else { Rule::PLN_8 },
                 format!("shape {shape:?} with {row_dims} row dimensions is no matrix"),
             ));
         };
@@ -45,7 +45,7 @@ impl PlaneLayout {
     pub(crate) fn check(&self) -> Result<()> {
         let Self { rows, cols, group } = *self;
         if rows == 0 || cols == 0 {
-            return Err(Error::malformed(Rule::PLN_2, format!("{rows} rows of {cols} columns")));
+            return Err(Error::malformed(Rule::PLN_8, format!("{rows} rows of {cols} columns")));
         }
         if !matches!(group, 0 | 16 | 32 | 64 | 128 | 256) {
             return Err(Error::malformed(Rule::PLN_4, format!("group size {group}")));
@@ -83,7 +83,7 @@ impl PlaneLayout {
 /// The planes of each row, and where each row is stored.
 ///
 /// # Spec
-/// UC-PLN-3, UC-PLN-5.
+/// UC-PLN-3, UC-PLN-5, UC-PLN-9, UC-PLN-10.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlaneCounts {
     /// Every row has the same number of planes; rows are stored in their own order.
@@ -105,14 +105,14 @@ impl PlaneCounts {
     /// Reads a counts part: four bits a row (count - 3), even rows in the low half.
     ///
     /// # Errors
-    /// `Malformed(UC-PLN-3)`.
+    /// `Malformed` (UC-PLN-3, UC-PLN-9, UC-PLN-10).
     pub fn parse(part: &[u8], rows: usize) -> Result<Self> {
         let mut counts = Vec::with_capacity(rows.min(part.len() * 2));
         for r in 0..part.len() * 2 {
             let nibble = (part[r / 2] >> (4 * (r % 2))) & 15;
             if r >= rows {
                 if nibble != 0 {
-                    return Err(Error::malformed(Rule::PLN_3, "padding of the counts is not zero"));
+                    return Err(Error::malformed(Rule::PLN_9, "padding of the counts is not zero"));
                 }
             } else if nibble > 5 {
                 return Err(Error::malformed(
@@ -125,7 +125,7 @@ impl PlaneCounts {
         }
         if counts.windows(2).all(|w| w[0] == w[1]) {
             return Err(Error::malformed(
-                Rule::PLN_3,
+                Rule::PLN_10,
                 "all rows have one count: it belongs in the tensor record",
             ));
         }

@@ -29,7 +29,7 @@ pub struct StoredPlanes<'a> {
 /// When the parts are shorter than the layout says, or `dtype` is not F16, BF16, F32 or F64.
 ///
 /// # Spec
-/// UC-PLN-3 to UC-PLN-7, UC-LVL-1, UC-VAL-1 to UC-VAL-5.
+/// UC-PLN-3 to UC-PLN-9, UC-LVL-1, UC-VAL-1 to UC-VAL-5.
 pub fn decode_weight(t: &StoredPlanes<'_>, row: usize, col: usize, rung: u8, dtype: Dtype) -> u64 {
     let cols = usize::try_from(t.layout.cols).expect("test sizes");
     let rows = usize::try_from(t.layout.rows).expect("test sizes");

@@ -21,14 +21,14 @@ pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
         check_tensor(t, index).map_err(|e| e.in_tensor(&t.name))?;
         if matches!(t.encoding, Encoding::Coded { .. }) && !preamble.has_coded() {
             let text = "a coded tensor in a file without the feature `coded_raw`";
-            return Err(Error::malformed(Rule::TEN_1, text).in_tensor(&t.name));
+            return Err(Error::malformed(Rule::TEN_7, text).in_tensor(&t.name));
         }
     }
     for model in &index.exact_models {
         let check = || {
             let name = exact_model_name(ExactModel::parse(&model.body)?.name()?);
             if name != model.name {
-                return Err(Error::malformed(Rule::EXA_1, format!("the model is called {name}")));
+                return Err(Error::malformed(Rule::EXA_13, format!("the model is called {name}")));
             }
             Ok(())
         };
@@ -38,7 +38,7 @@ pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
     check_paths(index)?;
     let mut files = index.files.iter().chain(&index.heads);
     if let Some(file) = files.next().filter(|_| preamble.shard_number > 1) {
-        return Err(Error::malformed(Rule::SHD_1, "a shard that isn't the first carries a file")
+        return Err(Error::malformed(Rule::SHD_8, "a shard that isn't the first carries a file")
             .in_tensor(&file.path));
     }
     check_placement(index, preamble)
@@ -60,16 +60,19 @@ fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
     let n = orders.len();
     if n > MAX_OVERLAYS || !orders.into_iter().eq((1..=u16::MAX).take(n)) {
         let text = format!("{n} overlays aren't numbered 1, 2, ..., at most {MAX_OVERLAYS}");
-        return Err(Error::malformed(Rule::OVL_3, text));
+        return Err(Error::malformed(
+            if n > MAX_OVERLAYS { Rule::OVL_14 } else { Rule::OVL_3 },
+            text,
+        ));
     }
     let first = index.overlays.first().map(|o| o.base_root);
     for overlay in &index.overlays {
-        let fail = |text: String| Err(Error::malformed(Rule::OVL_3, text).in_tensor(&overlay.name));
+        let fail = |rule, text: String| Err(Error::malformed(rule, text).in_tensor(&overlay.name));
         if preamble.shard_number > 1 {
-            return fail("a shard that isn't the first holds an overlay".into());
+            return fail(Rule::OVL_16, "a shard that isn't the first holds an overlay".into());
         }
         if Some(overlay.base_root) != first {
-            let rule = if only { Rule::OVL_10 } else { Rule::OVL_3 };
+            let rule = if only { Rule::OVL_21 } else { Rule::OVL_15 };
             let text = "is for another base than the first overlay";
             return Err(Error::malformed(rule, text).in_tensor(&overlay.name));
         }
@@ -77,10 +80,13 @@ fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
             continue;
         }
         if overlay.base_root != preamble.decoded_root {
-            return fail(format!(
-                "is for the decoded root {}, this file's is {}",
-                overlay.base_root, preamble.decoded_root
-            ));
+            return fail(
+                Rule::OVL_15,
+                format!(
+                    "is for the decoded root {}, this file's is {}",
+                    overlay.base_root, preamble.decoded_root
+                ),
+            );
         }
         for block in &overlay.blocks {
             check_block(block, index.tensor(&block.tensor))
@@ -93,19 +99,27 @@ fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
 /// Whether a block of an overlay fits its tensor.
 ///
 /// # Errors
-/// `Malformed(UC-OVL-4)`.
+/// `Malformed` (UC-OVL-4, UC-OVL-17).
 pub(crate) fn check_block(block: &OverlayBlock, tensor: Option<&TensorEntry>) -> Result<()> {
-    let fail = |text: String| Err(Error::malformed(Rule::OVL_4, text));
-    let Some(t) = tensor else { return fail("there is no such tensor".into()) };
+    let fail = |rule, text: String| Err(Error::malformed(rule, text));
+    let Some(t) = tensor else { return fail(Rule::OVL_4, "there is no such tensor".into()) };
     let single = matches!(t.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32);
     match t.encoding {
         Encoding::Planes { .. } => {}
         Encoding::Raw if single => {}
-        _ => return fail(format!("overlays can't change {} as {}", t.dtype, t.encoding.name())),
+        _ => {
+            return fail(
+                Rule::OVL_4,
+                format!("overlays can't change {} as {}", t.dtype, t.encoding.name()),
+            );
+        }
     }
     let splits = (0..=t.shape.len()).map(|at| (elements(&t.shape[..at]), elements(&t.shape[at..])));
     if !splits.into_iter().any(|split| split == (Some(block.rows), Some(block.cols))) {
-        return fail(format!("{} x {} for a tensor {:?}", block.rows, block.cols, t.shape));
+        return fail(
+            Rule::OVL_17,
+            format!("{} x {} for a tensor {:?}", block.rows, block.cols, t.shape),
+        );
     }
     Ok(())
 }
@@ -115,7 +129,7 @@ fn check_coded_type(t: &TensorEntry) -> Result<()> {
     if t.dtype.has_planes() {
         return Ok(());
     }
-    Err(Error::malformed(Rule::EXA_10, format!("{} tensors can't be coded", t.dtype)))
+    Err(Error::malformed(Rule::EXA_28, format!("{} tensors can't be coded", t.dtype)))
 }
 
 fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
@@ -133,7 +147,7 @@ fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
             };
             if part.optional {
                 let text = "the residual of a coded tensor can't be optional";
-                return Err(Error::malformed(Rule::PRT_1, text).in_part(part.kind.name()));
+                return Err(Error::malformed(Rule::PRT_13, text).in_part(part.kind.name()));
             }
             check_parts(&t.parts, &[(PartKind::Residual, part.len)])
         }
@@ -179,7 +193,7 @@ fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
             if let Some(part) = t.parts.iter().find(|p| p.kind == PartKind::Residual) {
                 if !part.optional {
                     let text = "the residual of a tensor with planes must be optional";
-                    return Err(Error::malformed(Rule::PRT_1, text).in_part(part.kind.name()));
+                    return Err(Error::malformed(Rule::PRT_13, text).in_part(part.kind.name()));
                 }
                 expected.push((PartKind::Residual, part.len));
             }
@@ -194,7 +208,7 @@ fn check_parts(parts: &[Part], expected: &[(PartKind, u64)]) -> Result<()> {
         let list =
             |kinds: Vec<PartKind>| kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", ");
         return Err(Error::malformed(
-            Rule::PRT_4,
+            Rule::PRT_22,
             format!(
                 "parts are [{}], expected [{}]",
                 list(known().map(|p| p.kind).collect()),
@@ -212,7 +226,7 @@ fn check_parts(parts: &[Part], expected: &[(PartKind, u64)]) -> Result<()> {
             .at(part.offset));
         }
         if part.storage == Storage::Zstd && part.kind != PartKind::Data {
-            return Err(Error::malformed(Rule::PRT_7, "only data parts may be stored as zstd")
+            return Err(Error::malformed(Rule::PRT_27, "only data parts may be stored as zstd")
                 .in_part(part.kind.name())
                 .at(part.offset));
         }
@@ -221,23 +235,20 @@ fn check_parts(parts: &[Part], expected: &[(PartKind, u64)]) -> Result<()> {
 }
 
 fn check_alias(t: &TensorEntry, target: &str, index: &Index) -> Result<()> {
-    let fail = |text: &str| {
-        Err(Error::malformed(
-            Rule::TEN_4,
-            format!("alias of \"{}\": {text}", target.escape_debug()),
-        ))
+    let fail = |rule, text: &str| {
+        Err(Error::malformed(rule, format!("alias of \"{}\": {text}", target.escape_debug())))
     };
     if !t.parts.is_empty() {
-        return fail("an alias has no parts");
+        return fail(Rule::TEN_9, "an alias has no parts");
     }
     let Some(other) = index.tensor(target) else {
-        return fail("there is no such tensor");
+        return fail(Rule::TEN_4, "there is no such tensor");
     };
     if matches!(other.encoding, Encoding::Alias { .. }) {
-        return fail("the target is an alias itself");
+        return fail(Rule::TEN_4, "the target is an alias itself");
     }
     if (other.dtype, &other.shape, other.decoded_sha256) != (t.dtype, &t.shape, t.decoded_sha256) {
-        return fail("dtype, shape or decoded digest differ");
+        return fail(Rule::TEN_8, "dtype, shape or decoded digest differ");
     }
     Ok(())
 }
@@ -320,7 +331,7 @@ fn check_order(index: &Index) -> Result<()> {
             let end = pair[0].offset.saturating_add(pair[0].stored_len);
             if Some(pair[1].offset) != align_up(end, ALIGN_BYTES) {
                 return Err(Error::malformed(
-                    Rule::PRT_3,
+                    Rule::PRT_20,
                     "parts of one record don't follow one another",
                 )
                 .in_tensor(name)

@@ -14,7 +14,7 @@ impl Part {
     /// stored as it is.
     ///
     /// # Errors
-    /// `Integrity`, `Malformed(UC-PRT-7)`, `UnsupportedFeature`.
+    /// `Integrity`, `Malformed` (UC-PRT-7, UC-PRT-23, UC-PRT-25), `UnsupportedFeature`.
     pub(super) fn check_chunks(
         &self,
         chunks: Range<usize>,
@@ -88,14 +88,14 @@ fn inflate(frame: &[u8], len: usize) -> Result<Vec<u8>> {
     match zstd::bulk::decompress(frame, len) {
         Ok(bytes) if bytes.len() == len => Ok(bytes),
         Ok(bytes) => Err(Error::malformed(
-            Rule::PRT_7,
+            Rule::PRT_23,
             format!("zstd frame holds {} bytes, expected {len}", bytes.len()),
         )),
-        Err(e) => Err(Error::malformed(Rule::PRT_7, format!("zstd frame: {e}")).with_source(e)),
+        Err(e) => Err(Error::malformed(Rule::PRT_23, format!("zstd frame: {e}")).with_source(e)),
     }
 }
 
-/// What the library is less strict about than UC-PRT-7.
+/// What the library is less strict about than UC-PRT-7 and UC-PRT-25.
 #[cfg(feature = "zstd")]
 fn check_frame_header(frame: &[u8]) -> Result<()> {
     // 8 MiB, which RFC 8878 asks every decoder for.
@@ -112,7 +112,7 @@ fn check_frame_header(frame: &[u8]) -> Result<()> {
         let base = 1u64 << (10 + (window >> 3));
         let size = base + base / 8 * u64::from(window & 7);
         if size > MAX_WINDOW {
-            return Err(Error::malformed(Rule::PRT_7, format!("zstd frame needs {size} bytes")));
+            return Err(Error::malformed(Rule::PRT_25, format!("zstd frame needs {size} bytes")));
         }
     }
     Ok(())

@@ -242,7 +242,7 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
         let fixed = n.checked_mul(4).and_then(|n| n.checked_add(RESIDUAL_HEADER_BYTES));
         let fixed = fixed.filter(|&fixed| fixed <= part.len).ok_or_else(|| {
             locate(Error::malformed(
-                Rule::EXA_4,
+                Rule::EXA_21,
                 "residual is shorter than the lengths of its blocks",
             ))
         })?;
@@ -261,7 +261,7 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
         }
         if word(&lengths[0]) != n || end != part.len {
             return Err(locate(Error::malformed(
-                Rule::EXA_4,
+                if word(&lengths[0]) != n { Rule::EXA_4 } else { Rule::EXA_21 },
                 format!("blocks end at {end} of {} bytes, or are not {n}", part.len),
             )));
         }
@@ -271,7 +271,7 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
         };
         if (0..6).any(|i| (models[i] != [0; 8]) != used(i)) {
             return Err(locate(Error::malformed(
-                Rule::EXA_4,
+                Rule::EXA_23,
                 "models are not those of the plane counts that occur",
             )));
         }
@@ -311,12 +311,12 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
             || {
                 let mut records = self.container.index().exact_models.iter();
                 let record = records.find(|m| m.name == name).ok_or_else(|| {
-                    Error::malformed(Rule::EXA_4, format!("exact model {name} doesn't exist"))
+                    Error::malformed(Rule::EXA_22, format!("exact model {name} doesn't exist"))
                 })?;
                 let model = ExactModel::parse(&record.body)?;
                 if (model.dtype, model.native) != (self.base.dtype, native) {
                     return Err(Error::malformed(
-                        Rule::EXA_4,
+                        Rule::EXA_22,
                         format!(
                             "exact model {name} is for {} of {} planes",
                             model.dtype, model.native

@@ -199,7 +199,7 @@ impl<R: ReadAt> Container<R> {
     /// Receipts and signatures behind the core.
     ///
     /// # Errors
-    /// `Integrity`, `Malformed(UC-ATT-1)`, `LimitExceeded`, `Io`.
+    /// `Integrity`, `Malformed` (UC-ATT-1 to UC-ATT-4), `LimitExceeded`, `Io`.
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
         let p = &self.preamble;
         let len = p.attachments_len();
@@ -207,7 +207,7 @@ impl<R: ReadAt> Container<R> {
             check_limit(len, self.limits.max_attachment_bytes, Limit::AttachmentBytes)?;
             let bytes = read_section(&self.reader, p.core_len, len)?;
             if len > 0 {
-                check_crc(&bytes, p.attachments_crc32, Rule::ATT_1)
+                check_crc(&bytes, p.attachments_crc32, Rule::ATT_5)
                     .map_err(|e| e.in_part("attachments").at(p.core_len))?;
             }
             parse_attachments(&bytes, p.core_len)
@@ -297,10 +297,10 @@ impl<'a, R: ReadAt> TensorView<'a, R> {
     }
 
     /// # Errors
-    /// `Malformed(UC-PRT-4)` where there is no such part.
+    /// `Malformed(UC-PRT-22)` where there is no such part.
     pub(super) fn require(&self, kind: PartKind) -> Result<&'a Part> {
         self.part(kind)
-            .ok_or_else(|| Error::malformed(Rule::PRT_4, format!("{} is missing", kind.name())))
+            .ok_or_else(|| Error::malformed(Rule::PRT_22, format!("{} is missing", kind.name())))
     }
 
     /// Adds the names of tensor and file to an error.

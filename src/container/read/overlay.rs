@@ -22,7 +22,7 @@ impl<R: ReadAt> Container<R> {
     /// The factors of a block of one of the overlays of this file.
     ///
     /// # Errors
-    /// `Malformed` (UC-OVL-2, UC-OVL-5), `Integrity`, `Truncated`, `Io`.
+    /// `Malformed` (UC-OVL-13, UC-OVL-5, UC-OVL-18), `Integrity`, `Truncated`, `Io`.
     pub fn read_factors(&self, overlay: &OverlayEntry, block: &OverlayBlock) -> Result<Factors> {
         let read = || {
             let part = &overlay.parts[0];

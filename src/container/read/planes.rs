@@ -274,7 +274,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
             let needed = rows * layout.row_bytes();
             if found != needed {
                 // A plane that isn't there, or that no row has, is more than a wrong length.
-                let rule = if found == 0 || needed == 0 { Rule::PRT_4 } else { Rule::PRT_5 };
+                let rule = if found == 0 || needed == 0 { Rule::PRT_22 } else { Rule::PRT_5 };
                 return Err(Error::malformed(
                     rule,
                     format!("index says {found} bytes, the counts need {needed}"),
@@ -289,7 +289,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         for (native, id) in (3u8..).zip(level_ids) {
             if *id != 0 && !used(native) {
                 return Err(Error::malformed(
-                    Rule::LVL_3,
+                    Rule::LVL_5,
                     format!("level table {id} is for {native} planes, which no row has"),
                 ));
             }
