@@ -77,6 +77,25 @@ fn each_page_is_run_or_named_with_a_reason() {
 }
 
 #[test]
+fn each_command_has_an_example() {
+    let help = Command::new(env!("CARGO_BIN_EXE_uc")).arg("--help").output().expect("runs").stdout;
+    let help = String::from_utf8(help).expect("text");
+    let list = help.split("Commands:").nth(1).expect("a list").split("\n\n").next();
+    let names = list.expect("a list").lines().filter_map(|l| l.strip_prefix("  "));
+    let names = names.filter_map(|l| l.split(' ').next()).filter(|n| !n.is_empty() && *n != "help");
+    let names: Vec<&str> = names.collect();
+    assert!(names.contains(&"pack"), "{help}");
+    let blocks: Vec<Block> = pages().iter().flat_map(|page| blocks(page)).collect();
+    let lines: Vec<&str> =
+        blocks.iter().filter(|b| b.kind == "sh").flat_map(|b| &b.lines).map(|l| &**l).collect();
+    for name in names {
+        let command = format!("uc {name} ");
+        let shown = lines.iter().any(|l| format!("{l} ").contains(&command));
+        assert!(shown, "no page shows how to use uc {name}");
+    }
+}
+
+#[test]
 fn lines_are_short_and_the_readme_is() {
     for page in pages() {
         for (n, line) in text(&page).lines().enumerate() {
