@@ -153,3 +153,7 @@ pub fn doc_example() -> Vec<u8> {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-rust.md")]
+struct FromRust;
