@@ -14,13 +14,13 @@
 //! `big-model` (the same with three large tensors more), `my-lora` (an adapter for it as PEFT saves it),
 //! some texts under their names in the repository, and two of them as `calib.txt` and `heldout.txt`.
 //! Addresses at `https://example.org/` lead to the folder.
-#![cfg(all(feature = "cli", unix))]
+#![cfg(unix)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-#[path = "support/range_server.rs"]
+#[path = "../../tests/support/range_server.rs"]
 mod range_server;
 
 use range_server::RangeServer;
