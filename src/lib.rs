@@ -106,6 +106,7 @@ mod par;
 mod progress;
 pub mod receipt;
 mod rule;
+mod setters;
 #[cfg(feature = "sign")]
 pub mod sign;
 #[cfg(feature = "checkpoints")]

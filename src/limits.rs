@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::setters::setters;
+
 /// Memory that an index takes while it is parsed and held, over its length; as measured on packs of
 /// 100,000 and of 900,000 tensors.
 pub(crate) const INDEX_FACTOR: u64 = 5;
@@ -80,31 +82,10 @@ impl Limits {
         }
     }
 
-    /// Sets [`Limits::max_index_bytes`].
-    #[must_use]
-    pub fn with_max_index_bytes(mut self, bytes: u64) -> Self {
-        self.max_index_bytes = bytes;
-        self
-    }
-
-    /// Sets [`Limits::max_manifest_bytes`].
-    #[must_use]
-    pub fn with_max_manifest_bytes(mut self, bytes: u64) -> Self {
-        self.max_manifest_bytes = bytes;
-        self
-    }
-
-    /// Sets [`Limits::max_attachment_bytes`].
-    #[must_use]
-    pub fn with_max_attachment_bytes(mut self, bytes: u64) -> Self {
-        self.max_attachment_bytes = bytes;
-        self
-    }
-
-    /// Sets [`Limits::max_file_bytes`].
-    #[must_use]
-    pub fn with_max_file_bytes(mut self, bytes: u64) -> Self {
-        self.max_file_bytes = bytes;
-        self
+    setters! {
+        with_max_index_bytes: max_index_bytes = u64,
+        with_max_manifest_bytes: max_manifest_bytes = u64,
+        with_max_attachment_bytes: max_attachment_bytes = u64,
+        with_max_file_bytes: max_file_bytes = u64,
     }
 }

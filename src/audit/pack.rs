@@ -17,6 +17,7 @@ use crate::progress::{NoProgress, Progress, step};
 use crate::receipt::{
     self, AuditReceipt, AuditedDimension, AuditedFile, AuditedManifest, AuditedShard, AuditedTensor,
 };
+use crate::setters::setters;
 use crate::source::Source;
 use crate::storage::{Input, ReadAt};
 
@@ -57,46 +58,13 @@ impl AuditOptions {
         Self::default()
     }
 
-    /// Sets [`AuditOptions::root`].
-    #[must_use]
-    pub fn with_root(mut self, root: Option<Digest>) -> Self {
-        self.root = root;
-        self
-    }
-
-    /// Sets [`AuditOptions::source`].
-    #[must_use]
-    pub fn with_source(mut self, source: Option<PathBuf>) -> Self {
-        self.source = source;
-        self
-    }
-
-    /// Sets [`AuditOptions::calibration`].
-    #[must_use]
-    pub fn with_calibration(mut self, file: Option<PathBuf>) -> Self {
-        self.calibration = file;
-        self
-    }
-
-    /// Sets [`AuditOptions::signature`].
-    #[must_use]
-    pub fn with_signature(mut self, found: Option<(String, Option<String>)>) -> Self {
-        self.signature = found;
-        self
-    }
-
-    /// Sets [`AuditOptions::work_dir`].
-    #[must_use]
-    pub fn with_work_dir(mut self, folder: PathBuf) -> Self {
-        self.work_dir = folder;
-        self
-    }
-
-    /// Sets [`AuditOptions::max_ram`].
-    #[must_use]
-    pub fn with_max_ram(mut self, bytes: u64) -> Self {
-        self.max_ram = bytes;
-        self
+    setters! {
+        with_root: root = Option<Digest>,
+        with_source: source = Option<PathBuf>,
+        with_calibration: calibration = Option<PathBuf>,
+        with_signature: signature = Option<(String, Option<String>)>,
+        with_work_dir: work_dir = PathBuf,
+        with_max_ram: max_ram = u64,
     }
 
     /// Audits the pack at `location`, a path or an address. What is wrong with the pack is in the receipt.

@@ -15,6 +15,7 @@ use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::output::{NewPack, Unnamed};
 use crate::par;
 use crate::progress::{Progress, Silent};
+use crate::setters::setters;
 use crate::storage::ReadAt;
 
 /// Names what writes files of overlays.
@@ -59,18 +60,9 @@ impl OverlayOptions {
         Self::default()
     }
 
-    /// Sets [`OverlayOptions::force`].
-    #[must_use]
-    pub fn with_force(mut self, force: bool) -> Self {
-        self.force = force;
-        self
-    }
-
-    /// Sets [`OverlayOptions::max_ram`].
-    #[must_use]
-    pub fn with_max_ram(mut self, bytes: u64) -> Self {
-        self.max_ram = bytes;
-        self
+    setters! {
+        with_force: force = bool,
+        with_max_ram: max_ram = u64,
     }
 
     /// Whether the files of such a pack may be made, as far as that can be seen.

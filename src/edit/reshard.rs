@@ -9,6 +9,7 @@ use crate::format::{Digest, Encoding};
 use crate::manifest::Pack;
 use crate::output::{NewPack, Placed, assign, check_shard_size};
 use crate::progress::{NoProgress, Progress};
+use crate::setters::setters;
 use crate::storage::ReadAt;
 
 /// How to cut a pack.
@@ -39,18 +40,9 @@ impl ReshardOptions {
         Self::default()
     }
 
-    /// Sets [`ReshardOptions::shard_size`].
-    #[must_use]
-    pub fn with_shard_size(mut self, bytes: Option<u64>) -> Self {
-        self.shard_size = bytes;
-        self
-    }
-
-    /// Sets [`ReshardOptions::force`].
-    #[must_use]
-    pub fn with_force(mut self, force: bool) -> Self {
-        self.force = force;
-        self
+    setters! {
+        with_shard_size: shard_size = Option<u64>,
+        with_force: force = bool,
     }
 
     /// Writes the pack again as `output`. Stored bytes are copied as they are, each compared with its

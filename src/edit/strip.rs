@@ -8,6 +8,7 @@ use crate::format::{Digest, Encoding};
 use crate::manifest::{Pack, has_residual};
 use crate::output::NewPack;
 use crate::progress::{NoProgress, Progress};
+use crate::setters::setters;
 use crate::storage::ReadAt;
 
 /// How to strip a pack of its exact rung: residuals, their models, and the heads of the source's files.
@@ -38,11 +39,8 @@ impl StripOptions {
         Self::default()
     }
 
-    /// Sets [`StripOptions::force`].
-    #[must_use]
-    pub fn with_force(mut self, force: bool) -> Self {
-        self.force = force;
-        self
+    setters! {
+        with_force: force = bool,
     }
 
     /// Writes the pack again as `output`, without its exact rung, with as many files. Attachments are copied; what they say of stored

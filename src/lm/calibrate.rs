@@ -29,6 +29,7 @@ use crate::memory::to_usize;
 use crate::par;
 use crate::progress::{Progress, Silent, step};
 use crate::receipt::TextRecord;
+use crate::setters::setters;
 use crate::source::Model;
 
 /// How to calibrate.
@@ -69,39 +70,12 @@ impl CalibrateOptions {
         Self::default()
     }
 
-    /// Sets [`CalibrateOptions::seq_len`].
-    #[must_use]
-    pub fn with_seq_len(mut self, tokens: usize) -> Self {
-        self.seq_len = tokens;
-        self
-    }
-
-    /// Sets [`CalibrateOptions::max_tokens`].
-    #[must_use]
-    pub fn with_max_tokens(mut self, tokens: Option<usize>) -> Self {
-        self.max_tokens = tokens;
-        self
-    }
-
-    /// Sets [`CalibrateOptions::seed`].
-    #[must_use]
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// Sets [`CalibrateOptions::output_block`].
-    #[must_use]
-    pub fn with_output_block(mut self, rows: usize) -> Self {
-        self.output_block = rows;
-        self
-    }
-
-    /// Sets [`CalibrateOptions::force`].
-    #[must_use]
-    pub fn with_force(mut self, force: bool) -> Self {
-        self.force = force;
-        self
+    setters! {
+        with_seq_len: seq_len = usize,
+        with_max_tokens: max_tokens = Option<usize>,
+        with_seed: seed = u64,
+        with_output_block: output_block = usize,
+        with_force: force = bool,
     }
 
     /// Cuts the text into sequences. No tensor is read.

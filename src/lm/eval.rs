@@ -23,6 +23,7 @@ use crate::memory::DEFAULT_MAX_RAM;
 use crate::par;
 use crate::progress::{Progress, Silent, step};
 use crate::receipt::{EvalRecord, Measured, Metric, ModelRecord, Protocol, Rows, TextRecord};
+use crate::setters::setters;
 use crate::source::Model;
 
 /// How to evaluate.
@@ -53,39 +54,12 @@ impl EvalOptions {
         Self::default()
     }
 
-    /// Sets [`EvalOptions::seq_len`].
-    #[must_use]
-    pub fn with_seq_len(mut self, tokens: usize) -> Self {
-        self.seq_len = tokens;
-        self
-    }
-
-    /// Sets [`EvalOptions::max_tokens`].
-    #[must_use]
-    pub fn with_max_tokens(mut self, tokens: Option<usize>) -> Self {
-        self.max_tokens = tokens;
-        self
-    }
-
-    /// Sets [`EvalOptions::rung`].
-    #[must_use]
-    pub fn with_rung(mut self, planes: Option<u8>) -> Self {
-        self.rung = planes;
-        self
-    }
-
-    /// Sets [`EvalOptions::overlays`].
-    #[must_use]
-    pub fn with_overlays(mut self, overlays: bool) -> Self {
-        self.overlays = overlays;
-        self
-    }
-
-    /// Sets [`EvalOptions::baselines`].
-    #[must_use]
-    pub fn with_baselines(mut self, baselines: Vec<Baseline>) -> Self {
-        self.baselines = baselines;
-        self
+    setters! {
+        with_seq_len: seq_len = usize,
+        with_max_tokens: max_tokens = Option<usize>,
+        with_rung: rung = Option<u8>,
+        with_overlays: overlays = bool,
+        with_baselines: baselines = Vec<Baseline>,
     }
 
     /// Compares `model` with `reference`: [`EvalOptions::prepare`], then [`Prepared::run`].

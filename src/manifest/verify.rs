@@ -19,6 +19,7 @@ use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
 use crate::rule::Rule;
+use crate::setters::setters;
 use crate::storage::ReadAt;
 
 /// How much to verify.
@@ -86,18 +87,9 @@ impl VerifyOptions {
         Self::default()
     }
 
-    /// Sets [`VerifyOptions::decode`].
-    #[must_use]
-    pub fn with_decode(mut self, decode: bool) -> Self {
-        self.decode = decode;
-        self
-    }
-
-    /// Sets [`VerifyOptions::max_ram`].
-    #[must_use]
-    pub fn with_max_ram(mut self, bytes: u64) -> Self {
-        self.max_ram = bytes;
-        self
+    setters! {
+        with_decode: decode = bool,
+        with_max_ram: max_ram = u64,
     }
 
     /// Verifies one file. What is wrong is listed in the report; an error means that the file could not

@@ -14,6 +14,7 @@ use crate::format::{Digest, MAX_PLANES, MIN_PLANES};
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::output::{NewPack, PackState, bytes_there, check_shard_size};
 use crate::progress::{NoProgress, Progress};
+use crate::setters::setters;
 use crate::source::Source;
 
 /// How to pack a source.
@@ -67,67 +68,16 @@ impl PackOptions {
         Self::default()
     }
 
-    /// Sets [`PackOptions::recipe`].
-    #[must_use]
-    pub fn with_recipe(mut self, recipe: Recipe) -> Self {
-        self.recipe = recipe;
-        self
-    }
-
-    /// Sets [`PackOptions::force`].
-    #[must_use]
-    pub fn with_force(mut self, force: bool) -> Self {
-        self.force = force;
-        self
-    }
-
-    /// Sets [`PackOptions::max_ram`].
-    #[must_use]
-    pub fn with_max_ram(mut self, bytes: u64) -> Self {
-        self.max_ram = bytes;
-        self
-    }
-
-    /// Sets [`PackOptions::shard_size`].
-    #[must_use]
-    pub fn with_shard_size(mut self, bytes: Option<u64>) -> Self {
-        self.shard_size = bytes;
-        self
-    }
-
-    /// Sets [`PackOptions::calibration`].
-    #[must_use]
-    pub fn with_calibration(mut self, file: Option<PathBuf>) -> Self {
-        self.calibration = file;
-        self
-    }
-
-    /// Sets [`PackOptions::exact`].
-    #[must_use]
-    pub fn with_exact(mut self, exact: Exact) -> Self {
-        self.exact = exact;
-        self
-    }
-
-    /// Sets [`PackOptions::rungs`].
-    #[must_use]
-    pub fn with_rungs(mut self, rungs: Vec<u8>) -> Self {
-        self.rungs = rungs;
-        self
-    }
-
-    /// Sets [`PackOptions::resume`].
-    #[must_use]
-    pub fn with_resume(mut self, resume: bool) -> Self {
-        self.resume = resume;
-        self
-    }
-
-    /// Sets [`PackOptions::reuse`].
-    #[must_use]
-    pub fn with_reuse(mut self, pack: Option<PathBuf>) -> Self {
-        self.reuse = pack;
-        self
+    setters! {
+        with_recipe: recipe = Recipe,
+        with_force: force = bool,
+        with_max_ram: max_ram = u64,
+        with_shard_size: shard_size = Option<u64>,
+        with_calibration: calibration = Option<PathBuf>,
+        with_exact: exact = Exact,
+        with_rungs: rungs = Vec<u8>,
+        with_resume: resume = bool,
+        with_reuse: reuse = Option<PathBuf>,
     }
 
     /// How much [`PackOptions::pack_with`] reports to its progress, about: bytes of tensors, once hashed, once

@@ -18,6 +18,7 @@ use crate::output::NewFolder;
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
 use crate::rule::Rule;
+use crate::setters::setters;
 use crate::source::{build_header, parse_header};
 use crate::storage::ReadAt;
 
@@ -88,53 +89,14 @@ impl UnpackOptions {
         Self::default()
     }
 
-    /// Sets [`UnpackOptions::dtype`].
-    #[must_use]
-    pub fn with_dtype(mut self, dtype: Option<Dtype>) -> Self {
-        self.dtype = dtype;
-        self
-    }
-
-    /// Sets [`UnpackOptions::planes`].
-    #[must_use]
-    pub fn with_planes(mut self, planes: Option<u8>) -> Self {
-        self.planes = planes;
-        self
-    }
-
-    /// Sets [`UnpackOptions::exact`].
-    #[must_use]
-    pub fn with_exact(mut self, exact: bool) -> Self {
-        self.exact = exact;
-        self
-    }
-
-    /// Sets [`UnpackOptions::overlays`].
-    #[must_use]
-    pub fn with_overlays(mut self, overlays: bool) -> Self {
-        self.overlays = overlays;
-        self
-    }
-
-    /// Sets [`UnpackOptions::tensors`].
-    #[must_use]
-    pub fn with_tensors(mut self, pattern: Option<String>) -> Self {
-        self.tensors = pattern;
-        self
-    }
-
-    /// Sets [`UnpackOptions::force`].
-    #[must_use]
-    pub fn with_force(mut self, force: bool) -> Self {
-        self.force = force;
-        self
-    }
-
-    /// Sets [`UnpackOptions::max_ram`].
-    #[must_use]
-    pub fn with_max_ram(mut self, bytes: u64) -> Self {
-        self.max_ram = bytes;
-        self
+    setters! {
+        with_dtype: dtype = Option<Dtype>,
+        with_planes: planes = Option<u8>,
+        with_exact: exact = bool,
+        with_overlays: overlays = bool,
+        with_tensors: tensors = Option<String>,
+        with_force: force = bool,
+        with_max_ram: max_ram = u64,
     }
 
     /// Unpacks into the folder `output`, which appears only when it is complete.

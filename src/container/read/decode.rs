@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Dtype, Encoding, MAX_PLANES, MIN_PLANES};
 use crate::kernels::Kernel;
 use crate::memory::{to_usize, zeroed};
+use crate::setters::setters;
 use crate::storage::ReadAt;
 
 /// The reader of each encoding. With `exact`, tensors with planes are read through their residual.
@@ -62,39 +63,12 @@ impl DecodeOptions {
         Self::default()
     }
 
-    /// Sets [`DecodeOptions::dtype`].
-    #[must_use]
-    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
-        self.dtype = Some(dtype);
-        self
-    }
-
-    /// Sets [`DecodeOptions::rows`].
-    #[must_use]
-    pub fn with_rows(mut self, rows: Range<u64>) -> Self {
-        self.rows = Some(rows);
-        self
-    }
-
-    /// Sets [`DecodeOptions::planes`].
-    #[must_use]
-    pub fn with_planes(mut self, planes: u8) -> Self {
-        self.planes = Some(planes);
-        self
-    }
-
-    /// Sets [`DecodeOptions::exact`].
-    #[must_use]
-    pub fn with_exact(mut self, exact: bool) -> Self {
-        self.exact = exact;
-        self
-    }
-
-    /// Sets [`DecodeOptions::kernel`].
-    #[must_use]
-    pub fn with_kernel(mut self, kernel: Kernel) -> Self {
-        self.kernel = Some(kernel);
-        self
+    setters! {
+        with_dtype: dtype = Some(Dtype),
+        with_rows: rows = Some(Range<u64>),
+        with_planes: planes = Some(u8),
+        with_exact: exact = bool,
+        with_kernel: kernel = Some(Kernel),
     }
 
     /// The element type that `view` decodes to.

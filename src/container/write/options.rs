@@ -1,6 +1,7 @@
 //! How a tensor is encoded.
 
 use crate::format::Role;
+use crate::setters::setters;
 
 /// How a tensor is encoded.
 #[derive(Debug, Clone)]
@@ -30,38 +31,11 @@ impl EncodeOptions {
         Self::default()
     }
 
-    /// Sets [`EncodeOptions::planes`].
-    #[must_use]
-    pub fn with_planes(mut self, planes: u8) -> Self {
-        self.planes = planes;
-        self
-    }
-
-    /// Sets [`EncodeOptions::group`].
-    #[must_use]
-    pub fn with_group(mut self, group: u32) -> Self {
-        self.group = group;
-        self
-    }
-
-    /// Sets [`EncodeOptions::row_dims`].
-    #[must_use]
-    pub fn with_row_dims(mut self, row_dims: u8) -> Self {
-        self.row_dims = row_dims;
-        self
-    }
-
-    /// Sets [`EncodeOptions::zstd_level`].
-    #[must_use]
-    pub fn with_zstd_level(mut self, level: Option<i32>) -> Self {
-        self.zstd_level = level;
-        self
-    }
-
-    /// Sets [`EncodeOptions::role`].
-    #[must_use]
-    pub fn with_role(mut self, role: Role) -> Self {
-        self.role = role;
-        self
+    setters! {
+        with_planes: planes = u8,
+        with_group: group = u32,
+        with_row_dims: row_dims = u8,
+        with_zstd_level: zstd_level = Option<i32>,
+        with_role: role = Role,
     }
 }

@@ -10,6 +10,7 @@ use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::output::NewPack;
 use crate::par;
 use crate::progress::{NoProgress, Progress};
+use crate::setters::setters;
 use crate::source::Source;
 use crate::source::{Scan, scan};
 use crate::storage::ReadAt;
@@ -55,18 +56,9 @@ impl ExactOptions {
         Self::default()
     }
 
-    /// Sets [`ExactOptions::force`].
-    #[must_use]
-    pub fn with_force(mut self, force: bool) -> Self {
-        self.force = force;
-        self
-    }
-
-    /// Sets [`ExactOptions::max_ram`].
-    #[must_use]
-    pub fn with_max_ram(mut self, bytes: u64) -> Self {
-        self.max_ram = bytes;
-        self
+    setters! {
+        with_force: force = bool,
+        with_max_ram: max_ram = u64,
     }
 
     /// Writes `pack` again as `output`, with residuals that lead to the exact bits of `source`, which must be the checkpoint that
