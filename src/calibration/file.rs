@@ -277,8 +277,8 @@ mod writer {
                 Slot::Input => input_name(layer),
                 Slot::Output => output_name(layer),
             };
-            let place = self.offsets.get(&name).filter(|(_, numbers)| *numbers == values.len());
-            let &(at, _) = place.ok_or_else(|| {
+            let found = self.offsets.get(&name).filter(|(_, numbers)| *numbers == values.len());
+            let &(at, _) = found.ok_or_else(|| {
                 Error::source_file("another number of moments than expected").in_tensor(&name)
             })?;
             let mut write = || {

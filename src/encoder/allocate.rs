@@ -23,7 +23,7 @@ pub(crate) enum Unit {
     Tensor,
 }
 
-fn place(planes: u8) -> usize {
+fn loss_index(planes: u8) -> usize {
     usize::from(planes - FEWEST)
 }
 
@@ -92,7 +92,7 @@ fn planes_at(candidate: &Candidate, price: f64, unit: Unit) -> Vec<u8> {
     let choose = |losses: &[f64; 6], bits: f64| {
         let mut best = (f64::INFINITY, FEWEST);
         for n in FEWEST..=MOST {
-            let cost = losses[place(n)] + price * (bits * f64::from(n));
+            let cost = losses[loss_index(n)] + price * (bits * f64::from(n));
             if cost < best.0 {
                 best = (cost, n);
             }
@@ -127,7 +127,7 @@ fn fill(candidates: &[Candidate], all: &mut [Vec<u8>], budget: u64, unit: Unit) 
         let bytes = candidate.layout.row_bytes() as f64;
         for (r, (losses, &n)) in candidate.losses.iter().zip(counts).enumerate() {
             if n < MOST {
-                steps.push(((losses[place(n)] - losses[place(n + 1)]) / bytes, i, r));
+                steps.push(((losses[loss_index(n)] - losses[loss_index(n + 1)]) / bytes, i, r));
             }
         }
     }
@@ -165,7 +165,7 @@ mod tests {
 
     fn loss(candidates: &[Candidate], all: &[Vec<u8>]) -> f64 {
         let rows = candidates.iter().zip(all).flat_map(|(c, n)| c.losses.iter().zip(n));
-        rows.map(|(losses, n)| losses[place(*n)]).sum()
+        rows.map(|(losses, n)| losses[loss_index(*n)]).sum()
     }
 
     #[test]

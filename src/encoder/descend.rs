@@ -109,9 +109,9 @@ impl Refined<'_> {
     }
 
     fn value(&self, row: usize, col: usize, code: u8) -> f32 {
-        let place = self.first_row + row;
-        let level = self.searches.of(self.grid.planes[place]).level(code);
-        f32::from(level) * self.grid.effective(place, col / self.grid.group)
+        let own_row = self.first_row + row;
+        let level = self.searches.of(self.grid.planes[own_row]).level(code);
+        f32::from(level) * self.grid.effective(own_row, col / self.grid.group)
     }
 
     /// One pass over the columns of a panel. Returns the changes, `[strip][col][64]`, if there are any.
@@ -145,7 +145,7 @@ impl Refined<'_> {
             sums.fill(0.0);
             let mut changed = false;
             for row in 0..rows {
-                let place = self.first_row + row;
+                let own_row = self.first_row + row;
                 let at = (row / TILE) * TILE_LEN + n * TILE + row % TILE;
                 let own =
                     self.outputs.map_or(1.0, |o| o.panel(row / TILE)[row * TILE + row % TILE]);
@@ -153,8 +153,8 @@ impl Refined<'_> {
                 if curvature <= 0.0 {
                     continue;
                 }
-                let effective = self.grid.effective(place, col / self.grid.group);
-                let search = self.searches.of(self.grid.planes[place]);
+                let effective = self.grid.effective(own_row, col / self.grid.group);
+                let search = self.searches.of(self.grid.planes[own_row]);
                 let code = &mut codes[row * self.cols + col];
                 let current = f32::from(search.level(*code)) * effective;
                 let wanted = current - gradients[at] / curvature;

@@ -79,7 +79,7 @@ pub(crate) struct Statistics {
 }
 
 /// A matrix and what is known of it.
-pub(crate) struct Layer<'a> {
+pub(crate) struct MatrixEncoder<'a> {
     kernel: Kernel,
     rows: usize,
     cols: usize,
@@ -111,7 +111,7 @@ pub(crate) struct Encoded {
     pub planes: Vec<Vec<u8>>,
 }
 
-impl<'a> Layer<'a> {
+impl<'a> MatrixEncoder<'a> {
     /// # Errors
     /// `Source` for statistics that don't fit the matrix or make no sense.
     pub(crate) fn new(
@@ -276,7 +276,7 @@ impl<'a> Layer<'a> {
     /// rounded at these planes with the default levels.
     ///
     /// # Errors
-    /// As [`Layer::survey`].
+    /// As [`MatrixEncoder::survey`].
     pub(crate) fn histograms(&self, counts: &PlaneCounts, group: u32) -> Result<Histograms> {
         let searches = Searches::new(self.kernel, Levels::default());
         let columns = self.column_costs(&self.factor_inputs()?);
@@ -299,7 +299,7 @@ impl<'a> Layer<'a> {
     /// Encodes the matrix.
     ///
     /// # Errors
-    /// As [`Layer::survey`].
+    /// As [`MatrixEncoder::survey`].
     pub(crate) fn encode(
         &self,
         counts: &PlaneCounts,
@@ -554,8 +554,14 @@ mod tests {
         let counts = PlaneCounts::Uniform(5);
         let run = |settings: Settings| {
             let shape = [rows, cols];
-            let layer =
-                Layer::new(Kernel::detect(), shape, &weights, Dtype::F32, &statistics, settings);
+            let layer = MatrixEncoder::new(
+                Kernel::detect(),
+                shape,
+                &weights,
+                Dtype::F32,
+                &statistics,
+                settings,
+            );
             let encoded = layer.expect("fits").encode(&counts, 32, Levels::default());
             let values = values(&encoded.expect("encodes"), rows, cols, 32, Levels::default());
             loss(&values, &weights, &statistics, rows, cols)
@@ -581,8 +587,14 @@ mod tests {
         let (weights, statistics) = (weights(rows * cols), statistics(rows, cols, &[rows]));
         let settings = Settings { descent_passes: 0, ..ALL };
         let shape = [rows, cols];
-        let layer =
-            Layer::new(Kernel::detect(), shape, &weights, Dtype::F32, &statistics, settings);
+        let layer = MatrixEncoder::new(
+            Kernel::detect(),
+            shape,
+            &weights,
+            Dtype::F32,
+            &statistics,
+            settings,
+        );
         let layer = layer.expect("fits");
         let counts = PlaneCounts::Uniform(4);
         let levels = Levels::default();
@@ -601,8 +613,8 @@ mod tests {
         let mut different = 0;
         for a in 0..rows {
             for j in 0..cols {
-                let place = outputs.order[a] * cols + inputs.order[j];
-                let mut target = f64::from(weights[place]);
+                let cell = outputs.order[a] * cols + inputs.order[j];
+                let mut target = f64::from(weights[cell]);
                 for b in 0..=a {
                     let row = if b == a { 1.0 } else { at(&outputs, b, a) };
                     for i in 0..=j {
@@ -610,8 +622,8 @@ mod tests {
                         target += row * column * errors[b * cols + i];
                     }
                 }
-                let value = found[place];
-                errors[a * cols + j] = f64::from(weights[place]) - value;
+                let value = found[cell];
+                errors[a * cols + j] = f64::from(weights[cell]) - value;
                 // The value must be the nearest level, or as near but for rounding.
                 let group = inputs.order[j] / 32;
                 let step =
@@ -641,7 +653,8 @@ mod tests {
         let run = |kernel: Kernel, group: u32| {
             let shape = [rows, cols];
             let settings = Settings { group: None, ..ALL };
-            let layer = Layer::new(kernel, shape, &weights, Dtype::Bf16, &statistics, settings);
+            let layer =
+                MatrixEncoder::new(kernel, shape, &weights, Dtype::Bf16, &statistics, settings);
             let layer = layer.expect("fits");
             let survey = layer.survey().expect("surveys");
             let bits: Vec<u64> = survey.losses.iter().flatten().map(|l| l.to_bits()).collect();

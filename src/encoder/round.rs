@@ -101,10 +101,10 @@ impl Matrix<'_> {
         let rows = (block.rows.len() - top).min(TILE);
         let cols = (self.cols - left).min(TILE);
         let mut weights = vec![0f32; TILE_LEN];
-        let places = &self.inputs.order[left..left + cols];
+        let columns = &self.inputs.order[left..left + cols];
         for (m, &row) in block.rows[top..top + rows].iter().enumerate() {
             let line = &self.weights[row * self.cols..][..self.cols];
-            for (n, &c) in places.iter().enumerate() {
+            for (n, &c) in columns.iter().enumerate() {
                 weights[n * TILE + m] = line[c];
             }
         }
@@ -122,7 +122,7 @@ impl Matrix<'_> {
             add_product(self.kernel, &mut add, above, outputs.columns(strip, 0, top));
             outputs.columns(strip, top, top + TILE)
         });
-        let groups: Vec<usize> = places.iter().map(|c| c / self.grid.group).collect();
+        let groups: Vec<usize> = columns.iter().map(|c| c / self.grid.group).collect();
         let of = |all| groups.iter().map(|&g| effective.of(all, strip, g)).collect::<Vec<_>>();
         let nearest: Vec<&Nearest> = block.rows[top..top + rows]
             .iter()

@@ -128,8 +128,8 @@ impl Index {
         let mut seen = 0u32;
         let mut previous: Option<(u16, &str)> = None;
         while at < bytes.len() {
-            let place = base.saturating_add(at as u64);
-            let (record, name) = Record::parse(&bytes[at..]).map_err(|e| e.at(place))?;
+            let offset = base.saturating_add(at as u64);
+            let (record, name) = Record::parse(&bytes[at..]).map_err(|e| e.at(offset))?;
             let key = (record.kind, name);
             if previous.is_some_and(|p| p >= key) {
                 return Err(Error::malformed(
@@ -137,12 +137,12 @@ impl Index {
                     "record is not greater than the one before it (kind, then name)",
                 )
                 .in_tensor(name)
-                .at(place));
+                .at(offset));
             }
             previous = Some(key);
             at += record.len;
             seen = seen.saturating_add(1);
-            index.add(record, name).map_err(|e| e.in_tensor(name).at(place))?;
+            index.add(record, name).map_err(|e| e.in_tensor(name).at(offset))?;
         }
         if seen != n_records {
             return Err(Error::malformed(

@@ -44,7 +44,7 @@ pub(crate) use compensate::{Descent, RoundTile, descend, round_tile};
 pub(crate) use decode::RowDecoder;
 pub(crate) use dot::{Int8Row, MOST, Packed, RowBits, RowDot, dot_f32, pack_row};
 pub(crate) use exact::{
-    ContextBits, ContextOf, Contexts, DecodeTables, Hint, LANES, LOW, Lanes, Top, place, unpack,
+    ContextBits, ContextOf, Contexts, DecodeTables, Hint, LANES, LOW, Lanes, Top, anchored, unpack,
 };
 #[cfg(feature = "checkpoints")]
 pub(crate) use exact::{EncodeTables, EncodedLanes, LaneEncoder};

@@ -14,7 +14,7 @@ pub(super) struct Bert {
     /// Of each position, that of the first token type added.
     positions: Tensor,
     norm: Norm,
-    layers: Vec<Layer>,
+    layers: Vec<EncoderBlock>,
 }
 
 struct Norm {
@@ -22,7 +22,7 @@ struct Norm {
     bias: Tensor,
 }
 
-struct Layer {
+struct EncoderBlock {
     qkv: [Linear; 3],
     out: Linear,
     attention_norm: Norm,
@@ -52,7 +52,7 @@ impl Bert {
         let (positions, types) = (table("position", c.positions)?, table("token_type", c.types)?);
         let first = types.narrow(0, 0, 1).and_then(|first| positions.broadcast_add(&first));
         let layers =
-            (0..c.layers).map(|i| Layer::load(c, w, &format!("{prefix}encoder.layer.{i}")));
+            (0..c.layers).map(|i| EncoderBlock::load(c, w, &format!("{prefix}encoder.layer.{i}")));
         Ok(Self {
             words: table("word", c.vocab)?,
             positions: first.map_err(crate::lm::failed)?,
@@ -106,7 +106,7 @@ impl Bert {
     }
 }
 
-impl Layer {
+impl EncoderBlock {
     fn load(c: &BertConfig, w: &Weights<'_>, at: &str) -> Result<Self> {
         let square = |part: &str| {
             Linear::load(w, format!("{at}.attention.{part}"), [c.hidden, c.hidden], true)

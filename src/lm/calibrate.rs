@@ -513,10 +513,10 @@ fn list(
 
 /// A number from 0 to 1 for each token (splitmix64 of seed and place).
 #[allow(clippy::cast_precision_loss, reason = "53 bits")]
-fn uniform(seed: u64, place: u64) -> f64 {
+fn uniform(seed: u64, position: u64) -> f64 {
     let mut z = seed
         .wrapping_mul(0xd134_2543_de82_ef95)
-        .wrapping_add(place.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        .wrapping_add(position.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
@@ -586,9 +586,9 @@ mod tests {
         let logits = [0.0f32, 1.0, -2.0, 3.0];
         let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
         let mut drawn = [0u32; 4];
-        for place in 0..20_000 {
+        for position in 0..20_000 {
             let mut row = logits;
-            label_gradient(&mut row, uniform(5, place));
+            label_gradient(&mut row, uniform(5, position));
             let label = row.iter().position(|x| *x < 0.0).expect("one label");
             assert!(row.iter().sum::<f32>().abs() < 1e-5, "p less the label");
             drawn[label] += 1;

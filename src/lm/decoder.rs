@@ -16,7 +16,7 @@ pub(super) struct Decoder {
     config: DecoderConfig,
     embedding: Tensor,
     /// Those that are held.
-    layers: BTreeMap<usize, Layer>,
+    layers: BTreeMap<usize, DecoderBlock>,
     norm: Tensor,
     head: Linear,
     /// Cosines and sines of positions, `[seq_len, head_dim / 2]`.
@@ -25,7 +25,7 @@ pub(super) struct Decoder {
     q_turns: [Tensor; 2],
 }
 
-struct Layer {
+struct DecoderBlock {
     kind: LayerKind,
     attention_norm: Tensor,
     qkv: [Linear; 3],
@@ -78,7 +78,7 @@ impl Decoder {
         Ok(Self { embedding, layers, norm, head, turns, q_turns, config })
     }
 
-    fn attention(&self, layer: &Layer, x: &Tensor, pass: Pass<'_>) -> CandleResult<Tensor> {
+    fn attention(&self, layer: &DecoderBlock, x: &Tensor, pass: Pass<'_>) -> CandleResult<Tensor> {
         let c = &self.config;
         let (batch, n, _) = x.dims3()?;
         let (width, kv_heads) = (c.head_dim, c.kv_heads);
@@ -107,7 +107,7 @@ impl Decoder {
     }
 }
 
-impl Layer {
+impl DecoderBlock {
     fn load(c: &DecoderConfig, w: &Weights<'_>, i: usize, kind: LayerKind) -> Result<Self> {
         let at = format!("model.layers.{i}");
         let attention = |part: &str, rows, cols, bias| {
@@ -231,7 +231,7 @@ impl Network for Decoder {
         self.layers.remove(&i);
         if let Some(weights) = weights {
             let kind = self.config.layers[i];
-            self.layers.insert(i, Layer::load(&self.config, weights, i, kind)?);
+            self.layers.insert(i, DecoderBlock::load(&self.config, weights, i, kind)?);
         }
         Ok(())
     }

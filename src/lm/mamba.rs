@@ -16,12 +16,12 @@ pub(super) struct Mamba {
     config: MambaConfig,
     embedding: Tensor,
     /// Those that are held.
-    layers: BTreeMap<usize, Layer>,
+    layers: BTreeMap<usize, MambaBlock>,
     norm: Tensor,
     head: Linear,
 }
 
-struct Layer {
+struct MambaBlock {
     norm: Tensor,
     in_proj: Linear,
     /// `[inner, kernel]`.
@@ -50,7 +50,7 @@ impl Mamba {
     }
 }
 
-impl Layer {
+impl MambaBlock {
     fn load(c: &MambaConfig, w: &Weights<'_>, i: usize) -> Result<Self> {
         let at = format!("backbone.layers.{i}.mixer");
         let linear = |part: &str, shape, bias| Linear::load(w, format!("{at}.{part}"), shape, bias);
@@ -95,7 +95,7 @@ impl Layer {
         Tensor::from_vec(y, (batch, n, inner), &Device::Cpu)
     }
 
-    /// [`Layer::convolve`] of differentiable operations.
+    /// [`MambaBlock::convolve`] of differentiable operations.
     fn convolve_slow(&self, x: &Tensor) -> CandleResult<Tensor> {
         let (_, n, _) = x.dims3()?;
         let kernel = self.conv.dim(1)?;
@@ -119,7 +119,13 @@ impl Layer {
 
 /// The selective scan: `h = exp(dt a) h + dt x b`, `y = h c + d x` at each position. `x` and `dt` (before
 /// `softplus`) are `[batch, n, inner]`, `a` is `[inner, state]`, `b` and `c` are `[batch, n, state]`.
-fn scan(x: &Tensor, dt: &Tensor, layer: &Layer, b: &Tensor, c: &Tensor) -> CandleResult<Tensor> {
+fn scan(
+    x: &Tensor,
+    dt: &Tensor,
+    layer: &MambaBlock,
+    b: &Tensor,
+    c: &Tensor,
+) -> CandleResult<Tensor> {
     let a = &layer.a;
     let (batch, n, inner) = x.dims3()?;
     let state = a.dim(1)?;
@@ -183,7 +189,7 @@ impl Network for Mamba {
     fn hold(&mut self, i: usize, weights: Option<&Weights<'_>>) -> Result<()> {
         self.layers.remove(&i);
         if let Some(weights) = weights {
-            self.layers.insert(i, Layer::load(&self.config, weights, i)?);
+            self.layers.insert(i, MambaBlock::load(&self.config, weights, i)?);
         }
         Ok(())
     }

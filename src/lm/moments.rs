@@ -54,7 +54,7 @@ impl Outer {
     fn add(&mut self, kernel: Kernel, x: &Panels) {
         let first = self.first_panel;
         par::for_each_chunk(&mut self.tiles, TILE_LEN, |t, sums| {
-            let (i, j) = place(t);
+            let (i, j) = tile_of(t);
             let mut tile = vec![0f32; TILE_LEN];
             add_product(kernel, &mut tile, x.panel(first + i), x.panel(first + j));
             sums.iter_mut().zip(&tile).for_each(|(sum, x)| *sum += f64::from(*x));
@@ -77,7 +77,7 @@ impl Outer {
 }
 
 /// Row and column of tile `t` of a lower triangle.
-fn place(t: usize) -> (usize, usize) {
+fn tile_of(t: usize) -> (usize, usize) {
     let mut i = 0;
     while (i + 1) * (i + 2) / 2 <= t {
         i += 1;

@@ -39,36 +39,36 @@ impl States {
         self.layout.get_or_init(|| Layout { batches, most, lengths });
     }
 
-    fn place(&self, slot: usize, batch: usize) -> Result<(&Layout, usize)> {
+    fn layout_of(&self, slot: usize, batch: usize) -> Result<(&Layout, usize)> {
         let layout = self.layout.get().ok_or_else(|| Error::argument("no states yet"))?;
         Ok((layout, slot * layout.batches + batch))
     }
 
     /// How many numbers are there.
     pub(super) fn len_of(&self, slot: usize, batch: usize) -> Result<usize> {
-        let (layout, place) = self.place(slot, batch)?;
-        Ok(layout.lengths.lock().expect("no panic before")[place])
+        let (layout, index) = self.layout_of(slot, batch)?;
+        Ok(layout.lengths.lock().expect("no panic before")[index])
     }
 
     pub(super) fn write(&self, slot: usize, batch: usize, values: &[f32]) -> Result<()> {
-        let (layout, place) = self.place(slot, batch)?;
+        let (layout, index) = self.layout_of(slot, batch)?;
         if values.len() > layout.most {
             return Err(Error::argument("more states than expected"));
         }
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let at = 4 * (place * layout.most) as u64;
+        let at = 4 * (index * layout.most) as u64;
         let mut file = self.file.lock().expect("no panic before");
         file.seek(SeekFrom::Start(at))
             .and_then(|_| file.write_all(&bytes))
             .map_err(|e| Error::io("can't keep states", e))?;
-        layout.lengths.lock().expect("no panic before")[place] = values.len();
+        layout.lengths.lock().expect("no panic before")[index] = values.len();
         Ok(())
     }
 
     pub(super) fn read(&self, slot: usize, batch: usize) -> Result<Vec<f32>> {
-        let (layout, place) = self.place(slot, batch)?;
+        let (layout, index) = self.layout_of(slot, batch)?;
         let mut bytes = vec![0; 4 * self.len_of(slot, batch)?];
-        let at = 4 * (place * layout.most) as u64;
+        let at = 4 * (index * layout.most) as u64;
         let mut file = self.file.lock().expect("no panic before");
         file.seek(SeekFrom::Start(at))
             .and_then(|_| file.read_exact(&mut bytes))

@@ -72,9 +72,9 @@ impl Pack<Input> {
         let mut open = |shard: usize| {
             let file = &index.shards[shard].file;
             (shard == 0 || wanted.contains(file.as_str())).then(|| {
-                let place = beside(location, file);
-                let name = place.display().to_string();
-                let open = || Container::open_with(Input::open(&place)?, limits.clone());
+                let shard = beside(location, file);
+                let name = shard.display().to_string();
+                let open = || Container::open_with(Input::open(&shard)?, limits.clone());
                 let container = open().map_err(|e| e.in_file(&name))?;
                 limits.max_index_bytes -= container.preamble().index_len;
                 Ok(container.with_name(name))

@@ -76,7 +76,7 @@ impl ShardIndex {
             stored_root: c.preamble().stored_root.to_string(),
             decoded_root: c.preamble().decoded_root.to_string(),
         };
-        let place = |(name, c): &(String, Container<R>)| {
+        let listed = |(name, c): &(String, Container<R>)| {
             let tensors = c.index().tensors.iter();
             tensors.map(|t| (t.name.clone(), name.clone())).collect::<Vec<_>>()
         };
@@ -85,7 +85,7 @@ impl ShardIndex {
             stored_root: stored_root_of(preambles().map(|p| p.stored_root)).to_string(),
             decoded_root: decoded_root(tensors).to_string(),
             shards: shards.iter().map(file).collect(),
-            weight_map: shards.iter().flat_map(place).collect(),
+            weight_map: shards.iter().flat_map(listed).collect(),
         }
     }
 

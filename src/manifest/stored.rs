@@ -338,9 +338,9 @@ mod tests {
         };
         assert!(crossing(false) && crossing(true) == cfg!(feature = "zstd"));
         let borders = (1..end.div_ceil(LEAF)).flat_map(|i| [i * LEAF - 1, i * LEAF]);
-        let places: Vec<usize> = (256..end).step_by(1_443_977).chain(borders).collect();
-        let one = places.iter().map(|&at| vec![at]);
-        for damage in one.chain([vec![], places.clone()]) {
+        let offsets: Vec<usize> = (256..end).step_by(1_443_977).chain(borders).collect();
+        let one = offsets.iter().map(|&at| vec![at]);
+        for damage in one.chain([vec![], offsets.clone()]) {
             let mut bytes = whole.clone();
             damage.iter().for_each(|&at| bytes[at] ^= 4);
             let pack = Container::open(bytes).expect("only payload differs").with_name("x.uc");

@@ -80,7 +80,7 @@ fn multiply(
     jobs: &[Job],
     n: usize,
     rows: usize,
-    places: Option<&[Vec<usize>]>,
+    row_order: Option<&[Vec<usize>]>,
     y: &mut [f32],
     multiply: impl Fn(&Job, &mut [f32]) + Sync + Send,
 ) {
@@ -94,9 +94,9 @@ fn multiply(
     });
     for (job, found) in jobs.iter().zip(found) {
         for (row, found) in job.rows.clone().zip(found.chunks(n)) {
-            let place = places.map_or(row, |p| p[job.run][row]);
+            let own_row = row_order.map_or(row, |p| p[job.run][row]);
             for (i, value) in found.iter().enumerate() {
-                y[i * rows + place] = *value;
+                y[i * rows + own_row] = *value;
             }
         }
     }

@@ -84,7 +84,7 @@ impl PackedMatrix {
     pub fn multiply_int8(&self, x: &Int8Activations, y: &mut [f32]) -> Result<()> {
         let n = check_int8(x, self.cols, y.len(), self.rows)?;
         let rows: Vec<&Int8Row> = x.rows.iter().collect();
-        multiply(&self.jobs, n, self.rows, self.stored.places(), y, |job, out| {
+        multiply(&self.jobs, n, self.rows, self.stored.row_order(), y, |job, out| {
             let run = &self.stored.runs[job.run];
             let row_bytes = Packed::of(run.read()).row_bytes(self.cols);
             let (table, group) = (&self.tables[job.run], self.stored.layout.group as usize);

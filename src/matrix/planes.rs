@@ -83,7 +83,7 @@ impl PlaneMatrix {
         };
         let failed = std::sync::Mutex::new(None);
         let fail = |e| *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
-        multiply(&self.jobs, n, self.rows, self.stored.places(), y, |job, out| {
+        multiply(&self.jobs, n, self.rows, self.stored.row_order(), y, |job, out| {
             let run = &self.stored.runs[job.run];
             let mut decoder = match new_decoder() {
                 Ok(decoder) => decoder,
@@ -120,7 +120,7 @@ impl PlaneMatrix {
     pub fn multiply_int8(&self, x: &Int8Activations, y: &mut [f32]) -> Result<()> {
         let n = check_int8(x, self.cols, y.len(), self.rows)?;
         let rows: Vec<&Int8Row> = x.rows.iter().collect();
-        multiply(&self.jobs, n, self.rows, self.stored.places(), y, |job, out| {
+        multiply(&self.jobs, n, self.rows, self.stored.row_order(), y, |job, out| {
             let run = &self.stored.runs[job.run];
             let (table, group) = (&self.tables[job.run], self.stored.layout.group as usize);
             let mut dot = RowDot::new(self.kernel, table, run.read(), group);

@@ -10,7 +10,7 @@ use crate::calibration::Calibration;
 use crate::codec::{OwnedLevels, PlaneCounts, PlaneLayout, read_f32};
 use crate::container::{EncodedTensor, PlaneParts};
 use crate::encoder::{
-    Candidate, Histograms, Layer, Settings, Survey, Unit, allocate, bytes_of, fewest_bytes,
+    Candidate, Histograms, MatrixEncoder, Settings, Survey, Unit, allocate, bytes_of, fewest_bytes,
     with_fitted,
 };
 use crate::error::{Error, Result};
@@ -87,7 +87,10 @@ pub(crate) fn memory(
     let Decision::Planes { row_dims: 1, .. } = decision else { return None };
     calibration.layer_of(&t.name)?;
     let (rows, cols) = (*t.shape.first()?, elements(&t.shape[1..])?);
-    Some(Layer::memory(rows, cols, calibration.record().output_block).saturating_add(2 * t.len))
+    Some(
+        MatrixEncoder::memory(rows, cols, calibration.record().output_block)
+            .saturating_add(2 * t.len),
+    )
 }
 
 impl<'a> Calibrated<'a> {
@@ -219,7 +222,7 @@ impl<'a> Calibrated<'a> {
         chosen: &[usize],
         budget: u64,
         cost: impl Fn(usize) -> u64 + Sync,
-        work: impl Fn(usize, &Layer<'_>) -> Result<T> + Sync,
+        work: impl Fn(usize, &MatrixEncoder<'_>) -> Result<T> + Sync,
         take: impl FnMut(usize, T) -> Result<()>,
     ) -> Result<()> {
         par::pipeline(
@@ -239,7 +242,7 @@ impl<'a> Calibrated<'a> {
         source: &Source,
         i: usize,
         bytes: &[u8],
-        work: impl FnOnce(&Layer<'_>) -> Result<T>,
+        work: impl FnOnce(&MatrixEncoder<'_>) -> Result<T>,
     ) -> Result<T> {
         let t = &source.tensors()[i];
         let locate = |e: Error| self.calibration.locate(e).in_tensor(&t.name);
@@ -248,7 +251,8 @@ impl<'a> Calibrated<'a> {
         read_f32(bytes, t.dtype, &mut weights);
         let rows = to_usize(t.shape[0])?;
         let shape = [rows, weights.len() / rows.max(1)];
-        let layer = Layer::new(self.kernel, shape, &weights, t.dtype, &statistics, self.settings);
+        let layer =
+            MatrixEncoder::new(self.kernel, shape, &weights, t.dtype, &statistics, self.settings);
         work(&layer.map_err(locate)?).map_err(locate)
     }
 
@@ -388,7 +392,8 @@ impl<'a> Calibrated<'a> {
         let block = self.calibration.record().output_block;
         let cost = |i: usize| {
             let t = &source.tensors()[i];
-            Layer::memory(t.shape[0], elements(&t.shape[1..]).unwrap_or(0), block) + 2 * t.len
+            MatrixEncoder::memory(t.shape[0], elements(&t.shape[1..]).unwrap_or(0), block)
+                + 2 * t.len
         };
         self.each(
             source,

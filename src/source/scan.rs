@@ -112,10 +112,11 @@ pub(crate) fn scan(
     let carried = |i: usize| carried(&source.files[i]);
     let mut files = par::map_within(source.files.len(), budget, |_| FILE_BYTES, carried)?;
     let mut all: Vec<Option<Scan>> = vec![None; source.tensors().len()];
-    let places = (0..source.files.len()).filter(|&i| source.files[i].role == FileRole::Weights);
-    for ((place, of_file), found) in places.zip(&tensors).zip(found) {
+    let weights_files =
+        (0..source.files.len()).filter(|&i| source.files[i].role == FileRole::Weights);
+    for ((file_index, of_file), found) in weights_files.zip(&tensors).zip(found) {
         let (file, scans) = found;
-        files[place] = file;
+        files[file_index] = file;
         of_file.iter().zip(scans).for_each(|(&i, scan)| all[i] = Some(scan));
     }
     let tensors = all.into_iter().map(|s| s.expect("each tensor is in a file")).collect();

@@ -16,15 +16,15 @@ const MOST_BYTES: u64 = 16 << 20;
 pub fn run(args: &Receipt, console: &mut Console) -> Outcome {
     match args {
         Receipt::Add { pack, record, output, force } => {
-            let place = |e: Error| e.in_file(record.display().to_string());
-            let io = |e| place(Error::new(ErrorKind::Io, format!("can't read: {e}")));
+            let locate = |e: Error| e.in_file(record.display().to_string());
+            let io = |e| locate(Error::new(ErrorKind::Io, format!("can't read: {e}")));
             let len = std::fs::metadata(record).map_err(io)?.len();
             if len > MOST_BYTES {
                 let text = format!("{len} bytes, a receipt has at most {MOST_BYTES}");
-                return Err(place(Error::new(ErrorKind::Source, text)));
+                return Err(locate(Error::new(ErrorKind::Source, text)));
             }
             let bytes = std::fs::read(record).map_err(io)?;
-            EvalRecord::parse(&bytes).map_err(place)?;
+            EvalRecord::parse(&bytes).map_err(locate)?;
             check_distinct(pack, output)?;
             let file = Pack::open_path(pack)?;
             check_free_disk(output, file.bytes() + len)?;

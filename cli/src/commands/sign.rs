@@ -34,9 +34,9 @@ pub fn run(args: &Sign, console: &mut Console) -> Outcome {
     let report = VerifyOptions::new().with_max_ram(max_ram).verify_pack_with(&pack, console)?;
     console.finish();
     if let Some(failure) = report.failures.first() {
-        let place =
+        let name =
             failure.file.as_deref().map_or_else(|| file.display().to_string(), str::to_owned);
-        console.say(format!("{place}: {}\nnot signed", failure.reason));
+        console.say(format!("{name}: {}\nnot signed", failure.reason));
         let damaged = report.failures.iter().any(|f| f.kind == ErrorKind::Integrity);
         return Ok(if damaged { MISMATCH } else { FAILED });
     }
@@ -108,12 +108,13 @@ pub fn compare(file: &Path, args: &Signature) -> Result<Option<Compared>, Error>
 
 /// A regular file: a pipe might never answer.
 fn open(path: &Path) -> Result<BufReader<File>, Error> {
-    let place = |text: String| Error::new(ErrorKind::Io, text).in_file(path.display().to_string());
-    let meta = path.metadata().map_err(|e| place(format!("can't read: {e}")))?;
+    let refused =
+        |text: String| Error::new(ErrorKind::Io, text).in_file(path.display().to_string());
+    let meta = path.metadata().map_err(|e| refused(format!("can't read: {e}")))?;
     if !meta.is_file() {
-        return Err(place("is no file".into()));
+        return Err(refused("is no file".into()));
     }
-    let file = File::open(path).map_err(|e| place(format!("can't read: {e}")))?;
+    let file = File::open(path).map_err(|e| refused(format!("can't read: {e}")))?;
     Ok(BufReader::with_capacity(1 << 20, file))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::model::{ExactModel, NO_BASE, top_of};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
-use crate::kernels::{Contexts, DecodeTables, Hint, Kernel, LANES, LOW, Lanes, Top, place};
+use crate::kernels::{Contexts, DecodeTables, Hint, Kernel, LANES, LOW, Lanes, Top, anchored};
 use crate::memory::to_usize;
 use crate::rule::Rule;
 
@@ -168,7 +168,7 @@ impl BlockTables {
                 let byte = references[i];
                 let context = reference_context(byte, self.mantissa_bits);
                 let hint = self.hints.get(context).copied().unwrap_or_default();
-                hints.fill(place(hint, reference(self.top, byte)));
+                hints.fill(anchored(hint, reference(self.top, byte)));
             }
         }
     }

@@ -9,7 +9,7 @@ use super::encode::{distance, symbol};
 use super::model::{ExactModel, ExactTable, NO_BASE, top_of};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
-use crate::kernels::{ContextBits, ContextOf, Contexts, Hint, LOW, Top, place};
+use crate::kernels::{ContextBits, ContextOf, Contexts, Hint, LOW, Top, anchored};
 
 /// Tables of a model with a base; more don't pay, and fewer stay in cache.
 const MAX_TABLES: usize = 32;
@@ -222,7 +222,7 @@ impl Counts {
 /// The hint by which weights of a row with this reference are counted.
 pub(crate) fn reference_hint(dtype: Dtype, byte: u8) -> Hint {
     let top = top_of(dtype).unwrap_or(Top::Half32);
-    place(u32::from(byte & 3) << 16, reference(top, byte))
+    anchored(u32::from(byte & 3) << 16, reference(top, byte))
 }
 
 /// The reference of a row: what makes its magnitudes spread around it as those of other rows around theirs. It is the

@@ -122,19 +122,19 @@ impl<'a> RunDecoder<'a> {
     }
 
     /// Decodes a run. `out` holds whole rows of little-endian elements; row `i` of the run becomes row
-    /// `place(i)` of it.
+    /// `row_of(i)` of it.
     ///
     /// # Errors
     /// `Malformed` for a row scale out of range (UC-VAL-1) or padding bits that are not zero
     /// (UC-PLN-6, UC-PLN-7); `InvalidArgument` when slices don't fit the layout.
     ///
     /// # Panics
-    /// When `out` has no row `place(i)`.
+    /// When `out` has no row `row_of(i)`.
     pub fn decode(
         &mut self,
         run: &RunBytes<'_>,
         out: &mut [u8],
-        mut place: impl FnMut(usize) -> usize,
+        mut row_of: impl FnMut(usize) -> usize,
     ) -> Result<()> {
         let row_out = self.cols * self.float.bytes();
         let (cols, row_bytes, steps_row) = (self.cols, self.row_bytes, self.steps_row_bytes);
@@ -152,7 +152,7 @@ impl<'a> RunDecoder<'a> {
                 *slot = &plane[row * row_bytes..][..row_bytes];
             }
             let steps = &run.steps[row * steps_row..][..steps_row];
-            let out = &mut out[place(row) * row_out..][..row_out];
+            let out = &mut out[row_of(row) * row_out..][..row_out];
             let decoder = self.decoder(run.native, run.planes.len());
             if stream {
                 decoder.decode(&planes, steps, scale, cols, &mut buffer);

@@ -376,20 +376,21 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
             PlaneCounts::Uniform(_) => vec![(range.clone(), None)],
             PlaneCounts::PerRow(counts) => {
                 let of_range = &counts[first..to_usize(range.end)?];
-                let places = |native: u8| {
+                let row_order = |native: u8| {
                     let own = of_range.iter().enumerate().filter(|(_, n)| **n == native);
                     own.map(|(row, _)| row).collect::<Vec<usize>>()
                 };
                 let runs = self.runs.runs(&own, range.clone());
-                runs.into_iter().map(|r| (r.stored, Some(places(r.native)))).collect()
+                runs.into_iter().map(|r| (r.stored, Some(row_order(r.native)))).collect()
             }
         };
-        for (stored, places) in runs {
+        for (stored, row_order) in runs {
             for block in self.base.layout.blocks(stored.clone())? {
                 // A block of whole rows that go to one place needs no copy.
                 let inside = stored.start <= block.rows.start && block.rows.end <= stored.end;
                 let rows = to_usize(block.rows.end - block.rows.start)?;
-                if inside && places.is_none() && block.cols.end - block.cols.start == self.cols() {
+                if inside && row_order.is_none() && block.cols.end - block.cols.start == self.cols()
+                {
                     let from = to_usize(block.rows.start - stored.start)? * row_out;
                     self.decode_block(&block, &mut out[from..from + rows * row_out])?;
                     continue;
@@ -399,9 +400,10 @@ impl<'a, R: ReadAt> ExactReader<'a, R> {
                 let decoded = self.block(&block)?;
                 for row in block.rows.start.max(stored.start)..block.rows.end.min(stored.end) {
                     let i = to_usize(row - stored.start)?;
-                    let place = places.as_ref().map_or(i, |p| p[i]);
+                    let own_row = row_order.as_ref().map_or(i, |p| p[i]);
                     let from = to_usize(row - block.rows.start)? * width;
-                    out[place * row_out + at..][..width].copy_from_slice(&decoded[from..][..width]);
+                    out[own_row * row_out + at..][..width]
+                        .copy_from_slice(&decoded[from..][..width]);
                 }
             }
         }

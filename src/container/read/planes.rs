@@ -202,7 +202,7 @@ impl<R: ReadAt> TensorView<'_, R> {
         let checker = RunDecoder::new(layout, reader.levels, self.dtype(), Dtype::F32)?;
         let mut source = Rows::Direct(self.container());
         let mut runs = Vec::new();
-        let mut places = Vec::new();
+        let mut row_order = Vec::new();
         for run in reader.counts.runs(0..layout.rows) {
             let pieces = source.get(&reader.wants(&run, rung)?)?;
             let (scales, steps, planes) = reader.split(&pieces);
@@ -225,16 +225,16 @@ impl<R: ReadAt> TensorView<'_, R> {
             runs.push(owned);
             if let PlaneCounts::PerRow(counts) = &reader.counts {
                 let own = (0..).zip(counts).filter(|(_, n)| **n == run.native);
-                places.push(own.map(|(row, _)| row).collect());
+                row_order.push(own.map(|(row, _)| row).collect());
             }
         }
-        let places = matches!(reader.counts, PlaneCounts::PerRow(_)).then_some(places);
+        let row_order = matches!(reader.counts, PlaneCounts::PerRow(_)).then_some(row_order);
         Ok(StoredPlanes {
             layout,
             source: self.dtype(),
             levels: reader.levels.into(),
             runs,
-            places,
+            row_order,
         })
     }
 }
@@ -361,8 +361,8 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
                 PlaneCounts::PerRow(counts) => {
                     let range = &counts[first..to_usize(range.end)?];
                     let own = range.iter().enumerate().filter(|(_, n)| **n == run.native);
-                    let places: Vec<usize> = own.map(|(row, _)| row).collect();
-                    pass.decoder.decode(&bytes, out, |row| places[row])?;
+                    let row_order: Vec<usize> = own.map(|(row, _)| row).collect();
+                    pass.decoder.decode(&bytes, out, |row| row_order[row])?;
                 }
             }
         }

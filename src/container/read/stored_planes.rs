@@ -12,7 +12,7 @@ pub(crate) struct StoredPlanes {
     pub(crate) levels: OwnedLevels,
     pub runs: Vec<PlaneRun>,
     /// The row of each stored row, by run, when they differ.
-    pub(crate) places: Option<Vec<Vec<usize>>>,
+    pub(crate) row_order: Option<Vec<Vec<usize>>>,
 }
 
 impl StoredPlanes {
@@ -26,8 +26,8 @@ impl StoredPlanes {
         self.levels.borrow().set(run.native).table(read)
     }
 
-    pub(crate) fn places(&self) -> Option<&[Vec<usize>]> {
-        self.places.as_deref()
+    pub(crate) fn row_order(&self) -> Option<&[Vec<usize>]> {
+        self.row_order.as_deref()
     }
 
     /// The same without the bytes of the planes.
@@ -41,7 +41,7 @@ impl StoredPlanes {
         Self {
             runs: self.runs.iter().map(empty).collect(),
             levels: self.levels.clone(),
-            places: self.places.clone(),
+            row_order: self.row_order.clone(),
             ..*self
         }
     }

@@ -211,8 +211,9 @@ fn decode_parts(
             steps: &parts.steps[slice(&parts.steps, layout.steps_row_bytes())?],
             planes: &planes,
         };
-        let places: Vec<usize> = (0..rows).filter(|&r| parts.counts.of(r) == run.native).collect();
-        decoder.decode(&bytes, &mut out, |i| places[i])?;
+        let row_order: Vec<usize> =
+            (0..rows).filter(|&r| parts.counts.of(r) == run.native).collect();
+        decoder.decode(&bytes, &mut out, |i| row_order[i])?;
     }
     Ok(out)
 }

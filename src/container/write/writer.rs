@@ -44,7 +44,7 @@ pub struct PackWriter<W> {
     pub(crate) end: u64,
     hasher: RootHasher,
     pub(crate) index: Index,
-    places: HashMap<String, usize>,
+    positions: HashMap<String, usize>,
     attachments: Vec<Attachment>,
     shard: (u32, u32),
     optional_features: u64,
@@ -65,7 +65,7 @@ impl<W: Write + Seek> PackWriter<W> {
             end: PREAMBLE_BYTES as u64,
             hasher: RootHasher::default(),
             index: Index::default(),
-            places: HashMap::new(),
+            positions: HashMap::new(),
             attachments: vec![],
             shard: (1, 1),
             optional_features: 0,
@@ -146,7 +146,7 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     pub(crate) fn list(&mut self, entry: TensorEntry) {
-        self.places.insert(entry.name.clone(), self.index.tensors.len());
+        self.positions.insert(entry.name.clone(), self.index.tensors.len());
         self.index.tensors.push(entry);
     }
 
@@ -165,7 +165,7 @@ impl<W: Write + Seek> PackWriter<W> {
         target: &str,
         role: Option<Role>,
     ) -> Result<()> {
-        let entry = self.places.get(target).map(|&i| &self.index.tensors[i]);
+        let entry = self.positions.get(target).map(|&i| &self.index.tensors[i]);
         let entry =
             entry.ok_or_else(|| Error::argument("no such tensor to alias").in_tensor(target))?;
         let mut alias = EncodedTensor::alias_of(name, entry)?;

@@ -169,9 +169,9 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
                 let stride = totals[&key].div_ceil(SAMPLE_WEIGHTS).max(1);
                 let (counts, seen) = match counts.entry(key.clone()) {
                     Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(place) => {
+                    Entry::Vacant(slot) => {
                         let levels = (native != NO_BASE).then_some(&key.levels[..]);
-                        place.insert((Counts::new(view.dtype(), levels)?, 0))
+                        slot.insert((Counts::new(view.dtype(), levels)?, 0))
                     }
                 };
                 for block in base.layout.blocks(run)? {
@@ -322,9 +322,9 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
         for block in blocks {
             let encoder = match encoders.entry(block.native) {
                 Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => {
+                Entry::Vacant(slot) => {
                     let fitted = self.fitted(&base, view.dtype(), block.native)?;
-                    place.insert(BlockEncoder::new(Arc::clone(&fitted.tables)))
+                    slot.insert(BlockEncoder::new(Arc::clone(&fitted.tables)))
                 }
             };
             let source = rows.read(block)?;

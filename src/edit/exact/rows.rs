@@ -55,9 +55,9 @@ impl<'a> SourceRows<'a> {
         let Some(order) = &self.order else {
             return contiguous(rows.start, rows.end - rows.start);
         };
-        let places = &order[to_usize(rows.start)?..to_usize(rows.end)?];
+        let rows_of_block = &order[to_usize(rows.start)?..to_usize(rows.end)?];
         let mut all = Vec::with_capacity(to_usize(block.weights() * size)?);
-        for run in places.chunk_by(|a, b| a + 1 == *b) {
+        for run in rows_of_block.chunk_by(|a, b| a + 1 == *b) {
             all.extend(contiguous(run[0], run.len() as u64)?);
         }
         Ok(all)

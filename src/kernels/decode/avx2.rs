@@ -156,9 +156,9 @@ fn fill_halves<const SUBS: usize>(
             continue;
         }
         let (low, high) = table.split_at_mut(16 * SUBS);
-        let places = low.as_chunks_mut::<16>().0.iter_mut().zip(high.as_chunks_mut::<16>().0);
+        let slots = low.as_chunks_mut::<16>().0.iter_mut().zip(high.as_chunks_mut::<16>().0);
         let factor = _mm256_set1_ps(*factor);
-        for ((low, high), levels) in places.zip(sixteens) {
+        for ((low, high), levels) in slots.zip(sixteens) {
             let [a, b] = levels.as_chunks::<8>().0 else { continue };
             let (a, b) = (_mm256_mul_ps(load_ps(a), factor), _mm256_mul_ps(load_ps(b), factor));
             let [a, b] = if shape.float == Float::Bf16 {
@@ -197,10 +197,10 @@ fn halves<const SUBS: usize, const UNIT16: bool>(
     let per_unit = if UNIT16 { 1 } else { 2 };
     let units = &units[..16 / per_unit];
     let (left, right) = out.split_at_mut(BLOCK);
-    let places = left.as_chunks_mut::<32>().0.iter_mut().zip(right.as_chunks_mut::<32>().0);
+    let slots = left.as_chunks_mut::<32>().0.iter_mut().zip(right.as_chunks_mut::<32>().0);
     let mut low = [_mm256_setzero_si256(); SUBS];
     let mut high = low;
-    for (j, ((left, right), codes)) in places.zip(codes).enumerate() {
+    for (j, ((left, right), codes)) in slots.zip(codes).enumerate() {
         if j % per_unit == 0 {
             let unit = j / per_unit;
             let table = |u: usize| tables.0[usize::from(units[u] & 15)].as_chunks::<16>().0;
@@ -230,8 +230,8 @@ fn products<const TO: u8, const SUBS: usize>(
 ) {
     let size = if TO == F32 { 4 } else { 2 };
     let (left, right) = out.split_at_mut(128 * size);
-    let places = left.chunks_exact_mut(16 * size).zip(right.chunks_exact_mut(16 * size));
-    for (j, ((left, right), codes)) in places.zip(codes).enumerate() {
+    let slots = left.chunks_exact_mut(16 * size).zip(right.chunks_exact_mut(16 * size));
+    for (j, ((left, right), codes)) in slots.zip(codes).enumerate() {
         let found = look_up(levels, *codes);
         let halves = [_mm256_castsi256_si128(found), _mm256_extracti128_si256::<1>(found)];
         for ((out, levels), j) in [left, right].into_iter().zip(halves).zip([j, 8 + j]) {

@@ -190,8 +190,8 @@ fn fill_halves<const TO: u8, const SUBS: usize>(
             continue;
         }
         let (low, high) = table.split_at_mut(16 * SUBS);
-        let places = low.as_chunks_mut::<16>().0.iter_mut().zip(high.as_chunks_mut::<16>().0);
-        for ((low, high), levels) in places.zip(sixteens) {
+        let slots = low.as_chunks_mut::<16>().0.iter_mut().zip(high.as_chunks_mut::<16>().0);
+        for ((low, high), levels) in slots.zip(sixteens) {
             let mut values = [vdupq_n_f32(0.0); 4];
             for (value, levels) in values.iter_mut().zip(levels.as_chunks::<4>().0) {
                 *value = vmulq_n_f32(load_ps(levels), *factor);
@@ -256,11 +256,11 @@ fn products<const TO: u8, const SUBS: usize>(
             product(vmovl_s16(vget_low_s16(b))),
             product(vmovl_high_s16(b)),
         ];
-        let places = out.as_chunks_mut::<16>().0.iter_mut();
+        let slots = out.as_chunks_mut::<16>().0.iter_mut();
         if TO == F32 {
-            places.zip(values).for_each(|(to, v)| store(to, vreinterpretq_u8_f32(v)));
+            slots.zip(values).for_each(|(to, v)| store(to, vreinterpretq_u8_f32(v)));
         } else {
-            places.zip(round::<TO>(values)).for_each(|(to, v)| store(to, v));
+            slots.zip(round::<TO>(values)).for_each(|(to, v)| store(to, v));
         }
     }
 }

@@ -24,8 +24,8 @@ pub(super) unsafe fn unit_factors(units: &[u8], scales: &[f32], out: &mut [f32])
         let units = unsafe { vld1_u8(units.as_ptr()) };
         let steps = vmovl_u8(vqtbl1_u8(steps, units));
         let fours = [vmovl_u16(vget_low_u16(steps)), vmovl_high_u16(steps)];
-        let places = out.as_chunks_mut::<4>().0.iter_mut().zip(scales.as_chunks::<4>().0);
-        for ((out, scales), steps) in places.zip(fours) {
+        let slots = out.as_chunks_mut::<4>().0.iter_mut().zip(scales.as_chunks::<4>().0);
+        for ((out, scales), steps) in slots.zip(fours) {
             let factors = vmulq_f32(vcvtq_f32_u32(steps), load_ps(scales));
             // SAFETY: four values have room.
             unsafe { vst1q_f32(out.as_mut_ptr(), factors) };

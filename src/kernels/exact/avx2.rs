@@ -20,9 +20,9 @@ pub(super) unsafe fn unpack(planes: &[&[u8]], out: &mut [u8]) {
         ($read:literal) => {
             blocks::<$read, BLOCK>(planes, out, |planes, _, out| {
                 let (left, right) = out.split_at_mut(BLOCK / 2);
-                let places =
+                let slots =
                     left.as_chunks_mut::<16>().0.iter_mut().zip(right.as_chunks_mut::<16>().0);
-                for (codes, (left, right)) in codes(planes).into_iter().zip(places) {
+                for (codes, (left, right)) in codes(planes).into_iter().zip(slots) {
                     // SAFETY: 16 bytes have room, twice.
                     unsafe {
                         _mm256_storeu2_m128i(
@@ -162,8 +162,8 @@ fn hints_by_factor(
                 _mm256_set_m128i(_mm_unpackhi_epi16(low2, up2), _mm_unpacklo_epi16(low2, up2)),
             ];
             let anchor = [_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(a))];
-            let places = out.as_chunks_mut::<8>().0;
-            for ((hint, anchor), out) in hint.into_iter().zip(anchor).zip(places) {
+            let slots = out.as_chunks_mut::<8>().0;
+            for ((hint, anchor), out) in hint.into_iter().zip(anchor).zip(slots) {
                 let v = _mm256_mul_ps(_mm256_cvtepi32_ps(anchor), half);
                 // SAFETY: 32 bytes have room.
                 unsafe {

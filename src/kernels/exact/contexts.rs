@@ -156,7 +156,7 @@ impl Contexts {
                 for (i, (anchor, class)) in anchors.iter().zip(classes).enumerate() {
                     let hint = hints[usize::from(*class) * bits.each() + context];
                     // Adding the sign to bit 15 is the same as adding it with the magnitude.
-                    let hint = place(hint, u32::from(*anchor < 0.0) << 15);
+                    let hint = anchored(hint, u32::from(*anchor < 0.0) << 15);
                     for (bytes, byte) in table.hint.iter_mut().zip(hint.to_le_bytes()) {
                         bytes[i] = byte;
                     }
@@ -211,12 +211,12 @@ impl Contexts {
             ContextOf::Value => v,
         };
         let context = (entry & 0x7fff) + self.bits.number(of.to_bits());
-        place(self.hints[context as usize], self.top.of(v))
+        anchored(self.hints[context as usize], self.top.of(v))
     }
 }
 
 /// Adds the upper bits of what is expected to a context's hint.
-pub(crate) fn place(hint: Hint, top: u32) -> Hint {
+pub(crate) fn anchored(hint: Hint, top: u32) -> Hint {
     (hint & 0xffff_0000) | (hint.wrapping_add(top) & 0xffff)
 }
 

@@ -12,7 +12,7 @@ mod tables;
 
 use super::choice::{Kernel, dispatch};
 
-pub(crate) use self::contexts::{ContextBits, ContextOf, Contexts, Hint, Top, place};
+pub(crate) use self::contexts::{ContextBits, ContextOf, Contexts, Hint, Top, anchored};
 pub(crate) use self::tables::{DecodeTables, LANES, LOW, Lanes};
 #[cfg(feature = "checkpoints")]
 pub(crate) use self::tables::{EncodeTables, EncodedLanes, LaneEncoder};

@@ -203,7 +203,7 @@ pub(super) struct Training<'a> {
 /// Where training is, so that it can go on from there.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Place {
+pub(super) struct Position {
     /// The block that is trained, when they are one by one.
     pub block: usize,
     /// Steps done, of the block.
@@ -222,8 +222,8 @@ pub(super) struct Place {
     pub stopped: Option<Stopped>,
 }
 
-/// What calls back after each round, with the factors and the place.
-pub(super) type AfterRound<'a> = dyn FnMut(&Factors, &Place, &Look) -> Result<()> + 'a;
+/// What calls back after each round, with the factors and where training is.
+pub(super) type AfterRound<'a> = dyn FnMut(&Factors, &Position, &Look) -> Result<()> + 'a;
 
 /// The loss of sequences, with gradients or without: as a tensor and as a number.
 type Loss<'a, T> = dyn Fn(&[&T], bool) -> CandleResult<(Tensor, f64)> + Sync + 'a;
@@ -252,19 +252,19 @@ fn divergence(teacher: &Tensor, student: &Tensor) -> CandleResult<Tensor> {
 }
 
 impl Training<'_> {
-    /// Trains `factors` in place. Returns why it ended, and the place.
+    /// Trains `factors` in place. Returns why it ended, and where training is.
     ///
     /// # Errors
     /// `Source` for losses that are not finite; as reading the models; `Cancelled`; what `after` returns.
     pub(super) fn run(
         &mut self,
         factors: &Factors,
-        place: Place,
+        position: Position,
         states: &States,
         after: &mut AfterRound<'_>,
-    ) -> Result<(Stopped, Place)> {
+    ) -> Result<(Stopped, Position)> {
         match self.schedule.objective {
-            Objective::Hidden => self.blocks(factors, place, states, after),
+            Objective::Hidden => self.blocks(factors, position, states, after),
             Objective::Kl | Objective::Hybrid => {
                 for i in 0..self.student.blocks() {
                     self.student.hold(i, Some(self.student_weights))?;
@@ -278,7 +278,7 @@ impl Training<'_> {
                 let train: Vec<&Vec<u32>> = self.sequences.iter().collect();
                 let probe: Vec<&Vec<u32>> = self.probe.iter().collect();
                 let vars = factors.vars(None);
-                self.rounds(factors, &vars, &train, &probe, &loss, None, place, after)
+                self.rounds(factors, &vars, &train, &probe, &loss, None, position, after)
             }
         }
     }
@@ -293,74 +293,74 @@ impl Training<'_> {
         probe: &[&T],
         loss: &Loss<'_, T>,
         block: Option<usize>,
-        mut place: Place,
+        mut position: Position,
         after: &mut AfterRound<'_>,
-    ) -> Result<(Stopped, Place)> {
+    ) -> Result<(Stopped, Position)> {
         let s = self.schedule;
-        if place.lr_scale == 0.0 {
-            place.lr_scale = 1.0;
+        if position.lr_scale == 0.0 {
+            position.lr_scale = 1.0;
         }
-        let mut best = match place.best {
+        let mut best = match position.best {
             Some(best) => best,
             None => {
                 let best = self.probe_loss(probe, loss)?;
                 let look = Look { block, probe: best, rescued: false };
-                place.best = Some(best);
-                after(factors, &place, &look)?;
+                position.best = Some(best);
+                after(factors, &position, &look)?;
                 best
             }
         };
         if vars.is_empty() {
-            place.stopped = Some(Stopped::Steps);
+            position.stopped = Some(Stopped::Steps);
         }
         loop {
-            if let Some(stopped) = place.stopped {
-                return Ok((stopped, place));
+            if let Some(stopped) = position.stopped {
+                return Ok((stopped, position));
             }
             let kept = vars.iter().map(|v| v.as_tensor().copy()).collect::<CandleResult<Vec<_>>>();
             let kept = kept.map_err(failed)?;
             let params =
                 ParamsAdamW { lr: s.lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
             let mut adam = AdamW::new(vars.to_vec(), params).map_err(failed)?;
-            let end = s.steps.min(place.steps + s.round);
+            let end = s.steps.min(position.steps + s.round);
             let mut finite = true;
-            for at in place.steps..end {
+            for at in position.steps..end {
                 #[allow(clippy::cast_precision_loss, reason = "a share")]
                 let left = 1.0 - at as f64 / s.steps as f64;
                 // Each round warms up: its optimizer knows nothing yet.
                 #[allow(clippy::cast_precision_loss, reason = "a share")]
-                let warm = ((at - place.steps + 1) as f64 / 5.0).min(1.0);
-                adam.set_learning_rate(s.lr * place.lr_scale * warm * (0.1 + 0.9 * left));
+                let warm = ((at - position.steps + 1) as f64 / 5.0).min(1.0);
+                adam.set_learning_rate(s.lr * position.lr_scale * warm * (0.1 + 0.9 * left));
                 let number = at as u64 + ((block.unwrap_or(0) as u64) << 32);
                 finite = finite && self.step(&mut adam, vars, train, loss, number)?;
             }
             // What isn't a number is worse than anything.
             let found = if finite { self.probe_loss(probe, loss)? } else { f64::MAX };
             let found = if found.is_finite() { found } else { f64::MAX };
-            place.done += end - place.steps;
-            place.steps = end;
+            position.done += end - position.steps;
+            position.steps = end;
             let rescued = found > best;
             if rescued {
                 for (var, kept) in vars.iter().zip(&kept) {
                     var.set(kept).map_err(failed)?;
                 }
-                place.rescues += 1;
-                place.all_rescues += 1;
-                place.lr_scale /= 2.0;
+                position.rescues += 1;
+                position.all_rescues += 1;
+                position.lr_scale /= 2.0;
             }
             let gain = 1.0 - found / best;
             best = best.min(found);
-            place.best = Some(best);
-            place.stopped = if place.rescues > s.max_rescues {
+            position.best = Some(best);
+            position.stopped = if position.rescues > s.max_rescues {
                 Some(Stopped::Rescues)
             } else if !rescued && gain < s.min_gain {
                 Some(Stopped::Gain)
-            } else if place.steps >= s.steps {
+            } else if position.steps >= s.steps {
                 Some(Stopped::Steps)
             } else {
                 None
             };
-            after(factors, &place, &Look { block, probe: found, rescued })?;
+            after(factors, &position, &Look { block, probe: found, rescued })?;
         }
     }
 
@@ -440,10 +440,10 @@ impl Training<'_> {
     fn blocks(
         &mut self,
         factors: &Factors,
-        mut place: Place,
+        mut position: Position,
         states: &States,
         after: &mut AfterRound<'_>,
-    ) -> Result<(Stopped, Place)> {
+    ) -> Result<(Stopped, Position)> {
         let all: Vec<&Vec<u32>> = self.sequences.iter().chain(self.probe).collect();
         let n = self.sequences.len();
         let blocks = self.student.blocks();
@@ -487,7 +487,7 @@ impl Training<'_> {
             };
             each(0, 1, teacher, Pass::default())?;
             // What has been trained before an interruption is only run again.
-            if block >= place.block {
+            if block >= position.block {
                 let met = Met::default();
                 let pass = Pass { observer: Some(&met), gradients: false };
                 for i in 0..all.len() {
@@ -508,19 +508,19 @@ impl Training<'_> {
                     let value = f64::from(loss.to_scalar::<f32>()?);
                     Ok((loss, value))
                 };
-                let start = match block == place.block {
-                    true => place.clone(),
-                    false => Place {
+                let start = match block == position.block {
+                    true => position.clone(),
+                    false => Position {
                         block,
-                        all_rescues: place.all_rescues,
-                        done: place.done,
-                        ..Place::default()
+                        all_rescues: position.all_rescues,
+                        done: position.done,
+                        ..Position::default()
                     },
                 };
                 let ended =
                     self.rounds(factors, &vars, &train, &probe, &loss, Some(block), start, after)?;
-                (stopped, place) = ended;
-                place.block = block;
+                (stopped, position) = ended;
+                position.block = block;
             }
             each(2, 3, student, Pass { observer: Some(factors), gradients: false })?;
             for i in 0..all.len() {
@@ -531,7 +531,7 @@ impl Training<'_> {
             self.teacher.hold(block, None)?;
             self.student.hold(block, None)?;
         }
-        Ok((stopped, place))
+        Ok((stopped, position))
     }
 }
 
@@ -579,9 +579,9 @@ fn whole_loss(
 }
 
 /// The sequence of a place of a step.
-fn draw(seed: u64, place: u64, n: usize) -> usize {
+fn draw(seed: u64, position: u64, n: usize) -> usize {
     // Each pass over the sequences has an order of its own.
-    let (pass, at) = (place / n as u64, place % n as u64);
+    let (pass, at) = (position / n as u64, position % n as u64);
     let mut order: Vec<usize> = (0..n).collect();
     let mut state = seed ^ pass.wrapping_mul(0xd134_2543_de82_ef95);
     for i in (1..n).rev() {

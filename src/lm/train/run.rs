@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::closed::{Product, Spectrum, spectrum};
 use super::gate;
-use super::gradient::{Factors, Look, Objective, Place, Schedule, Training};
+use super::gradient::{Factors, Look, Objective, Position, Schedule, Training};
 use super::options::{Method, Probe, TrainOptions, TrainReport};
 use super::ranks::{Offer, allocate};
 use super::state::{Saved, StateFile};
@@ -46,7 +46,7 @@ const MOST_RANK: usize = 256;
 const MOST_SEED: u64 = (1 << 53) - 1;
 
 /// A layer that may get ranks.
-struct Layer {
+struct TargetLayer {
     tensor: String,
     /// The tensor's name without `.weight`.
     name: String,
@@ -296,7 +296,7 @@ impl TrainOptions {
         &self,
         pack: &Pack<Input>,
         source: &Model,
-        layers: &[Layer],
+        layers: &[TargetLayer],
         calibration: Option<&Calibration>,
         budget: u64,
         progress: &dyn Progress,
@@ -369,9 +369,11 @@ impl TrainOptions {
         let mut teacher = load_ends(config, &teacher_weights, self.seq_len)?;
         let state_file = StateFile::new(output);
         let saved = if self.resume { state_file.read(recipe)? } else { None };
-        let (products, scales, place, mut probes) = match saved {
-            Some(Saved { products, scales, place, probes }) => (products, scales, place, probes),
-            None => (products, BTreeMap::new(), Place::default(), vec![]),
+        let (products, scales, position, mut probes) = match saved {
+            Some(Saved { products, scales, position, probes }) => {
+                (products, scales, position, probes)
+            }
+            None => (products, BTreeMap::new(), Position::default(), vec![]),
         };
         let factors = Factors::new(&products, &scales)?;
         let states = States::new(output)?;
@@ -396,16 +398,16 @@ impl TrainOptions {
             schedule,
             progress,
         };
-        let mut after = |factors: &Factors, place: &Place, look: &Look| {
+        let mut after = |factors: &Factors, position: &Position, look: &Look| {
             probes.push(Probe { block: look.block, loss: look.probe, undone: look.rescued });
-            state_file.write(recipe, factors, place, &probes)
+            state_file.write(recipe, factors, position, &probes)
         };
-        let (stopped, place) = training.run(&factors, place, &states, &mut after)?;
+        let (stopped, position) = training.run(&factors, position, &states, &mut after)?;
         teacher_weights.check_all_used(SPARE)?;
         Ok(Trained {
             products: factors.products()?,
-            steps: place.done,
-            rescues: place.all_rescues,
+            steps: position.done,
+            rescues: position.all_rescues,
             stopped: stopped.name(),
             probes,
         })
@@ -510,7 +512,7 @@ fn is_trainable(view: &TensorView<'_, Input>) -> bool {
     planes && view.entry().role == Role::Body && view.shape().len() == 2
 }
 
-fn layers_of(pack: &Pack<Input>) -> Result<Vec<Layer>> {
+fn layers_of(pack: &Pack<Input>) -> Result<Vec<TargetLayer>> {
     let own = pack.tensors().filter(is_trainable);
     let layer = |view: TensorView<'_, Input>| {
         let name = view.name().strip_suffix(".weight")?.to_owned();
@@ -518,13 +520,13 @@ fn layers_of(pack: &Pack<Input>) -> Result<Vec<Layer>> {
     };
     own.filter_map(layer)
         .map(|(tensor, name, rows, cols)| {
-            Ok(Layer { tensor, name, rows: to_usize(rows)?, cols: to_usize(cols)? })
+            Ok(TargetLayer { tensor, name, rows: to_usize(rows)?, cols: to_usize(cols)? })
         })
         .collect()
 }
 
 /// Source less pack, with the overlays that it has.
-fn error_of(pack: &Pack<Input>, source: &Model, layer: &Layer) -> Result<Vec<f64>> {
+fn error_of(pack: &Pack<Input>, source: &Model, layer: &TargetLayer) -> Result<Vec<f64>> {
     let tensor = pack.effective_tensor(&layer.tensor, pack.overlays().len())?;
     let mut found = vec![];
     let options = DecodeOptions::new().with_dtype(Dtype::F32);

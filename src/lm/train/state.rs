@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::closed::Product;
-use super::gradient::{Factors, Place, Scales};
+use super::gradient::{Factors, Position, Scales};
 use super::options::Probe;
 use crate::error::{Error, Result};
 use crate::output::{ClosedFile, NewFile};
@@ -23,7 +23,7 @@ pub(super) struct StateFile(PathBuf);
 pub(super) struct Saved {
     pub products: BTreeMap<String, Product>,
     pub scales: BTreeMap<String, Scales>,
-    pub place: Place,
+    pub position: Position,
     pub probes: Vec<Probe>,
 }
 
@@ -33,7 +33,8 @@ struct Stored {
     format: String,
     tool: String,
     recipe: Map<String, Value>,
-    place: Place,
+    #[serde(rename = "place")]
+    position: Position,
     probes: Vec<Probe>,
     products: BTreeMap<String, StoredProduct>,
 }
@@ -77,7 +78,7 @@ impl StateFile {
         &self,
         recipe: &Map<String, Value>,
         factors: &Factors,
-        place: &Place,
+        position: &Position,
         probes: &[Probe],
     ) -> Result<()> {
         let (products, scales) = (factors.products()?, factors.scales());
@@ -94,7 +95,7 @@ impl StateFile {
             format: FORMAT.to_owned(),
             tool: TOOL.to_owned(),
             recipe: recipe.clone(),
-            place: place.clone(),
+            position: position.clone(),
             probes: probes.to_vec(),
             products: products.iter().map(|(n, p)| (n.clone(), product(n, p))).collect(),
         };
@@ -136,6 +137,6 @@ impl StateFile {
             scales.insert(name.clone(), p.scales);
             products.insert(name, Product { rows: p.rows, cols: p.cols, rank: p.rank, a, b });
         }
-        Ok(Some(Saved { products, scales, place: stored.place, probes: stored.probes }))
+        Ok(Some(Saved { products, scales, position: stored.position, probes: stored.probes }))
     }
 }
