@@ -1,10 +1,8 @@
 //! Planes for each row under a budget of bits.
 
 use crate::codec::{PlaneCounts, PlaneLayout};
+use crate::format::{ALIGN_BYTES, MAX_PLANES, MIN_PLANES, PLANE_COUNTS, plane_index};
 
-/// Fewest and most planes of a row.
-const FEWEST: u8 = 3;
-const MOST: u8 = 8;
 /// Halvings of the search for the price of a bit.
 const ROUNDS: usize = 100;
 
@@ -13,7 +11,7 @@ const ROUNDS: usize = 100;
 pub(crate) struct Candidate {
     pub layout: PlaneLayout,
     /// For each row, the expected loss at 3, 4, .., 8 planes.
-    pub losses: Vec<[f64; 6]>,
+    pub losses: Vec<[f64; PLANE_COUNTS]>,
 }
 
 /// Whether rows of a matrix may differ.
@@ -23,17 +21,13 @@ pub(crate) enum Unit {
     Tensor,
 }
 
-fn loss_index(planes: u8) -> usize {
-    usize::from(planes - FEWEST)
-}
-
 /// Bytes of a matrix in a file, padding included, when `rows_with[p]` rows have plane `p`.
 fn stored_bytes(layout: &PlaneLayout, rows_with: &[u64; 8]) -> u64 {
     let uniform = rows_with.iter().all(|n| *n == 0 || *n == layout.rows);
     let counts = if uniform { 0 } else { layout.counts_bytes() };
     let parts = [counts, 2 * layout.rows, layout.rows * layout.steps_row_bytes()];
     let planes = rows_with.iter().map(|n| n * layout.row_bytes());
-    parts.into_iter().chain(planes).map(|bytes| bytes.next_multiple_of(64)).sum()
+    parts.into_iter().chain(planes).map(|bytes| bytes.next_multiple_of(ALIGN_BYTES)).sum()
 }
 
 fn rows_with(counts: &[u8]) -> [u64; 8] {
@@ -51,7 +45,7 @@ pub(crate) fn bytes_of(layout: &PlaneLayout, counts: &PlaneCounts) -> u64 {
 
 /// The fewest bytes that the candidates can take.
 pub(crate) fn fewest_bytes(candidates: &[Candidate]) -> u64 {
-    candidates.iter().map(|c| bytes_of(&c.layout, &PlaneCounts::Uniform(FEWEST))).sum()
+    candidates.iter().map(|c| bytes_of(&c.layout, &PlaneCounts::Uniform(MIN_PLANES))).sum()
 }
 
 /// Planes of each row of each candidate, so that the sum of their losses is about as small as `budget` bytes allow.
@@ -71,7 +65,8 @@ pub(crate) fn allocate(candidates: &[Candidate], budget: u64, unit: Unit) -> Opt
     };
     // Prices are powers of two apart by less and less; all arithmetic is exact or rounded once.
     let (mut low, mut high) = (f64::MIN_POSITIVE, f64::MAX / 4.0);
-    let mut best: Vec<Vec<u8>> = candidates.iter().map(|c| vec![FEWEST; c.losses.len()]).collect();
+    let mut best: Vec<Vec<u8>> =
+        candidates.iter().map(|c| vec![MIN_PLANES; c.losses.len()]).collect();
     for _ in 0..ROUNDS {
         let price = low.sqrt() * high.sqrt();
         let all = at_price(price);
@@ -89,10 +84,10 @@ pub(crate) fn allocate(candidates: &[Candidate], budget: u64, unit: Unit) -> Opt
 fn planes_at(candidate: &Candidate, price: f64, unit: Unit) -> Vec<u8> {
     #[allow(clippy::cast_precision_loss, reason = "bits of a row")]
     let bits = (candidate.layout.row_bytes() * 8) as f64;
-    let choose = |losses: &[f64; 6], bits: f64| {
-        let mut best = (f64::INFINITY, FEWEST);
-        for n in FEWEST..=MOST {
-            let cost = losses[loss_index(n)] + price * (bits * f64::from(n));
+    let choose = |losses: &[f64; PLANE_COUNTS], bits: f64| {
+        let mut best = (f64::INFINITY, MIN_PLANES);
+        for n in MIN_PLANES..=MAX_PLANES {
+            let cost = losses[plane_index(n)] + price * (bits * f64::from(n));
             if cost < best.0 {
                 best = (cost, n);
             }
@@ -102,7 +97,7 @@ fn planes_at(candidate: &Candidate, price: f64, unit: Unit) -> Vec<u8> {
     match unit {
         Unit::Row => candidate.losses.iter().map(|losses| choose(losses, bits)).collect(),
         Unit::Tensor => {
-            let mut sums = [0f64; 6];
+            let mut sums = [0f64; PLANE_COUNTS];
             for losses in &candidate.losses {
                 sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
             }
@@ -126,8 +121,8 @@ fn fill(candidates: &[Candidate], all: &mut [Vec<u8>], budget: u64, unit: Unit) 
         #[allow(clippy::cast_precision_loss, reason = "bytes of a row")]
         let bytes = candidate.layout.row_bytes() as f64;
         for (r, (losses, &n)) in candidate.losses.iter().zip(counts).enumerate() {
-            if n < MOST {
-                steps.push(((losses[loss_index(n)] - losses[loss_index(n + 1)]) / bytes, i, r));
+            if n < MAX_PLANES {
+                steps.push(((losses[plane_index(n)] - losses[plane_index(n + 1)]) / bytes, i, r));
             }
         }
     }
@@ -165,7 +160,7 @@ mod tests {
 
     fn loss(candidates: &[Candidate], all: &[Vec<u8>]) -> f64 {
         let rows = candidates.iter().zip(all).flat_map(|(c, n)| c.losses.iter().zip(n));
-        rows.map(|(losses, n)| losses[loss_index(*n)]).sum()
+        rows.map(|(losses, n)| losses[plane_index(*n)]).sum()
     }
 
     #[test]
@@ -182,7 +177,7 @@ mod tests {
             let all = allocate(&candidates, budget, Unit::Row).expect("possible");
             let used = bytes(&candidates, &all);
             assert!(used <= budget);
-            let most = all.iter().flatten().all(|n| *n == MOST);
+            let most = all.iter().flatten().all(|n| *n == MAX_PLANES);
             assert!(most || budget == least || used + 192 > budget, "{used} of {budget} bytes");
         }
     }
@@ -201,7 +196,7 @@ mod tests {
         for a in 0..64 {
             for b in 0..64 {
                 let mut other = rows.clone();
-                if a != b && other[0][a] < MOST && other[0][b] > FEWEST {
+                if a != b && other[0][a] < MAX_PLANES && other[0][b] > MIN_PLANES {
                     other[0][a] += 1;
                     other[0][b] -= 1;
                     assert!(loss(&candidates, &other) >= least);

@@ -35,7 +35,7 @@ use search::Search;
 
 use crate::codec::{Levels, PlaneCounts, PlaneLayout, ScaleGrid};
 use crate::error::{Error, Result};
-use crate::format::Dtype;
+use crate::format::{Dtype, PLANE_COUNTS};
 use crate::kernels::{Kernel, TILE};
 use crate::memory::to_usize;
 use crate::par;
@@ -100,7 +100,7 @@ pub(crate) struct Survey {
     /// The group of the tensor.
     pub group: u32,
     /// For each row, the expected loss at 3, 4, .., 8 planes.
-    pub losses: Vec<[f64; 6]>,
+    pub losses: Vec<[f64; PLANE_COUNTS]>,
 }
 
 /// A matrix as it is stored.

@@ -11,12 +11,13 @@ use std::sync::Mutex;
 use super::factor::Factor;
 use super::grid::Grid;
 use crate::codec::Levels;
+use crate::format::{PLANE_COUNTS, plane_index};
 use crate::kernels::{Kernel, Nearest, RoundTile, TILE, TILE_LEN, add_product, round_tile};
 use crate::par;
 
 /// The searches among the levels of 3, 4, .., 8 planes.
 #[derive(Debug)]
-pub(crate) struct Searches([Nearest; 6]);
+pub(crate) struct Searches([Nearest; PLANE_COUNTS]);
 
 impl Searches {
     pub(crate) fn new(kernel: Kernel, levels: Levels<'_>) -> Self {
@@ -24,7 +25,7 @@ impl Searches {
     }
 
     pub(crate) fn of(&self, planes: u8) -> &Nearest {
-        &self.0[usize::from(planes) - 3]
+        &self.0[plane_index(planes)]
     }
 }
 

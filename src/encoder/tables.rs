@@ -1,6 +1,7 @@
 //! Level tables that are fitted to a model.
 
 use crate::codec::{LevelSet, OwnedLevels};
+use crate::format::{PLANE_COUNTS, plane_index};
 
 /// Cells of a level's width in the histograms.
 const FINE: f32 = 16.0;
@@ -27,12 +28,12 @@ struct Histogram {
 
 impl Histograms {
     pub(crate) fn new() -> Self {
-        Self(vec![Histogram { weights: vec![0.0; HALF], samples: 0 }; 6])
+        Self(vec![Histogram { weights: vec![0.0; HALF], samples: 0 }; PLANE_COUNTS])
     }
 
     /// Adds a value of a row of `planes` planes.
     pub(crate) fn add(&mut self, planes: u8, value: f32, weight: f64) {
-        let histogram = &mut self.0[usize::from(planes) - 3];
+        let histogram = &mut self.0[plane_index(planes)];
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
         let cell = ((value.abs() * FINE) as usize).min(HALF - 1);
         if weight.is_finite() {
@@ -51,7 +52,7 @@ impl Histograms {
 
     /// Tables for 3 to 7 planes, where there are enough samples and the error is less by [`GAIN`] than with the default
     /// ones; nothing elsewhere. 8 planes have no choice.
-    pub(crate) fn fit(&self) -> [Option<Vec<i8>>; 6] {
+    pub(crate) fn fit(&self) -> [Option<Vec<i8>>; PLANE_COUNTS] {
         std::array::from_fn(|i| {
             let planes = u8::try_from(i + 3).expect("3 to 8");
             let histogram = &self.0[i];
@@ -68,7 +69,7 @@ impl Histograms {
 }
 
 /// The default tables with those that were fitted in place of them.
-pub(crate) fn with_fitted(fitted: &[Option<Vec<i8>>; 6]) -> OwnedLevels {
+pub(crate) fn with_fitted(fitted: &[Option<Vec<i8>>; PLANE_COUNTS]) -> OwnedLevels {
     let mut levels = OwnedLevels::from(crate::codec::Levels::default());
     for (i, table) in fitted.iter().enumerate() {
         if let Some(table) = table {

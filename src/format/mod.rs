@@ -49,6 +49,12 @@ pub const MIN_PLANES: u8 = 3;
 pub const MAX_PLANES: u8 = 8;
 /// Numbers of planes that a row can have: each has a place in `level_ids`, and a model of the exact rung.
 pub const PLANE_COUNTS: usize = (MAX_PLANES - MIN_PLANES + 1) as usize;
+
+/// Which of the [`PLANE_COUNTS`] a number of planes is.
+pub(crate) fn plane_index(planes: u8) -> usize {
+    usize::from(planes - MIN_PLANES)
+}
+
 /// Highest number of dimensions of a tensor (UC-TEN-1).
 pub const MAX_RANK: usize = 16;
 

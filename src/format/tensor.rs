@@ -6,7 +6,7 @@ use binrw::{BinRead, BinWrite};
 
 use super::fields::put_fixed;
 use super::part::Part;
-use super::{Digest, Dtype, MAX_PLANES, MAX_RANK, MIN_PLANES, check_name};
+use super::{Digest, Dtype, MAX_PLANES, MAX_RANK, MIN_PLANES, PLANE_COUNTS, check_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rule::Rule;
 
@@ -81,7 +81,7 @@ pub enum Encoding {
         /// Planes of every row, or `None` when a counts part gives them row by row.
         planes: Option<u8>,
         /// Level tables for native counts 3..=8: 0 is the default table, n the n-th levels record.
-        level_ids: [u16; 6],
+        level_ids: [u16; PLANE_COUNTS],
     },
     /// Source bytes, entropy-coded without a base.
     Coded {
@@ -232,7 +232,7 @@ fn parse_planes(h: &TensorHeader, rest: &[u8]) -> Result<Encoding> {
             return Err(Error::malformed(Rule::PLN_3, text));
         }
     };
-    let mut level_ids = [0; 6];
+    let mut level_ids = [0; PLANE_COUNTS];
     for (id, bytes) in level_ids.iter_mut().zip(ids.as_chunks::<2>().0) {
         *id = u16::from_le_bytes(*bytes);
     }

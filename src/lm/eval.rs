@@ -15,7 +15,7 @@ use super::text::{Cut, cut, tokenizer_of};
 use super::weights::Weights;
 use crate::audit::decoded_root;
 use crate::error::{Error, Result};
-use crate::format::{Digest, elements};
+use crate::format::{Digest, MAX_PLANES, MIN_PLANES, elements};
 use crate::kernels::exp_shifted;
 use crate::manifest::PackStats;
 use crate::manifest::overlay_checks;
@@ -115,7 +115,7 @@ impl EvalOptions {
     /// The configuration of both models.
     fn check(&self, model: &Model, reference: &Model) -> Result<Config> {
         if let Some(rung) = self.rung {
-            if !(3..=8).contains(&rung) {
+            if !(MIN_PLANES..=MAX_PLANES).contains(&rung) {
                 return Err(Error::argument("a rung has 3 to 8 planes"));
             }
             if matches!(model, Model::Checkpoint(_)) {

@@ -7,7 +7,9 @@ use std::sync::{Mutex, PoisonError};
 use super::failure::{Failure, MAX_FAILURES, add, sort_out};
 use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::format::{ALIGN_BYTES, CHUNK_BYTES, Digest, PREAMBLE_BYTES, Part, TreeHasher};
+use crate::format::{
+    ALIGN_BYTES, CHUNK_BYTES, CHUNK_LEN, Digest, PREAMBLE_BYTES, Part, TreeHasher,
+};
 use crate::memory::to_usize;
 use crate::par;
 use crate::progress::{Progress, step};
@@ -179,7 +181,7 @@ fn check_window<'a, R: ReadAt>(
 }
 
 /// [`CHUNK_BYTES`] in memory.
-const LEAF: usize = 1 << 20;
+const LEAF: usize = CHUNK_LEN;
 const _: () = assert!(LEAF as u64 == CHUNK_BYTES);
 
 /// Memory for windows that goes from one job to the next, so that no pages are made for each.

@@ -15,7 +15,8 @@ use crate::encoder::{
 };
 use crate::error::{Error, Result};
 use crate::format::{
-    ALIGN_BYTES, MAX_PLANES, MIN_PLANES, PLANE_COUNTS, Role, TreeHasher, elements, tensor_leaf,
+    ALIGN_BYTES, MAX_PLANES, MIN_PLANES, PLANE_COUNTS, Role, TreeHasher, elements, plane_index,
+    tensor_leaf,
 };
 use crate::kernels::Kernel;
 use crate::memory::to_usize;
@@ -434,7 +435,7 @@ impl<'a> Calibrated<'a> {
             row_dims: 1,
             group: placement.group,
             counts: placement.counts.clone(),
-            level_ids: [0; 6],
+            level_ids: [0; PLANE_COUNTS],
             scales: encoded.scales,
             steps: encoded.steps,
             planes: encoded.planes,
@@ -457,9 +458,9 @@ impl<'a> Calibrated<'a> {
     pub(crate) fn counts(&self, i: usize) -> [bool; PLANE_COUNTS] {
         let mut used = [false; PLANE_COUNTS];
         match &self.placements[&i].counts {
-            PlaneCounts::Uniform(n) => used[usize::from(*n) - usize::from(MIN_PLANES)] = true,
+            PlaneCounts::Uniform(n) => used[plane_index(*n)] = true,
             PlaneCounts::PerRow(counts) => {
-                counts.iter().for_each(|n| used[usize::from(*n) - usize::from(MIN_PLANES)] = true);
+                counts.iter().for_each(|n| used[plane_index(*n)] = true);
             }
         }
         used

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::format::{Dtype, Role, elements};
+use crate::format::{Dtype, MAX_PLANES, MIN_PLANES, Role, elements};
 use crate::source::Scan;
 use crate::source::check_keys;
 use crate::source::{Source, SourceTensor};
@@ -255,7 +255,7 @@ impl Recipe {
         let all = [self.bits, self.embedding_bits, self.head_bits].map(Setting::Planes);
         for setting in all.into_iter().chain(settings) {
             if let Setting::Planes(n) = setting
-                && !(3..=8).contains(&n)
+                && !(MIN_PLANES..=MAX_PLANES).contains(&n)
             {
                 return Err(Error::argument(format!("{n} bits: 3 to 8 are possible")));
             }

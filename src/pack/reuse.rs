@@ -10,7 +10,7 @@ use crate::codec::Levels;
 use crate::container::{DecodeOptions, EncodedTensor, TensorView};
 use crate::encoder::ENCODER_ID;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, PartKind};
+use crate::format::{Digest, Encoding, PLANE_COUNTS, PartKind};
 use crate::manifest::{Manifest, Pack};
 use crate::source::Source;
 use crate::storage::Input;
@@ -134,7 +134,7 @@ impl Reused {
         entry.role = plan.tensors[i].role;
         entry.parts = kept(&view.entry().parts).cloned().collect();
         if let Encoding::Planes { level_ids, .. } = &mut entry.encoding {
-            *level_ids = [0; 6];
+            *level_ids = [0; PLANE_COUNTS];
         }
         let mut payload = vec![];
         for part in &entry.parts {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::figures::{Headline, Metric, Rows};
 use super::statistics::{headline, largest_count};
 use crate::error::{Error, Result};
+use crate::format::{MAX_PLANES, MIN_PLANES};
 use crate::manifest::is_hex_digest;
 use crate::rule::Rule;
 
@@ -222,7 +223,7 @@ impl EvalRecord {
         if let Some(bad) = all.into_iter().find(|d| !is_hex_digest(d)) {
             return fail(Rule::RCP_2, format!("\"{}\" is no digest", bad.escape_debug()));
         }
-        if self.model.rung.is_some_and(|r| !(3..=8).contains(&r)) {
+        if self.model.rung.is_some_and(|r| !(MIN_PLANES..=MAX_PLANES).contains(&r)) {
             return fail(Rule::RCP_2, "a rung has 3 to 8 planes".into());
         }
         if self.model.rung.is_some() && self.model.effective_root.is_some() {

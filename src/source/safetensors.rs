@@ -13,6 +13,9 @@ use crate::storage::ReadAt;
 /// Longest header that is read, as in the safetensors crate.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
+/// The data of files that we write starts at a multiple of this, so that rows lie as they do in memory.
+const DATA_ALIGN: usize = 64;
+
 /// One tensor of a safetensors file.
 #[derive(Debug, Clone)]
 pub(crate) struct HeaderTensor {
@@ -160,7 +163,7 @@ pub(crate) fn build_header(
         let comma = if json == "{}" { "" } else { "," };
         json = format!("{{\"__metadata__\":{text}{comma}{}", &json[1..]);
     }
-    let padded = (8 + json.len()).next_multiple_of(64) - 8;
+    let padded = (8 + json.len()).next_multiple_of(DATA_ALIGN) - 8;
     json.push_str(&" ".repeat(padded - json.len()));
     let mut head = (json.len() as u64).to_le_bytes().to_vec();
     head.extend_from_slice(json.as_bytes());

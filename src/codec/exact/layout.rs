@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::codec::{PlaneCounts, PlaneLayout};
 use crate::error::{Error, Result};
-use crate::format::elements;
+use crate::format::{MAX_PLANES, MIN_PLANES, elements};
 use crate::memory::to_usize;
 use crate::rule::Rule;
 
@@ -66,7 +66,11 @@ impl ExactLayout {
                 let with = counts.rows_with(layout.rows);
                 let above = |n: u8| with.get(usize::from(n)).copied().unwrap_or(0);
                 let run = |n: u8| (n, above(n)..with[usize::from(n) - 1]);
-                (3..=8).rev().map(run).filter(|(_, rows)| !rows.is_empty()).collect()
+                (MIN_PLANES..=MAX_PLANES)
+                    .rev()
+                    .map(run)
+                    .filter(|(_, rows)| !rows.is_empty())
+                    .collect()
             }
         };
         Self { cols: layout.cols, runs }

@@ -1,7 +1,7 @@
 //! Models: contexts and tables of frequencies, one for each type and native count (UC-EXA-1 to UC-EXA-3, UC-EXA-13 to UC-EXA-20).
 
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype};
+use crate::format::{Digest, Dtype, MAX_PLANES, MIN_PLANES};
 use crate::kernels::{ContextBits, ContextOf, Contexts, DecodeTables, Hint, LOW, Top};
 use crate::rule::Rule;
 
@@ -93,7 +93,8 @@ impl ExactModel {
     /// `Malformed` (UC-EXA-2, UC-EXA-3, UC-EXA-14 to UC-EXA-20).
     pub(crate) fn check(&self) -> Result<()> {
         let bad = |rule, text: &str| Err(Error::malformed(rule, text.to_owned()));
-        if top_of(self.dtype).is_none() || !matches!(self.native, NO_BASE | 3..=8) {
+        if top_of(self.dtype).is_none() || !matches!(self.native, NO_BASE | MIN_PLANES..=MAX_PLANES)
+        {
             return bad(Rule::EXA_2, "model is for no type or plane count that is coded");
         }
         if !(8..=11).contains(&self.precision) || self.mantissa_bits > 7 || self.fraction_bits > 7 {
@@ -199,7 +200,7 @@ impl ExactModel {
         if header[5] > 1 || header[10..12] != [0; 2] || mantissa_bits > 7 || fraction_bits > 7 {
             return Err(Error::malformed(Rule::EXA_1, "model header is out of range"));
         }
-        if !matches!(native, NO_BASE | 3..=8) {
+        if !matches!(native, NO_BASE | MIN_PLANES..=MAX_PLANES) {
             return Err(Error::malformed(Rule::EXA_2, "model is for no plane count that exists"));
         }
         let no_type = || Error::malformed(Rule::DTY_1, format!("dtype {}", header[0]));

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::format::elements;
+use crate::format::{MAX_PLANES, MIN_PLANES, PLANE_COUNTS, elements, plane_index};
 use crate::rule::Rule;
 
 /// Rows, columns and group size of a `planes` tensor.
@@ -182,19 +182,19 @@ impl PlaneCounts {
 #[derive(Debug, Clone)]
 pub(crate) struct RunCursor {
     /// Rows of each count, 3 to 8.
-    all: [u64; 6],
+    all: [u64; PLANE_COUNTS],
     /// Rows of each count in front of `at`.
-    before: [u64; 6],
+    before: [u64; PLANE_COUNTS],
     at: u64,
 }
 
 impl RunCursor {
     pub(crate) fn new(counts: &PlaneCounts) -> Self {
-        let mut all = [0; 6];
+        let mut all = [0; PLANE_COUNTS];
         if let PlaneCounts::PerRow(counts) = counts {
-            counts.iter().for_each(|&n| all[usize::from(n) - 3] += 1);
+            counts.iter().for_each(|&n| all[plane_index(n)] += 1);
         }
-        Self { all, before: [0; 6], at: 0 }
+        Self { all, before: [0; PLANE_COUNTS], at: 0 }
     }
 
     /// As [`PlaneCounts::runs`] of the same counts.
@@ -208,12 +208,12 @@ impl RunCursor {
             PlaneCounts::PerRow(counts) => counts,
         };
         if range.start < self.at {
-            (self.at, self.before) = (0, [0; 6]);
+            (self.at, self.before) = (0, [0; PLANE_COUNTS]);
         }
         let mut count = |to: u64| {
             let rows = (0u64..).zip(counts).skip(usize::try_from(self.at).unwrap_or(usize::MAX));
-            let mut found = [0u64; 6];
-            rows.take_while(|(r, _)| *r < to).for_each(|(_, &n)| found[usize::from(n) - 3] += 1);
+            let mut found = [0u64; PLANE_COUNTS];
+            rows.take_while(|(r, _)| *r < to).for_each(|(_, &n)| found[plane_index(n)] += 1);
             self.at = self.at.max(to);
             found
         };
@@ -221,7 +221,7 @@ impl RunCursor {
         let inside = count(range.end);
         let mut runs = Vec::new();
         let mut start = 0;
-        for native in (3..=8u8).rev() {
+        for native in (MIN_PLANES..=MAX_PLANES).rev() {
             let i = usize::from(native) - 3;
             let from = start + self.before[i] + skipped[i];
             if inside[i] > 0 {

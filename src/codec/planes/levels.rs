@@ -1,7 +1,7 @@
 //! Level tables: what turns a code into a small integer (spec/codec.md, "Levels").
 
 use crate::error::{Error, Result};
-use crate::format::LevelsEntry;
+use crate::format::{LevelsEntry, MAX_PLANES, MIN_PLANES, PLANE_COUNTS, plane_index};
 use crate::rule::Rule;
 
 include!("default_levels.rs");
@@ -19,8 +19,8 @@ impl<'a> LevelSet<'a> {
     /// # Panics
     /// When `native` is not 3 to 8.
     pub fn default_for(native: u8) -> LevelSet<'static> {
-        assert!((3..=8).contains(&native), "3 to 8 planes, not {native}");
-        LevelSet { native, levels: DEFAULT_LEVELS[usize::from(native) - 3] }
+        assert!((MIN_PLANES..=MAX_PLANES).contains(&native), "3 to 8 planes, not {native}");
+        LevelSet { native, levels: DEFAULT_LEVELS[plane_index(native)] }
     }
 
     /// Planes of the rows it is for.
@@ -49,7 +49,7 @@ impl<'a> LevelSet<'a> {
 /// The level tables that one tensor uses, by native plane count.
 #[derive(Debug, Clone, Copy)]
 pub struct Levels<'a> {
-    sets: [LevelSet<'a>; 6],
+    sets: [LevelSet<'a>; PLANE_COUNTS],
 }
 
 impl Default for Levels<'_> {
@@ -63,9 +63,9 @@ impl<'a> Levels<'a> {
     ///
     /// # Errors
     /// `Malformed(UC-LVL-3)` for an id without a record or a record for another native count.
-    pub fn resolve(ids: &[u16; 6], records: &'a [LevelsEntry]) -> Result<Self> {
+    pub fn resolve(ids: &[u16; PLANE_COUNTS], records: &'a [LevelsEntry]) -> Result<Self> {
         let mut levels = Self::default();
-        for ((native, id), set) in (3u8..).zip(ids).zip(&mut levels.sets) {
+        for ((native, id), set) in (MIN_PLANES..).zip(ids).zip(&mut levels.sets) {
             if *id == 0 {
                 continue;
             }
@@ -88,13 +88,13 @@ impl<'a> Levels<'a> {
     /// # Panics
     /// When `native` is not 3 to 8.
     pub fn set(&self, native: u8) -> LevelSet<'a> {
-        self.sets[usize::from(native) - 3]
+        self.sets[plane_index(native)]
     }
 }
 
 /// [`Levels`] that own their tables.
 #[derive(Debug, Clone)]
-pub(crate) struct OwnedLevels([Vec<i8>; 6]);
+pub(crate) struct OwnedLevels([Vec<i8>; PLANE_COUNTS]);
 
 impl OwnedLevels {
     /// Takes the tables for `3 + i` native planes.

@@ -188,7 +188,7 @@ impl<R: ReadAt> TensorView<'_, R> {
         let planes = PlanesReader::new(*self)?;
         let with = planes.counts.rows_with(planes.layout.rows);
         let above = |n: u8| with.get(usize::from(n)).copied().unwrap_or(0);
-        Ok((3..=8).filter(|&n| with[usize::from(n) - 1] > above(n)).collect())
+        Ok((MIN_PLANES..=MAX_PLANES).filter(|&n| with[usize::from(n) - 1] > above(n)).collect())
     }
 
     fn stored_planes_checked(&self, rung: u8) -> Result<StoredPlanes> {
@@ -286,7 +286,7 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
             PlaneCounts::Uniform(n) => *n == native,
             PlaneCounts::PerRow(rows) => rows.contains(&native),
         };
-        for (native, id) in (3u8..).zip(level_ids) {
+        for (native, id) in (MIN_PLANES..).zip(level_ids) {
             if *id != 0 && !used(native) {
                 return Err(Error::malformed(
                     Rule::LVL_5,

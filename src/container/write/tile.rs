@@ -4,7 +4,10 @@ use crate::codec::{
     LevelSet, Levels, PlaneLayout, RowEncoder, RunBytes, RunDecoder, not_finite, read_f32,
 };
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Encoding, Part, PartKind, Role, TensorEntry};
+use crate::format::{
+    Digest, Dtype, Encoding, MAX_PLANES, MIN_PLANES, PLANE_COUNTS, Part, PartKind, Role,
+    TensorEntry,
+};
 use crate::memory::to_usize;
 
 use super::options::EncodeOptions;
@@ -36,7 +39,7 @@ impl TileEncoder {
     /// `InvalidArgument` for a type without planes or options out of range; `Malformed` for a shape
     /// without rows.
     pub(crate) fn new(dtype: Dtype, shape: &[u64], options: &EncodeOptions) -> Result<Self> {
-        if !dtype.has_planes() || !(3..=8).contains(&options.planes) {
+        if !dtype.has_planes() || !(MIN_PLANES..=MAX_PLANES).contains(&options.planes) {
             return Err(Error::argument(format!("{dtype} at {} planes", options.planes)));
         }
         let layout = PlaneLayout::new(shape, options.row_dims, options.group)?;
@@ -78,7 +81,7 @@ impl TileEncoder {
                 row_dims: self.row_dims,
                 group: self.layout.group,
                 planes: Some(self.planes),
-                level_ids: [0; 6],
+                level_ids: [0; PLANE_COUNTS],
             },
             parts: parts.ok_or_else(|| Error::argument("tensor is too large"))?,
         })

@@ -15,7 +15,7 @@ use crate::codec::exact::{
 use crate::container::{BlockRows, ExactBase, TensorView, store_chunk};
 use crate::edit::copy::{CopyOptions, PackCopy};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Encoding, FileEntry, PartKind, elements};
+use crate::format::{CHUNK_LEN, Digest, Dtype, Encoding, FileEntry, PartKind, elements};
 use crate::kernels::Kernel;
 use crate::manifest::{FileRole, Manifest, Pack, exact_checks, has_residual};
 use crate::memory;
@@ -27,6 +27,8 @@ use crate::storage::ReadAt;
 
 /// Weights of each type and plane count that a model is fitted to, about.
 pub(crate) const SAMPLE_WEIGHTS: u64 = 1 << 22;
+/// Memory of one job: blocks as read and as coded, codes, and a chunk of each part.
+const JOB_BYTES: u64 = 48 << 20;
 /// Blocks that one job encodes: enough that chunks of planes are seldom read twice.
 const JOB_BLOCKS: usize = 64;
 /// Tensors with fewer weights are not coded without a base.
@@ -366,9 +368,6 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
     }
 }
 
-/// Memory of one job: blocks as read and as coded, codes, and a chunk of each part.
-const JOB_BYTES: u64 = 48 << 20;
-const CHUNK_LEN: usize = 1 << 20;
 /// Heads are JSON.
 const HEAD_ZSTD_LEVEL: i32 = 19;
 
