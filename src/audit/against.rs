@@ -8,8 +8,7 @@ use crate::format::Encoding;
 use crate::manifest::{Check, Failure, FileRole, Manifest, Pack, has_residual};
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::progress::Progress;
-use crate::source::{Scan, scan};
-use crate::source::{Source, SourceTensor};
+use crate::source::{Scan, Scans, Source, SourceTensor, scan};
 use crate::storage::ReadAt;
 
 /// What [`against`] compared.
@@ -42,9 +41,6 @@ pub fn against<R: ReadAt + Sync>(
     progress: &dyn Progress,
     exact: Check,
 ) -> Result<AgainstReport> {
-    let differs = |name: &str, text: String| {
-        Failure::from(&Error::integrity(format!("against the source: {text}")).in_tensor(name))
-    };
     let mut report = AgainstReport::default();
     for t in pack.tensors() {
         if source.tensor(t.name()).is_none() {
@@ -82,6 +78,22 @@ pub fn against<R: ReadAt + Sync>(
             },
         }
     }
+    compare_carried(pack, source, &scans, whole, &mut report);
+    Ok(report)
+}
+
+fn differs(name: &str, text: String) -> Failure {
+    Failure::from(&Error::integrity(format!("against the source: {text}")).in_tensor(name))
+}
+
+/// Compares carried files; `whole` when the source has such.
+fn compare_carried<R: ReadAt>(
+    pack: &Pack<R>,
+    source: &Source,
+    scans: &Scans,
+    whole: bool,
+    report: &mut AgainstReport,
+) {
     // Weights files may be cut differently; their tensors were compared.
     let theirs: BTreeMap<&str, String> = source
         .files
@@ -100,7 +112,6 @@ pub fn against<R: ReadAt + Sync>(
             _ => report.failures.push(differs(path, "not there".into())),
         }
     }
-    Ok(report)
 }
 
 /// How a tensor holds the source's bits.

@@ -10,7 +10,7 @@ use super::rederive::Rederive;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CHUNK_BYTES, Digest};
 use crate::limits::Limits;
-use crate::manifest::{Check, Failure, INDEX_ENDING, Manifest, Pack, VerifyOptions};
+use crate::manifest::{Check, Failure, INDEX_ENDING, Manifest, Pack, VerifyOptions, VerifyReport};
 use crate::memory::DEFAULT_MAX_RAM;
 use crate::memory::to_usize;
 use crate::progress::{NoProgress, Progress, step};
@@ -93,7 +93,12 @@ impl AuditOptions {
         // The same limits everywhere: what is read must not depend on the machine.
         match Pack::open_with(location, |_| true, Limits::default()) {
             Ok(pack) => {
-                self.audit_pack(&mut receipt, &pack, location, source.as_ref(), progress)?
+                let names = pack
+                    .shard_index()
+                    .map_or(vec![], |index| index.shards.iter().map(|s| s.file.clone()).collect());
+                let receipt = &mut receipt;
+                let mut audit = Audit { options: self, pack: &pack, names, receipt, progress };
+                audit.run(location, source.as_ref())?;
             }
             Err(e) if about_the_pack(&e) => {
                 // Its own bytes are what there is to name it by.
@@ -107,44 +112,94 @@ impl AuditOptions {
         Ok(receipt)
     }
 
-    fn audit_pack(
-        &self,
-        receipt: &mut AuditReceipt,
-        pack: &Pack<Input>,
-        location: &Path,
-        source: Option<&Source>,
-        progress: &dyn Progress,
-    ) -> Result<()> {
+    /// Whether a calibration was given where one is needed: before hours of work.
+    fn check_calibration(&self, manifest: &Manifest) -> Result<()> {
+        match (&manifest.calibration, &self.calibration) {
+            (Some(sha), None) => Err(Error::argument(format!(
+                "the pack was made with a calibration, of SHA-256 {sha}: give it too"
+            ))),
+            (None, Some(_)) => Err(Error::argument("the pack was made without a calibration")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The audit of a pack that opens.
+struct Audit<'a> {
+    options: &'a AuditOptions,
+    pack: &'a Pack<Input>,
+    /// Files of the shards, as the index names them.
+    names: Vec<String>,
+    receipt: &'a mut AuditReceipt,
+    progress: &'a dyn Progress,
+}
+
+impl Audit<'_> {
+    fn run(&mut self, location: &Path, source: Option<&Source>) -> Result<()> {
+        let (options, pack) = (self.options, self.pack);
         if source.is_some() {
             // Of one shard there is no source to make it from.
             pack.require_complete()?;
             if let Ok(manifest) = pack.manifest() {
-                self.check_calibration(&manifest)?;
+                options.check_calibration(&manifest)?;
             }
         }
-        let preamble = pack.containers()[0].preamble();
-        receipt.format_version =
+        self.identify();
+        self.list_files(location)?;
+        let verify = VerifyOptions::new().with_max_ram(options.max_ram);
+        let report = verify.verify_pack_with(pack, self.progress)?;
+        self.record(&report);
+        let manifest = pack.manifest().ok();
+        self.receipt.tensors = audited_tensors(pack, manifest.as_ref());
+        if let Some(manifest) = &manifest {
+            self.receipt.made = Some(made(pack, manifest)?);
+        }
+        check_receipts(self.receipt, pack, &self.names);
+        if let Some(root) = options.root {
+            self.compare_root(root);
+        }
+        match (source, &manifest) {
+            (Some(source), Some(manifest)) => {
+                if self.compare_source(manifest, source, report.exact)? {
+                    self.rederive(manifest, source)?;
+                }
+            }
+            (Some(_), None) => self.receipt.set("source", Check::Mismatch),
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// The format's version, and which shard it is when it is one alone.
+    fn identify(&mut self) {
+        let preamble = self.pack.containers()[0].preamble();
+        self.receipt.format_version =
             Some(format!("{}.{}", preamble.format_major, preamble.format_minor));
-        if pack.require_complete().is_err() {
-            receipt.shard = Some(AuditedShard {
+        if self.pack.require_complete().is_err() {
+            self.receipt.shard = Some(AuditedShard {
                 number: preamble.shard_number.into(),
                 count: preamble.shard_count.into(),
             });
         }
-        let mut names = vec![];
-        if let Some(index) = pack.shard_index() {
-            // The index file may be called anything that ends like one.
-            names.extend(index.shards.iter().map(|s| s.file.clone()));
-            let index = Input::open(location)?;
-            receipt.files.push(audited(&index, Some(format!("pack{INDEX_ENDING}")), progress)?);
-        }
-        for (i, container) in pack.containers().iter().enumerate() {
-            let name = names.get(i).cloned();
-            receipt.files.push(audited(container.reader(), name, progress)?);
-        }
+    }
 
-        let options = VerifyOptions::new().with_max_ram(self.max_ram);
-        let report = options.verify_pack_with(pack, progress)?;
+    /// Lengths and digests of all files.
+    fn list_files(&mut self, location: &Path) -> Result<()> {
+        if self.pack.shard_index().is_some() {
+            // The index file may be called anything that ends like one.
+            let (index, name) = (Input::open(location)?, format!("pack{INDEX_ENDING}"));
+            self.receipt.files.push(audited(&index, Some(name), self.progress)?);
+        }
+        for (i, container) in self.pack.containers().iter().enumerate() {
+            let name = self.names.get(i).cloned();
+            self.receipt.files.push(audited(container.reader(), name, self.progress)?);
+        }
+        Ok(())
+    }
+
+    /// What verification found.
+    fn record(&mut self, report: &VerifyReport) {
+        let receipt = &mut *self.receipt;
         for (name, check) in [
             ("structure", report.structure),
             ("stored", report.stored),
@@ -172,118 +227,94 @@ impl AuditOptions {
         if let (Check::Ok, Some(root)) = (report.effective, report.effective_root) {
             receipt.roots.insert("effective".into(), root.to_string());
         }
-        report.failures.iter().for_each(|f| receipt.fail(f, &names));
+        self.fail_all(&report.failures);
+    }
 
-        let manifest = pack.manifest().ok();
-        let claimed = manifest.as_ref().map(|m| &m.tensors);
-        receipt.tensors = pack
-            .tensors()
-            .map(|t| AuditedTensor {
-                name: t.name().to_owned(),
-                dtype: t.dtype().name().to_owned(),
-                shape: t.shape().iter().copied().map(AuditedDimension::from).collect(),
-                encoding: t.entry().encoding.name().to_owned(),
-                decoded_sha256: t.entry().decoded_sha256.to_string(),
-                source_sha256: claimed.and_then(|c| Some(c.get(t.name())?.sha256.clone())),
-            })
-            .collect();
-        if let Some(manifest) = &manifest {
-            receipt.made = Some(made(pack, manifest)?);
-        }
-        check_receipts(receipt, pack, &names);
-        if let Some(root) = self.root {
-            receipt.against.insert("root".into(), root.to_string());
-            let known = receipt.roots.values().any(|r| *r == root.to_string());
-            receipt.set("root", if known { Check::Ok } else { Check::Mismatch });
-            if !known {
-                let text = format!("no root of the pack is {root}");
-                receipt.fail(&Failure::from(&Error::integrity(text)), &[]);
-            }
-        }
-        match (source, &manifest) {
-            (Some(source), Some(manifest)) => {
-                self.audit_source(receipt, pack, manifest, source, report.exact, &names, progress)
-            }
-            (Some(_), None) => {
-                receipt.set("source", Check::Mismatch);
-                Ok(())
-            }
-            (None, _) => Ok(()),
+    fn fail_all(&mut self, failures: &[Failure]) {
+        failures.iter().for_each(|f| self.receipt.fail(f, &self.names));
+    }
+
+    fn compare_root(&mut self, root: Digest) {
+        self.receipt.against.insert("root".into(), root.to_string());
+        let known = self.receipt.roots.values().any(|r| *r == root.to_string());
+        self.receipt.set("root", if known { Check::Ok } else { Check::Mismatch });
+        if !known {
+            let text = format!("no root of the pack is {root}");
+            self.receipt.fail(&Failure::from(&Error::integrity(text)), &[]);
         }
     }
 
-    /// Whether a calibration was given where one is needed: before hours of work.
-    fn check_calibration(&self, manifest: &Manifest) -> Result<()> {
-        match (&manifest.calibration, &self.calibration) {
-            (Some(sha), None) => Err(Error::argument(format!(
-                "the pack was made with a calibration, of SHA-256 {sha}: give it too"
-            ))),
-            (None, Some(_)) => Err(Error::argument("the pack was made without a calibration")),
-            _ => Ok(()),
-        }
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "one step of `audit_pack`")]
-    fn audit_source(
-        &self,
-        receipt: &mut AuditReceipt,
-        pack: &Pack<Input>,
+    /// Compares the pack with its source. False when making it again can teach nothing more: a damaged pack, or one of another
+    /// source, doesn't come out the same.
+    fn compare_source(
+        &mut self,
         manifest: &Manifest,
         source: &Source,
         exact: Check,
-        names: &[String],
-        progress: &dyn Progress,
-    ) -> Result<()> {
-        let check = |failures: &[Failure]| {
-            if failures.is_empty() { Check::Ok } else { Check::Mismatch }
-        };
-        let found = against(pack, manifest, source, progress, exact)?;
-        receipt.set("source", check(&found.failures));
+    ) -> Result<bool> {
+        let found = against(self.pack, manifest, source, self.progress, exact)?;
+        self.receipt.set("source", Check::of(&found.failures));
         for (name, count) in [
             ("source_tensors_equal", found.exact),
             ("source_tensors_claimed", found.claimed),
             ("source_files_equal", found.files),
         ] {
-            receipt.counts.insert(name.into(), count);
+            self.receipt.counts.insert(name.into(), count);
         }
-        found.failures.iter().for_each(|f| receipt.fail(f, names));
+        self.fail_all(&found.failures);
+        let checks = &self.receipt.checks;
         let damaged = ["structure", "stored", "decoded"]
             .iter()
-            .any(|c| receipt.checks.get(*c).is_some_and(|c| c == Check::Mismatch.name()));
-        if damaged || !found.failures.is_empty() {
-            // Nothing more to learn: of another source, or whole, there is no such pack.
-            return Ok(());
-        }
-        let temp = tempfile::Builder::new().prefix(".uc-audit-").tempdir_in(&self.work_dir);
+            .any(|c| checks.get(*c).is_some_and(|c| c == Check::Mismatch.name()));
+        Ok(!damaged && found.failures.is_empty())
+    }
+
+    /// Makes the pack again from its source, and compares.
+    fn rederive(&mut self, manifest: &Manifest, source: &Source) -> Result<()> {
+        let AuditOptions { work_dir, calibration, max_ram, .. } = self.options;
+        let temp = tempfile::Builder::new().prefix(".uc-audit-").tempdir_in(work_dir);
         let temp = temp.map_err(|e| {
-            Error::io("can't write here", e).in_file(self.work_dir.display().to_string())
+            Error::io("can't write here", e).in_file(work_dir.display().to_string())
         })?;
         let work = Rederive {
             source,
-            calibration: self.calibration.as_deref(),
+            calibration: calibration.as_deref(),
             work_dir: temp.path(),
-            max_ram: self.max_ram,
+            max_ram: *max_ram,
         };
-        let options = match work.options(pack, manifest) {
+        let options = match work.options(self.pack, manifest) {
             Err(e) => {
-                receipt.set("rederived", Check::Mismatch);
-                receipt.fail(&Failure::from(&e.in_part("manifest")), names);
+                self.receipt.set("rederived", Check::Mismatch);
+                self.receipt.fail(&Failure::from(&e.in_part("manifest")), &self.names);
                 return Ok(());
             }
             Ok(options) => options,
         };
-        let (rederived, failures) = work.run(pack, manifest, &options, progress)?;
+        let (rederived, failures) = work.run(self.pack, manifest, &options, self.progress)?;
         let outcome = match rederived.same_encoder {
-            true => check(&failures),
+            true => Check::of(&failures),
             // What another encoder makes may differ.
             false => Check::NotChecked,
         };
-        receipt.set("rederived", outcome);
-        receipt.against.insert("encoder".into(), rederived.encoder.clone());
-        receipt.rederived = Some(rederived);
-        failures.iter().for_each(|f| receipt.fail(f, names));
+        self.receipt.set("rederived", outcome);
+        self.receipt.against.insert("encoder".into(), rederived.encoder.clone());
+        self.receipt.rederived = Some(rederived);
+        self.fail_all(&failures);
         Ok(())
     }
+}
+
+fn audited_tensors(pack: &Pack<Input>, manifest: Option<&Manifest>) -> Vec<AuditedTensor> {
+    let claimed = manifest.map(|m| &m.tensors);
+    let audited = pack.tensors().map(|t| AuditedTensor {
+        name: t.name().to_owned(),
+        dtype: t.dtype().name().to_owned(),
+        shape: t.shape().iter().copied().map(AuditedDimension::from).collect(),
+        encoding: t.entry().encoding.name().to_owned(),
+        decoded_sha256: t.entry().decoded_sha256.to_string(),
+        source_sha256: claimed.and_then(|c| Some(c.get(t.name())?.sha256.clone())),
+    });
+    audited.collect()
 }
 
 /// Whether an error says something of the pack rather than of this machine.

@@ -210,6 +210,14 @@ impl Preamble {
     /// # Errors
     /// As [`Preamble::parse`].
     pub(crate) fn check(&self, actual_len: u64) -> Result<()> {
+        self.check_fixed()?;
+        self.check_len(actual_len)?;
+        self.check_layout(actual_len)?;
+        self.check_shard()
+    }
+
+    /// What doesn't depend on the file: features, the length of the preamble, reserved bytes.
+    fn check_fixed(&self) -> Result<()> {
         let unknown = self.required_features & !KNOWN_REQUIRED;
         if unknown != 0 {
             return Err(Error::new(
@@ -232,6 +240,10 @@ impl Preamble {
         if self.reserved_a != 0 || self.reserved_b != [0; 80] {
             return Err(Error::malformed(Rule::HDR_14, "reserved bytes are not zero").at(92));
         }
+        Ok(())
+    }
+
+    fn check_len(&self, actual_len: u64) -> Result<()> {
         if actual_len < self.file_len {
             return Err(Error::new(
                 ErrorKind::Truncated { needed: actual_len..self.file_len },
@@ -250,6 +262,11 @@ impl Preamble {
             )
             .at(160));
         }
+        Ok(())
+    }
+
+    /// That index, manifest and attachments follow one another in a file of that length.
+    fn check_layout(&self, actual_len: u64) -> Result<()> {
         let end = |offset: u64, len: u64| {
             align_up(offset.checked_add(len)?, ALIGN_BYTES).filter(|&e| e <= actual_len)
         };
@@ -275,6 +292,11 @@ impl Preamble {
             )
             .at(168));
         }
+        Ok(())
+    }
+
+    /// The shard's number, and what only the first shard has.
+    fn check_shard(&self) -> Result<()> {
         let (number, count) = (self.shard_number, self.shard_count);
         let expected = if !self.is_sharded() && (number, count) != (1, 1) {
             Some("a file without the `sharded` feature is 1 of 1")

@@ -278,16 +278,7 @@ impl Raw {
         if !heads.is_multiple_of(kv_heads) {
             return Err(bad(format!("{heads} attention heads over {kv_heads} key heads")));
         }
-        let head_dim = match self.head_dim {
-            None if !hidden.is_multiple_of(heads) => {
-                return Err(bad(format!("hidden_size {hidden} over {heads} attention heads")));
-            }
-            None => hidden / heads,
-            given => size("head_dim", given)?,
-        };
-        if !head_dim.is_multiple_of(2) {
-            return Err(bad(format!("head_dim is {head_dim}, rotary embeddings need it even")));
-        }
+        let head_dim = self.head_dim(hidden, heads)?;
         let max_positions = size("max_position_embeddings", self.max_position_embeddings)?;
         let (qwen2, qwen3) = (
             architecture == "Qwen2ForCausalLM",
@@ -311,17 +302,7 @@ impl Raw {
         let layers = (0..self.layers()?)
             .map(|i| {
                 let window = self.window(architecture, i)?;
-                let sparse = match architecture {
-                    "MixtralForCausalLM" => true,
-                    "Qwen3MoeForCausalLM" => {
-                        let step = self.decoder_sparse_step.unwrap_or(1);
-                        !self.mlp_only_layers.as_ref().is_some_and(|only| only.contains(&i))
-                            && step > 0
-                            && (i + 1).is_multiple_of(step)
-                    }
-                    _ => false,
-                };
-                Ok(LayerKind { window, sparse })
+                Ok(LayerKind { window, sparse: self.is_sparse(architecture, i) })
             })
             .collect::<Result<_>>()?;
         Ok(DecoderConfig {
@@ -343,6 +324,35 @@ impl Raw {
             experts,
             layers,
         })
+    }
+
+    /// Columns of an attention head.
+    fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize> {
+        let head_dim = match self.head_dim {
+            None if !hidden.is_multiple_of(heads) => {
+                return Err(bad(format!("hidden_size {hidden} over {heads} attention heads")));
+            }
+            None => hidden / heads,
+            given => size("head_dim", given)?,
+        };
+        if !head_dim.is_multiple_of(2) {
+            return Err(bad(format!("head_dim is {head_dim}, rotary embeddings need it even")));
+        }
+        Ok(head_dim)
+    }
+
+    /// Whether layer `i` has experts.
+    fn is_sparse(&self, architecture: &str, i: usize) -> bool {
+        match architecture {
+            "MixtralForCausalLM" => true,
+            "Qwen3MoeForCausalLM" => {
+                let step = self.decoder_sparse_step.unwrap_or(1);
+                !self.mlp_only_layers.as_ref().is_some_and(|only| only.contains(&i))
+                    && step > 0
+                    && (i + 1).is_multiple_of(step)
+            }
+            _ => false,
+        }
     }
 
     fn experts(&self, architecture: &str) -> Result<Option<Experts>> {

@@ -23,7 +23,7 @@ impl Check {
         }
     }
 
-    pub(super) fn of(failures: &[Failure]) -> Self {
+    pub(crate) fn of(failures: &[Failure]) -> Self {
         if failures.is_empty() { Self::Ok } else { Self::Mismatch }
     }
 

@@ -108,39 +108,18 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
     for overlay in &stack {
         wrong.extend(overlay_info(overlay).err().map(|e| first.locate(e)));
     }
-    let view = |name: &str| {
-        let at = views.binary_search_by(|v| v.name().cmp(name));
-        at.map(|at| &views[at]).map_err(|_| Error::argument("no such tensor").in_tensor(name))
-    };
-    let mut names: Vec<&str> =
-        stack.iter().flat_map(|o| o.blocks.iter().map(|b| b.tensor.as_str())).collect();
-    names.sort_unstable();
-    names.dedup();
-    let cost = |i: usize| {
-        let base = view(names[i]).map_or(0, |v| DecodeOptions::tiles_cost(v, 0));
-        base.saturating_add(EffectiveTensor::<R>::cost(&stack, names[i]))
-    };
-    let found = par::map_within(names.len(), budget, cost, |i| {
-        let digests = view(names[i])
-            .and_then(|view| EffectiveTensor::read(first, view, stack.len()))
-            .and_then(|tensor| effective_digests(&tensor, progress));
-        match digests {
-            Err(e) if is_fatal(&e) => Err(e),
-            digests => Ok(digests.map(Vec::into_iter)),
-        }
-    })?;
-    let mismatch = |rule, what: &str, found: Digest, expected: Digest| {
-        let text = format!("{what} is {found}, the overlay says {expected} ({rule})");
-        Error::integrity(text)
-    };
     let mut left: BTreeMap<&str, _> = BTreeMap::new();
-    for (name, digests) in names.into_iter().zip(found) {
+    for (name, digests) in decode_overlaid(first, views, &stack, budget, progress)? {
         match digests {
-            Ok(digests) => drop(left.insert(name, digests)),
+            Ok(digests) => drop(left.insert(name, digests.into_iter())),
             Err(e) if wrong.len() < MAX_FAILURES => wrong.push(e),
             Err(_) => {}
         }
     }
+    let mismatch = |rule, what: &str, found: Digest, expected: Digest| {
+        let text = format!("{what} is {found}, the overlay says {expected} ({rule})");
+        Error::integrity(text)
+    };
     let mut digests = EffectiveDigests::new();
     for overlay in &stack {
         step(progress, 0)?;
@@ -161,6 +140,44 @@ pub(crate) fn overlay_checks<R: ReadAt + Sync>(
         }
     }
     Ok((wrong, compared))
+}
+
+/// A tensor's name, and its digests with one overlay after the other; or what is wrong with it.
+type OverlaidTensor<'a> = (&'a str, Result<Vec<Digest>>);
+
+/// Decodes each tensor that has overlays, with each of them.
+///
+/// # Errors
+/// `Io`, `Cancelled`.
+fn decode_overlaid<'a, R: ReadAt + Sync>(
+    first: &Container<R>,
+    views: &[TensorView<'_, R>],
+    stack: &[&'a OverlayEntry],
+    budget: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<OverlaidTensor<'a>>> {
+    let view = |name: &str| {
+        let at = views.binary_search_by(|v| v.name().cmp(name));
+        at.map(|at| &views[at]).map_err(|_| Error::argument("no such tensor").in_tensor(name))
+    };
+    let mut names: Vec<&str> =
+        stack.iter().flat_map(|o| o.blocks.iter().map(|b| b.tensor.as_str())).collect();
+    names.sort_unstable();
+    names.dedup();
+    let cost = |i: usize| {
+        let base = view(names[i]).map_or(0, |v| DecodeOptions::tiles_cost(v, 0));
+        base.saturating_add(EffectiveTensor::<R>::cost(stack, names[i]))
+    };
+    let found = par::map_within(names.len(), budget, cost, |i| {
+        let digests = view(names[i])
+            .and_then(|view| EffectiveTensor::read(first, view, stack.len()))
+            .and_then(|tensor| effective_digests(&tensor, progress));
+        match digests {
+            Err(e) if is_fatal(&e) => Err(e),
+            digests => Ok(digests),
+        }
+    })?;
+    Ok(names.into_iter().zip(found).collect())
 }
 
 fn is_fatal(e: &Error) -> bool {

@@ -121,17 +121,12 @@ fn check_window<'a, R: ReadAt>(
         pack.reader().read_exact_at(at, leaf).map_err(|e| pack.locate(e))?;
         at += leaf.len() as u64;
     }
-    let within = |range: Range<u64>| -> Result<Range<usize>> {
-        let from = range.start.max(window.start) - window.start;
-        Ok(to_usize(from)?..to_usize(range.end.min(window.end) - window.start)?)
-    };
-
     let mut found =
         Window { leaves: vec![], padding: None, damaged: BTreeMap::new(), end: None, begun: None };
     for chunk in chunks.overlapping(&window) {
         // A window may have millions of chunks.
         step(progress, 0)?;
-        let here = &bytes[within(chunk.stored())?];
+        let here = &bytes[within(&window, chunk.stored())?];
         let (begins, ends) =
             (chunk.stored().start >= window.start, chunk.stored().end <= window.end);
         let checked = if begins && ends {
@@ -159,18 +154,7 @@ fn check_window<'a, R: ReadAt>(
         }
     }
 
-    let first = gaps.partition_point(|(gap, _)| gap.end <= window.start);
-    for (gap, rule) in gaps[first..].iter().take_while(|(gap, _)| gap.start < window.end) {
-        let padding = within(gap.clone())?;
-        if let Some(i) = bytes[padding.clone()].iter().position(|&b| b != 0) {
-            let at = window.start + (padding.start + i) as u64;
-            let e = Error::malformed(*rule, "padding is not zero");
-            found.padding = Some(Failure::from(&pack.locate(e.in_part("padding").at(at))));
-            // One message is enough: the first.
-            break;
-        }
-    }
-
+    found.padding = check_padding(pack, gaps, &window, bytes)?;
     if window.start == 0 {
         bytes[..PREAMBLE_BYTES].copy_from_slice(&pack.preamble().rooted_bytes());
     }
@@ -178,6 +162,31 @@ fn check_window<'a, R: ReadAt>(
     found.leaves = TreeHasher::leaves(&leaves);
     step(progress, bytes.len() as u64)?;
     Ok(found)
+}
+
+/// Where the bytes of a range of the file are in a window's, as far as they are.
+fn within(window: &Range<u64>, range: Range<u64>) -> Result<Range<usize>> {
+    let from = range.start.max(window.start) - window.start;
+    Ok(to_usize(from)?..to_usize(range.end.min(window.end) - window.start)?)
+}
+
+/// The first byte of padding in a window that is not zero: one message is enough.
+fn check_padding<R: ReadAt>(
+    pack: &Container<R>,
+    gaps: &[(Range<u64>, Rule)],
+    window: &Range<u64>,
+    bytes: &[u8],
+) -> Result<Option<Failure>> {
+    let first = gaps.partition_point(|(gap, _)| gap.end <= window.start);
+    for (gap, rule) in gaps[first..].iter().take_while(|(gap, _)| gap.start < window.end) {
+        let padding = within(window, gap.clone())?;
+        if let Some(i) = bytes[padding.clone()].iter().position(|&b| b != 0) {
+            let at = window.start + (padding.start + i) as u64;
+            let e = Error::malformed(*rule, "padding is not zero");
+            return Ok(Some(Failure::from(&pack.locate(e.in_part("padding").at(at)))));
+        }
+    }
+    Ok(None)
 }
 
 /// [`CHUNK_BYTES`] in memory.

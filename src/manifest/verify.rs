@@ -6,7 +6,7 @@ use std::ops::Range;
 use sha2::{Digest as _, Sha256};
 
 use super::failure::{Check, Failure, add, sort_out};
-use super::shards::stored_root_of;
+use super::shards::{ShardIndex, stored_root_of};
 use super::stored::{GROUP_BYTES, StoredPass, check_stored};
 use super::{
     Manifest, Pack, alias_checks, exact_checks, has_residual, overlay_checks, overlay_forms,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::container::{Container, DecodeOptions, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, TreeHasher, decoded_root, tensor_leaf};
+use crate::format::{Digest, Encoding, TensorEntry, TreeHasher, decoded_root, tensor_leaf};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
@@ -75,6 +75,52 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
+    /// Of what has these roots, before anything was found to be wrong.
+    fn new(stored_root: Digest, decoded_root: Digest) -> Self {
+        Self {
+            structure: Check::Ok,
+            stored: Check::Ok,
+            decoded: Check::Ok,
+            tensors_checked: 0,
+            exact: Check::NotChecked,
+            exact_checked: 0,
+            rungs_checked: 0,
+            effective: Check::NotChecked,
+            effective_checked: 0,
+            effective_root: None,
+            stored_root,
+            decoded_root,
+            failures: vec![],
+            digests: vec![],
+        }
+    }
+
+    /// Adds what was found in one shard; the roots of all are still to be computed.
+    fn add_shard(&mut self, shard: Self) {
+        self.structure = self.structure.and(shard.structure);
+        self.stored = self.stored.and(shard.stored);
+        self.decoded = self.decoded.and(shard.decoded);
+        self.tensors_checked += shard.tensors_checked;
+        self.failures.extend(shard.failures);
+    }
+
+    /// Compares the roots of all shards with those that the index lists.
+    fn check_roots(&mut self, index: &ShardIndex) {
+        for (what, found, listed, check) in [
+            ("stored", self.stored_root, &index.stored_root, &mut self.stored),
+            ("decoded", self.decoded_root, &index.decoded_root, &mut self.decoded),
+        ] {
+            if found.to_string() != *listed {
+                *check = Check::Mismatch;
+                let e = Error::integrity(format!(
+                    "{what} root of all shards is {found}, the index says {listed} ({})",
+                    if what == "stored" { Rule::SHD_6 } else { Rule::SHD_17 }
+                ));
+                self.failures.push(Failure::from(&e));
+            }
+        }
+    }
+
     /// Whether everything that was compared is equal.
     pub fn is_ok(&self) -> bool {
         self.failures.is_empty()
@@ -190,73 +236,60 @@ impl VerifyOptions {
         pack: &Pack<R>,
         progress: &dyn Progress,
     ) -> Result<VerifyReport> {
-        let Some(index) = pack.shard_index() else {
-            let file = &pack.containers()[0];
-            let manifest = || match pack.require_complete() {
-                Ok(()) => pack.manifest().map(drop),
-                Err(_) => manifest_of(file),
-            };
-            let budget = self.work_budget(file)?;
-            let mut report = self.verify_file(file, budget, Some(&manifest), progress)?;
-            if pack.require_complete().is_ok() {
-                let views = pack.tensors().collect();
-                self.other_rungs(&mut report, file, views, pack.manifest(), budget, progress)?;
-            } else {
-                lone_overlays(&mut report, file, progress)?;
-            }
-            return Ok(report);
+        match pack.shard_index() {
+            None => self.verify_only(pack, progress),
+            Some(index) => self.verify_shards(pack, index, progress),
+        }
+    }
+
+    /// A pack of one file, or one shard of several.
+    fn verify_only<R: ReadAt + Sync>(
+        &self,
+        pack: &Pack<R>,
+        progress: &dyn Progress,
+    ) -> Result<VerifyReport> {
+        let file = &pack.containers()[0];
+        let manifest = || match pack.require_complete() {
+            Ok(()) => pack.manifest().map(drop),
+            Err(_) => manifest_of(file),
         };
+        let budget = self.work_budget(file)?;
+        let mut report = self.verify_file(file, budget, Some(&manifest), progress)?;
+        if pack.require_complete().is_ok() {
+            let views = pack.tensors().collect();
+            self.other_rungs(&mut report, file, views, pack.manifest(), budget, progress)?;
+        } else {
+            lone_overlays(&mut report, file, progress)?;
+        }
+        Ok(report)
+    }
+
+    fn verify_shards<R: ReadAt + Sync>(
+        &self,
+        pack: &Pack<R>,
+        index: &ShardIndex,
+        progress: &dyn Progress,
+    ) -> Result<VerifyReport> {
         pack.require_complete()?;
-        let mut whole = VerifyReport {
-            structure: Check::Ok,
-            stored: Check::Ok,
-            decoded: Check::Ok,
-            tensors_checked: 0,
-            exact: Check::NotChecked,
-            exact_checked: 0,
-            rungs_checked: 0,
-            effective: Check::NotChecked,
-            effective_checked: 0,
-            effective_root: None,
-            stored_root: pack.stored_root(),
-            decoded_root: pack.decoded_root(),
-            failures: vec![],
-            digests: vec![],
-        };
         let largest = pack.containers().iter().map(|c| self.largest(c)).max().unwrap_or(0);
         let budget = memory::for_work(self.max_ram, pack.tables_bytes(), largest)?;
+        let mut whole = VerifyReport::new(pack.stored_root(), pack.decoded_root());
         let (mut stored_roots, mut leaves) = (vec![], BTreeMap::new());
         for (i, file) in pack.containers().iter().enumerate() {
             let manifest = || pack.manifest().map(drop);
             let manifest: Option<&dyn Fn() -> Result<()>> = (i == 0).then_some(&manifest);
             let report = self.verify_file(file, budget, manifest, progress)?;
-            whole.structure = whole.structure.and(report.structure);
-            whole.stored = whole.stored.and(report.stored);
-            whole.decoded = whole.decoded.and(report.decoded);
-            whole.tensors_checked += report.tensors_checked;
             stored_roots.push(report.stored_root);
-            for (t, digest) in file.index().tensors.iter().zip(report.digests) {
-                leaves.insert(t.name.as_str(), tensor_leaf(&t.name, t.dtype, &t.shape, digest));
+            for (t, digest) in file.index().tensors.iter().zip(&report.digests) {
+                leaves.insert(t.name.as_str(), tensor_leaf(&t.name, t.dtype, &t.shape, *digest));
             }
-            whole.failures.extend(report.failures);
+            whole.add_shard(report);
         }
         whole.stored_root = stored_root_of(stored_roots);
         let mut tree = TreeHasher::new();
         leaves.into_values().for_each(|leaf| tree.push(leaf));
         whole.decoded_root = tree.root();
-        for (what, found, listed, check) in [
-            ("stored", whole.stored_root, &index.stored_root, &mut whole.stored),
-            ("decoded", whole.decoded_root, &index.decoded_root, &mut whole.decoded),
-        ] {
-            if found.to_string() != *listed {
-                *check = Check::Mismatch;
-                let e = Error::integrity(format!(
-                    "{what} root of all shards is {found}, the index says {listed} ({})",
-                    if what == "stored" { Rule::SHD_6 } else { Rule::SHD_17 }
-                ));
-                whole.failures.push(Failure::from(&e));
-            }
-        }
+        whole.check_roots(index);
         let views = pack.tensors().collect();
         let first = &pack.containers()[0];
         self.other_rungs(&mut whole, first, views, pack.manifest(), budget, progress)?;
@@ -285,76 +318,33 @@ impl VerifyOptions {
         let mut failures = check_structure(pack, chunks, padding, manifest, progress)?;
         let structure = Check::of(&failures);
 
-        let p = pack.preamble();
-        let mut stored = Check::Ok;
-        if stored_root != p.stored_root {
-            stored = Check::Mismatch;
-            let e = Error::integrity(format!(
-                "stored root is {stored_root}, the preamble says {} ({})",
-                p.stored_root,
-                Rule::ROOT_3
-            ));
-            failures.push(Failure::from(&pack.locate(e.in_part("preamble").at(128))));
-        }
+        let wrong = check_stored_root(pack, stored_root);
+        let stored = Check::of(wrong.as_slice());
+        failures.extend(wrong);
 
         let entries = &pack.index().tensors;
-        let mut digests: Vec<Digest> = entries.iter().map(|t| t.decoded_sha256).collect();
-        let mut tensors_checked = 0;
-        let mut decoded_failures = Vec::new();
-        if self.decode {
-            for ((entry, digest), found) in
-                entries.iter().zip(&mut digests).zip(decode_all(pack, budget, progress)?)
-            {
-                if let Some(failure) = found.failure {
-                    add(&mut decoded_failures, [*failure]);
-                    continue;
-                }
-                tensors_checked += 1;
-                if found.digest != *digest {
-                    let e = Error::integrity(format!(
-                        "decoded SHA-256 is {}, the index says {digest} ({})",
-                        found.digest,
-                        Rule::TEN_5
-                    ));
-                    let e = pack.locate(e.in_tensor(&entry.name));
-                    add(&mut decoded_failures, [Failure::from(&e)]);
-                    *digest = found.digest;
-                }
-            }
-        }
-        let recorded = decoded_root(entries);
-        if recorded != p.decoded_root {
-            let e = Error::integrity(format!(
-                "decoded root over the index is {recorded}, the preamble says {} ({})",
-                p.decoded_root,
-                Rule::ROOT_2
-            ));
-            decoded_failures.push(Failure::from(&pack.locate(e.in_part("preamble").at(96))));
-        }
+        let mut found = match self.decode {
+            true => check_decoded(pack, budget, progress)?,
+            false => DecodedPass::recorded(entries),
+        };
+        found.failures.extend(check_decoded_root(pack));
         let mut tree = TreeHasher::new();
-        for (t, digest) in entries.iter().zip(&digests) {
+        for (t, digest) in entries.iter().zip(&found.digests) {
             tree.push(tensor_leaf(&t.name, t.dtype, &t.shape, *digest));
         }
-        let decoded = match (self.decode, Check::of(&decoded_failures)) {
+        let decoded = match (self.decode, Check::of(&found.failures)) {
             (false, Check::Ok) => Check::NotChecked,
             (_, check) => check,
         };
-        failures.extend(decoded_failures);
+        failures.extend(found.failures);
         Ok(VerifyReport {
             structure,
             stored,
             decoded,
-            tensors_checked,
-            exact: Check::NotChecked,
-            exact_checked: 0,
-            rungs_checked: 0,
-            effective: Check::NotChecked,
-            effective_checked: 0,
-            effective_root: None,
-            stored_root,
-            decoded_root: tree.root(),
+            tensors_checked: found.checked,
             failures,
-            digests,
+            digests: found.digests,
+            ..VerifyReport::new(stored_root, tree.root())
         })
     }
 }
@@ -413,6 +403,75 @@ fn check_structure<R: ReadAt + Sync>(
     sort_out(pack.attachments().map(drop), &mut failures)?;
     failures.dedup();
     Ok(failures)
+}
+
+/// What is wrong with the stored root as computed from the bytes.
+fn check_stored_root<R: ReadAt>(pack: &Container<R>, found: Digest) -> Option<Failure> {
+    let expected = pack.preamble().stored_root;
+    (found != expected).then(|| {
+        let e = Error::integrity(format!(
+            "stored root is {found}, the preamble says {expected} ({})",
+            Rule::ROOT_3
+        ));
+        Failure::from(&pack.locate(e.in_part("preamble").at(128)))
+    })
+}
+
+/// What is wrong with the decoded root over the digests of the index.
+fn check_decoded_root<R: ReadAt>(pack: &Container<R>) -> Option<Failure> {
+    let (found, expected) = (decoded_root(&pack.index().tensors), pack.preamble().decoded_root);
+    (found != expected).then(|| {
+        let e = Error::integrity(format!(
+            "decoded root over the index is {found}, the preamble says {expected} ({})",
+            Rule::ROOT_2
+        ));
+        Failure::from(&pack.locate(e.in_part("preamble").at(96)))
+    })
+}
+
+/// Digests of all tensors of a file, and what is wrong with them.
+struct DecodedPass {
+    digests: Vec<Digest>,
+    /// Tensors that were compared.
+    checked: usize,
+    failures: Vec<Failure>,
+}
+
+impl DecodedPass {
+    /// The digests of the index, when nothing is decoded.
+    fn recorded(entries: &[TensorEntry]) -> Self {
+        let digests = entries.iter().map(|t| t.decoded_sha256).collect();
+        Self { digests, checked: 0, failures: vec![] }
+    }
+}
+
+/// Decodes every tensor, and compares it with the index.
+fn check_decoded<R: ReadAt + Sync>(
+    pack: &Container<R>,
+    budget: u64,
+    progress: &dyn Progress,
+) -> Result<DecodedPass> {
+    let entries = &pack.index().tensors;
+    let mut pass = DecodedPass::recorded(entries);
+    let all = decode_all(pack, budget, progress)?;
+    for ((entry, digest), found) in entries.iter().zip(&mut pass.digests).zip(all) {
+        if let Some(failure) = found.failure {
+            add(&mut pass.failures, [*failure]);
+            continue;
+        }
+        pass.checked += 1;
+        if found.digest != *digest {
+            let e = Error::integrity(format!(
+                "decoded SHA-256 is {}, the index says {digest} ({})",
+                found.digest,
+                Rule::TEN_5
+            ));
+            let e = pack.locate(e.in_tensor(&entry.name));
+            add(&mut pass.failures, [Failure::from(&e)]);
+            *digest = found.digest;
+        }
+    }
+    Ok(pass)
 }
 
 /// A tensor that was decoded.

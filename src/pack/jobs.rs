@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::{CHUNK_LEN, TensorEntry};
 use crate::manifest::FileRole;
 use crate::memory::to_usize;
-use crate::source::Source;
+use crate::source::{Scans, Source};
 use crate::storage::ReadAt;
 
 /// Weights of one job, unless a row has more.
@@ -50,6 +50,9 @@ pub(crate) struct Jobs {
 pub(crate) struct Task<'a> {
     pub source: &'a Source,
     pub plan: &'a Plan,
+    pub scans: &'a Scans,
+    /// The shard of each tensor.
+    pub shards: &'a [usize],
     pub recipe: &'a Recipe,
     pub calibrated: Option<&'a Calibrated<'a>>,
     pub reused: &'a Reused,
@@ -214,7 +217,7 @@ pub(crate) enum Encoded {
 
 /// Encodes the source bytes of a job.
 pub(crate) fn encode(task: Task<'_>, job: &Job, bytes: Vec<u8>) -> Result<Done> {
-    let Task { source, plan, recipe, calibrated, reused } = task;
+    let Task { source, plan, recipe, calibrated, reused, .. } = task;
     let mut crc = crc32fast::Hasher::new();
     crc.update(&bytes);
     let planes = match job.item {

@@ -84,15 +84,15 @@ impl<'a> Work<'a> {
     ) -> Result<usize> {
         let Allocated { plan, scans, calibrated, shards, .. } = allocated;
         let source = self.source;
-        let task =
-            Task { source, plan, recipe: self.recipe, calibrated: calibrated.as_ref(), reused };
+        let (recipe, calibrated) = (self.recipe, calibrated.as_ref());
+        let task = Task { source, plan, scans, shards, recipe, calibrated, reused };
         let mut whole = sizes::whole(source, plan, self.calibration);
         for (i, whole) in whole.iter_mut().enumerate() {
             *whole = reused.cost(i).or(*whole);
         }
         let jobs = Jobs::new(source, plan, self.recipe, shards, whole)?;
         let done = state.take_done();
-        let output = Output::new(task, scans, shards, pack, manifest, state, !done.is_empty())?;
+        let output = Output::new(task, pack, manifest, state, !done.is_empty())?;
         let (output, first) = output.restore(&jobs, done)?;
         let restored = output.restored();
         let of_tensor = |j: usize| match jobs.get(j).item {

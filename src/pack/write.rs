@@ -49,17 +49,14 @@ pub(crate) struct Output<'a> {
 
 impl<'a> Output<'a> {
     /// `again` when the first file is there already.
-    #[allow(clippy::too_many_arguments, reason = "what packing works with")]
     pub(crate) fn new(
         task: Task<'a>,
-        scans: &'a Scans,
-        shards: &'a [usize],
         pack: &'a mut NewPack,
         manifest: &'a [u8],
         state: &'a mut PackState,
         again: bool,
     ) -> Result<Self> {
-        let Task { source, plan, calibrated, .. } = task;
+        let Task { source, plan, scans, shards, calibrated, .. } = task;
         let (writer, there) = start(pack, again)?;
         Ok(Self {
             source,

@@ -234,6 +234,15 @@ impl EvalRecord {
         if integers.into_iter().chain(max_tokens).any(|n| n > MAX_INTEGER) {
             return fail(Rule::RCP_2, "an integer beyond 2^53 - 1".into());
         }
+        self.check_counts()?;
+        self.check_rows("rows", &self.rows, self.metric.columns())?;
+        self.check_largest()?;
+        self.check_baselines()
+    }
+
+    /// Scored tokens, by the length and number of sequences and the length of the text.
+    fn check_counts(&self) -> Result<()> {
+        let Protocol { seq_len, max_tokens, sequences, tokens } = self.protocol;
         // Of a sequence of a language model the first token isn't scored, of one of an encoder the ends.
         let ends = if self.metric == Metric::Kld { 1 } else { 2 };
         let scored = seq_len.saturating_sub(ends);
@@ -241,14 +250,20 @@ impl EvalRecord {
             sequences.saturating_mul(if self.metric == Metric::Kld { seq_len } else { scored });
         let there = self.text.tokens.min(max_tokens.unwrap_or(u64::MAX));
         if tokens == 0 || tokens != scored.saturating_mul(sequences) || used > there {
-            return fail(
+            return Err(Error::malformed(
                 if used > there { Rule::RCP_6 } else { Rule::RCP_5 },
                 format!(
                     "{tokens} tokens of {sequences} sequences of {seq_len}, in a text of {there}"
                 ),
-            );
+            ));
         }
-        self.check_rows("rows", &self.rows, self.metric.columns())?;
+        Ok(())
+    }
+
+    /// The largest divergences: how many, falling, and no more than all together.
+    fn check_largest(&self) -> Result<()> {
+        let fail = |rule, text: String| Err(Error::malformed(rule, text));
+        let Protocol { sequences, tokens, .. } = self.protocol;
         let expected = if self.metric == Metric::Kld { largest_count(tokens) } else { 0 };
         let sorted = self.kld_largest.windows(2).all(|pair| pair[0] >= pair[1]);
         if self.kld_largest.len() as u64 != expected || !sorted {
@@ -269,14 +284,18 @@ impl EvalRecord {
                 );
             }
         }
+        Ok(())
+    }
+
+    fn check_baselines(&self) -> Result<()> {
         let others: Vec<&str> =
             self.metric.columns().iter().copied().filter(|c| *c != "nll_reference").collect();
         for (i, b) in self.baselines.iter().enumerate() {
             if self.baselines[..i].iter().any(|other| other.name == b.name) {
-                return fail(
+                return Err(Error::malformed(
                     Rule::RCP_11,
                     format!("two baselines are called \"{}\"", b.name.escape_debug()),
-                );
+                ));
             }
             self.check_rows(&b.name, &b.rows, &others)?;
         }

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::container::{DecodeOptions, EffectiveTensor, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Encoding, TreeHasher, tensor_leaf};
+use crate::format::{Digest, Dtype, Encoding, OverlayBlock, TreeHasher, tensor_leaf};
 use crate::manifest::{Manifest, Pack, SourceFile, has_residual};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::output::NewFolder;
@@ -130,13 +130,7 @@ impl UnpackOptions {
             self.check_exact(pack)?;
         }
         let folder = NewFolder::create(output, self.force)?;
-        let mut files: BTreeMap<&str, Vec<TensorView<'_, R>>> = BTreeMap::new();
-        for view in pack.tensors() {
-            if wanted(view.name()) {
-                let file = manifest.tensors.get(view.name()).and_then(|t| t.file.as_deref());
-                files.entry(file.unwrap_or(DEFAULT_FILE)).or_default().push(view);
-            }
-        }
+        let files = by_file(pack, &manifest, wanted);
         if let Some(pattern) = self.tensors.as_ref().filter(|_| files.is_empty()) {
             return Err(Error::argument(format!("no tensor matches \"{pattern}\"")));
         }
@@ -149,23 +143,13 @@ impl UnpackOptions {
             files_recreated: 0,
         };
         let mut leaves = BTreeMap::new();
-        let files: Vec<_> = files.into_iter().collect();
         for files in files.chunks(FILES_AT_ONCE) {
             let mut outputs = vec![];
             for (name, views) in files {
-                // Files are sorted by path (UC-MAN-7).
-                let own = manifest.files.binary_search_by(|f| f.path.as_str().cmp(name));
-                let own = own.ok().map(|at| &manifest.files[at]);
-                let metadata = own.and_then(|f| f.metadata.as_ref());
-                let mut output = match self.head(pack, own)? {
-                    Some(head) => self.start_original(folder.path(), name, views, &head)?,
-                    None => self.start_weights(folder.path(), name, views, metadata)?,
-                };
-                output.original = output.original.and(own.and_then(|f| f.sha256.clone()));
-                outputs.push(output);
-                report.tensors += views.len() as u64;
+                outputs.push(self.start(pack, folder.path(), name, views, &manifest)?);
             }
             let written = self.write_weights(pack, &outputs, &manifest, budget, progress)?;
+            report.tensors += written.len() as u64;
             for (view, (digest, compared)) in written {
                 let target = self.decode_options().target(view);
                 report.compared += u64::from(compared);
@@ -178,18 +162,7 @@ impl UnpackOptions {
             }
         }
         if self.tensors.is_none() {
-            for file in pack.files() {
-                let io = |e| Error::io("can't write", e).in_file(&file.path);
-                let path = folder.path().join(&file.path);
-                path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
-                let mut out = File::create_new(&path).map_err(io)?;
-                pack.stream_file(file, |piece| {
-                    step(progress, 0)?;
-                    out.write_all(piece).map_err(io)
-                })?;
-                out.sync_all().map_err(io)?;
-                report.bytes += file.len;
-            }
+            report.bytes += write_carried(pack, folder.path(), progress)?;
         }
         let mut tree = TreeHasher::new();
         leaves.into_values().for_each(|leaf| tree.push(leaf));
@@ -253,6 +226,27 @@ impl UnpackOptions {
         options.planes = self.planes;
         options.exact = self.exact;
         options
+    }
+
+    /// Starts the weights file of that name: the source's, byte for byte, or one of the tensors that are wanted.
+    fn start<'v, R: ReadAt>(
+        &self,
+        pack: &Pack<R>,
+        folder: &Path,
+        name: &'v str,
+        views: &'v [TensorView<'v, R>],
+        manifest: &Manifest,
+    ) -> Result<Output<'v, R>> {
+        // Files are sorted by path (UC-MAN-7).
+        let own = manifest.files.binary_search_by(|f| f.path.as_str().cmp(name));
+        let own = own.ok().map(|at| &manifest.files[at]);
+        let metadata = own.and_then(|f| f.metadata.as_ref());
+        let mut output = match self.head(pack, own)? {
+            Some(head) => self.start_original(folder, name, views, &head)?,
+            None => self.start_weights(folder, name, views, metadata)?,
+        };
+        output.original = output.original.and(own.and_then(|f| f.sha256.clone()));
+        Ok(output)
     }
 
     /// Starts one safetensors file: its header, and room for its tensors.
@@ -377,32 +371,88 @@ impl UnpackOptions {
                 }
                 None => options.decode_tiles_within(view, whole, emit)?,
             }
-            let expected = changed.map_or(view.entry().decoded_sha256, |b| b.effective_sha256);
-            let rule = if changed.is_some() { Rule::OVL_9 } else { Rule::TEN_5 };
             let digest = Digest(sha.finalize().into());
-            let as_packed = self.planes.is_none() && options.target(view) == view.dtype();
-            if self.exact {
-                let source = manifest.tensors.get(view.name()).map(|t| t.sha256.as_str());
-                if source != Some(&digest.to_string()) {
-                    return Err(Error::integrity(format!(
-                        "exact SHA-256 is {digest}, the manifest says {} ({})",
-                        source.unwrap_or("nothing"),
-                        Rule::EXA_11
-                    ))
-                    .in_tensor(view.name()));
-                }
-                return Ok((digest, true));
-            }
-            if as_packed && digest != expected {
-                return Err(Error::integrity(format!(
-                    "decoded SHA-256 is {digest}, the index says {expected} ({rule})"
-                ))
-                .in_tensor(view.name()));
-            }
-            Ok((digest, as_packed))
+            let compared = match self.exact {
+                true => compare_exact(view, digest, manifest)?,
+                false => self.compare(view, digest, changed)?,
+            };
+            Ok((digest, compared))
         })?;
         Ok(jobs.into_iter().map(|(_, view, _)| view).zip(digests).collect())
     }
+
+    /// Compares what was written of a tensor with the pack's digest, if it is what was packed: whether it is. `changed` is the last
+    /// overlay on it.
+    fn compare<R: ReadAt>(
+        &self,
+        view: &TensorView<'_, R>,
+        digest: Digest,
+        changed: Option<&OverlayBlock>,
+    ) -> Result<bool> {
+        let (expected, rule) = match changed {
+            Some(block) => (block.effective_sha256, Rule::OVL_9),
+            None => (view.entry().decoded_sha256, Rule::TEN_5),
+        };
+        let target = self.decode_options().target(view);
+        let as_packed = self.planes.is_none() && target == view.dtype();
+        if as_packed && digest != expected {
+            return Err(Error::integrity(format!(
+                "decoded SHA-256 is {digest}, the index says {expected} ({rule})"
+            ))
+            .in_tensor(view.name()));
+        }
+        Ok(as_packed)
+    }
+}
+
+/// Compares what was written of a tensor with its source digest.
+fn compare_exact<R: ReadAt>(
+    view: &TensorView<'_, R>,
+    digest: Digest,
+    manifest: &Manifest,
+) -> Result<bool> {
+    let source = manifest.tensors.get(view.name()).map(|t| t.sha256.as_str());
+    if source != Some(&digest.to_string()) {
+        return Err(Error::integrity(format!(
+            "exact SHA-256 is {digest}, the manifest says {} ({})",
+            source.unwrap_or("nothing"),
+            Rule::EXA_11
+        ))
+        .in_tensor(view.name()));
+    }
+    Ok(true)
+}
+
+/// The tensors that are wanted, by the weights file that each belongs to.
+fn by_file<'a, R: ReadAt>(
+    pack: &'a Pack<R>,
+    manifest: &'a Manifest,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<(&'a str, Vec<TensorView<'a, R>>)> {
+    let mut files: BTreeMap<&str, Vec<TensorView<'_, R>>> = BTreeMap::new();
+    for view in pack.tensors().filter(|v| wanted(v.name())) {
+        let file = manifest.tensors.get(view.name()).and_then(|t| t.file.as_deref());
+        files.entry(file.unwrap_or(DEFAULT_FILE)).or_default().push(view);
+    }
+    files.into_iter().collect()
+}
+
+/// Writes the files that the pack carries; their bytes.
+fn write_carried<R: ReadAt>(pack: &Pack<R>, folder: &Path, progress: &dyn Progress) -> Result<u64> {
+    let mut bytes = 0;
+    for file in pack.files() {
+        let io = |e| Error::io("can't write", e).in_file(&file.path);
+        let path = folder.join(&file.path);
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
+        let mut out = File::create_new(&path).map_err(io)?;
+        pack.stream_file(file, |piece| {
+            step(progress, 0)?;
+            out.write_all(piece).map_err(io)
+        })?;
+        out.sync_all().map_err(io)?;
+        bytes += file.len;
+    }
+    Ok(bytes)
 }
 
 /// A safetensors file that is being written.

@@ -2,11 +2,14 @@
 
 mod rounds;
 
+use std::cell::RefCell;
 use std::hint::black_box;
 
 use rounds::{Job, medians};
 use serde_json::{Value, json};
-use ultracompress::codec::{LevelSet, Levels, PlaneLayout, RowEncoder, RunBytes, RunDecoder};
+use ultracompress::codec::{
+    EncodedRows, LevelSet, Levels, PlaneLayout, RowEncoder, RunBytes, RunDecoder,
+};
 use ultracompress::{
     Container, Dtype, EncodeOptions, EncodedTensor, Error, ErrorKind, Int8Activations, Kernel,
     Manifest, PackWriter, PlaneMatrix, VerifyOptions,
@@ -70,112 +73,158 @@ pub fn run(args: &Bench, console: &mut Console) -> Outcome {
 
 /// Measures every job at one size.
 fn measure(n: usize, cols: usize, size: &str, kernels: &[Kernel]) -> Result<Vec<Value>, Error> {
-    let mut rows = Vec::new();
-    let count = n * cols;
-    let shape = [n as u64, cols as u64];
-    let source = weights(count);
-    let bf16: Vec<u8> =
-        source.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
-    let layout = PlaneLayout::new(&shape, 1, 32)?;
-    let set = LevelSet::default_for(5);
-    let encoded = RowEncoder::new(&layout, set, Dtype::Bf16)?.encode(&source)?;
-    let planes: Vec<&[u8]> = encoded.planes.iter().map(Vec::as_slice).collect();
-    let run =
-        RunBytes { native: 5, scales: &encoded.scales, steps: &encoded.steps, planes: &planes };
-    let mut writer = PackWriter::new(std::io::Cursor::new(Vec::new()))?;
-    let options = EncodeOptions::new();
-    writer.add_tensor(EncodedTensor::planes("w", Dtype::Bf16, &shape, &bf16, &options)?)?;
-    let mut manifest = Manifest::new("bench");
-    manifest.add_tensor("w", &bf16, "bench");
-    let (_, file) = writer.finish(&manifest.to_bytes()?)?;
-    let pack = Container::open(file.into_inner())?;
-    let Some(view) = pack.tensor("w") else { return Ok(rows) };
-    let x = weights(cols);
+    let matrix = Matrix::new(n, cols)?;
+    let mut rows = Rows { n, cols, size, rows: vec![] };
+    matrix.decode(kernels, &mut rows)?;
+    matrix.encode(kernels, &mut rows)?;
+    matrix.multiply(kernels, &mut rows)?;
+    matrix.verify(&mut rows);
+    Ok(rows.rows)
+}
 
-    let mut out = vec![0u8; 4 * count];
-    let copied = vec![1u8; 2 * count];
-    let mut y = vec![0f32; n];
-    let mut add = |job: &str, kernel: &str, seconds: f64, bytes: u64, memcpy: Option<f64>| {
+/// What was measured at one size.
+struct Rows<'a> {
+    n: usize,
+    cols: usize,
+    size: &'a str,
+    rows: Vec<Value>,
+}
+
+impl Rows<'_> {
+    /// A job that works on `bytes` bytes; `memcpy` is the time that copying as many takes.
+    fn add(&mut self, job: &str, kernel: &str, seconds: f64, bytes: u64, memcpy: Option<f64>) {
         let round = |v: f64| (v * 1000.0).round() / 1000.0;
-        rows.push(json!({
-            "job": job, "kernel": kernel, "size": size, "rows": n, "cols": cols,
+        let count = self.n * self.cols;
+        self.rows.push(json!({
+            "job": job, "kernel": kernel, "size": self.size, "rows": self.n, "cols": self.cols,
             "gweights_per_s": round(count as f64 / seconds / 1e9),
             "gb_per_s": round(bytes as f64 / seconds / 1e9),
             "of_memcpy": memcpy.map(|m| round(m / seconds)),
         }));
-    };
+    }
+}
 
-    for (dtype, bytes) in [(Dtype::Bf16, 2 * count), (Dtype::F32, 4 * count)] {
-        let from = if dtype == Dtype::Bf16 { copied.clone() } else { vec![1u8; bytes] };
-        let target = std::cell::RefCell::new(&mut out[..bytes]);
-        let mut jobs =
-            vec![Job::new("memcpy", || target.borrow_mut().copy_from_slice(black_box(&from)))];
+/// A matrix in all the forms that jobs take it in.
+struct Matrix {
+    n: usize,
+    cols: usize,
+    source: Vec<f32>,
+    layout: PlaneLayout,
+    set: LevelSet<'static>,
+    encoded: EncodedRows,
+    /// A pack of the matrix alone.
+    pack: Container<Vec<u8>>,
+}
+
+impl Matrix {
+    fn new(n: usize, cols: usize) -> Result<Self, Error> {
+        let shape = [n as u64, cols as u64];
+        let source = weights(n * cols);
+        let bf16: Vec<u8> =
+            source.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+        let layout = PlaneLayout::new(&shape, 1, 32)?;
+        let set = LevelSet::default_for(5);
+        let encoded = RowEncoder::new(&layout, set, Dtype::Bf16)?.encode(&source)?;
+        let mut writer = PackWriter::new(std::io::Cursor::new(Vec::new()))?;
+        let options = EncodeOptions::new();
+        writer.add_tensor(EncodedTensor::planes("w", Dtype::Bf16, &shape, &bf16, &options)?)?;
+        let mut manifest = Manifest::new("bench");
+        manifest.add_tensor("w", &bf16, "bench");
+        let (_, file) = writer.finish(&manifest.to_bytes()?)?;
+        let pack = Container::open(file.into_inner())?;
+        Ok(Self { n, cols, source, layout, set, encoded, pack })
+    }
+
+    /// Decoding to each type, next to a copy of as many bytes.
+    fn decode(&self, kernels: &[Kernel], rows: &mut Rows<'_>) -> Result<(), Error> {
+        let count = self.n * self.cols;
+        let planes: Vec<&[u8]> = self.encoded.planes.iter().map(Vec::as_slice).collect();
+        let EncodedRows { scales, steps, .. } = &self.encoded;
+        let run = RunBytes { native: 5, scales, steps, planes: &planes };
+        let mut out = vec![0u8; 4 * count];
+        for (dtype, bytes) in [(Dtype::Bf16, 2 * count), (Dtype::F32, 4 * count)] {
+            let from = vec![1u8; bytes];
+            let target = RefCell::new(&mut out[..bytes]);
+            let mut jobs =
+                vec![Job::new("memcpy", || target.borrow_mut().copy_from_slice(black_box(&from)))];
+            for kernel in kernels {
+                let mut decoder =
+                    RunDecoder::new(self.layout, Levels::default(), Dtype::Bf16, dtype)?
+                        .with_kernel(*kernel)?;
+                let (run, target) = (&run, &target);
+                jobs.push(Job::new(kernel.name(), move || {
+                    decoder
+                        .decode(black_box(run), &mut target.borrow_mut(), |row| row)
+                        .expect("just encoded");
+                }));
+            }
+            let seconds = medians(&mut jobs, ROUNDS);
+            let memcpy = seconds[0];
+            for (job, seconds) in jobs.iter().zip(&seconds).skip(1) {
+                let name = format!("decode to {}", dtype.name().to_lowercase());
+                rows.add(&name, &job.name, *seconds, bytes as u64, Some(memcpy));
+            }
+        }
+        Ok(())
+    }
+
+    fn encode(&self, kernels: &[Kernel], rows: &mut Rows<'_>) -> Result<(), Error> {
+        let mut jobs = Vec::new();
         for kernel in kernels {
-            let mut decoder = RunDecoder::new(layout, Levels::default(), Dtype::Bf16, dtype)?
-                .with_kernel(*kernel)?;
-            let (run, target) = (&run, &target);
+            let encoder =
+                RowEncoder::new(&self.layout, self.set, Dtype::Bf16)?.with_kernel(*kernel)?;
             jobs.push(Job::new(kernel.name(), move || {
-                decoder
-                    .decode(black_box(run), &mut target.borrow_mut(), |row| row)
-                    .expect("just encoded");
+                black_box(encoder.encode(black_box(&self.source)).expect("finite"));
+            }));
+        }
+        let seconds = medians(&mut jobs, if self.n > 1000 { 3 } else { ROUNDS });
+        let bytes = 4 * (self.n * self.cols) as u64;
+        let measured = jobs.iter().zip(&seconds);
+        measured.for_each(|(job, s)| rows.add("encode", &job.name, *s, bytes, None));
+        Ok(())
+    }
+
+    /// Products with a vector, from the planes as they are stored and repacked.
+    fn multiply(&self, kernels: &[Kernel], rows: &mut Rows<'_>) -> Result<(), Error> {
+        let view = self.pack.tensor("w").expect("just written");
+        let stored = PlaneMatrix::read(&view)?.bytes();
+        let (x, mut y) = (weights(self.cols), vec![0f32; self.n]);
+        let target = RefCell::new(&mut y);
+        let mut jobs = Vec::new();
+        for kernel in kernels {
+            let matrix = PlaneMatrix::read(&view)?.with_kernel(*kernel)?;
+            let packed = matrix.repack()?;
+            let (x, target) = (&x, &target);
+            let int8 = move || Int8Activations::new(black_box(x), self.cols).expect("a row");
+            jobs.push(Job::new(format!("mat-vec, int8 {kernel}"), move || {
+                matrix.multiply_int8(&int8(), &mut target.borrow_mut()).expect("sizes fit");
+            }));
+            jobs.push(Job::new(format!("mat-vec, int8, repacked {kernel}"), move || {
+                packed.multiply_int8(&int8(), &mut target.borrow_mut()).expect("sizes fit");
             }));
         }
         let seconds = medians(&mut jobs, ROUNDS);
-        let memcpy = seconds[0];
-        for (job, seconds) in jobs.iter().zip(&seconds).skip(1) {
-            let name = format!("decode to {}", dtype.name().to_lowercase());
-            add(&name, &job.name, *seconds, bytes as u64, Some(memcpy));
+        for (job, seconds) in jobs.iter().zip(&seconds) {
+            let (name, kernel) = job.name.rsplit_once(' ').unwrap_or((&job.name, ""));
+            rows.add(name, kernel, *seconds, stored as u64, None);
         }
+        Ok(())
     }
 
-    let mut jobs = Vec::new();
-    for kernel in kernels {
-        let encoder = RowEncoder::new(&layout, set, Dtype::Bf16)?.with_kernel(*kernel)?;
-        let source = &source;
-        jobs.push(Job::new(kernel.name(), move || {
-            black_box(encoder.encode(black_box(source)).expect("finite"));
-        }));
+    fn verify(&self, rows: &mut Rows<'_>) {
+        let bytes = self.pack.preamble().core_len;
+        let fast = VerifyOptions::new().with_decode(false);
+        let full = VerifyOptions::new();
+        let verify = |options: &VerifyOptions| {
+            let report = options.verify(black_box(&self.pack));
+            assert!(report.is_ok_and(|r| r.stored == ultracompress::Check::Ok), "just written");
+        };
+        let mut jobs = vec![
+            Job::new("verify, stored bytes", || verify(&fast)),
+            Job::new("verify, decoded too", || verify(&full)),
+        ];
+        let seconds = medians(&mut jobs, ROUNDS);
+        let measured = jobs.iter().zip(&seconds);
+        measured.for_each(|(job, s)| rows.add(&job.name, "", *s, bytes, None));
     }
-    let seconds = medians(&mut jobs, if n > 1000 { 3 } else { ROUNDS });
-    let bytes = 4 * count as u64;
-    jobs.iter().zip(&seconds).for_each(|(job, s)| add("encode", &job.name, *s, bytes, None));
-    drop(jobs);
-
-    let target = std::cell::RefCell::new(&mut y);
-    let stored = PlaneMatrix::read(&view)?.bytes();
-    let mut jobs = Vec::new();
-    for kernel in kernels {
-        let matrix = PlaneMatrix::read(&view)?.with_kernel(*kernel)?;
-        let packed = matrix.repack()?;
-        let (x, target) = (&x, &target);
-        let int8 = move || Int8Activations::new(black_box(x), cols).expect("a row");
-        jobs.push(Job::new(format!("mat-vec, int8 {kernel}"), move || {
-            matrix.multiply_int8(&int8(), &mut target.borrow_mut()).expect("sizes fit");
-        }));
-        jobs.push(Job::new(format!("mat-vec, int8, repacked {kernel}"), move || {
-            packed.multiply_int8(&int8(), &mut target.borrow_mut()).expect("sizes fit");
-        }));
-    }
-    let seconds = medians(&mut jobs, ROUNDS);
-    for (job, seconds) in jobs.iter().zip(&seconds) {
-        let (name, kernel) = job.name.rsplit_once(' ').unwrap_or((&job.name, ""));
-        add(name, kernel, *seconds, stored as u64, None);
-    }
-    drop(jobs);
-
-    let bytes = pack.preamble().core_len;
-    let fast = VerifyOptions::new().with_decode(false);
-    let full = VerifyOptions::new();
-    let verify = |options: &VerifyOptions| {
-        let report = options.verify(black_box(&pack));
-        assert!(report.is_ok_and(|r| r.stored == ultracompress::Check::Ok), "just written");
-    };
-    let mut jobs = vec![
-        Job::new("verify, stored bytes", || verify(&fast)),
-        Job::new("verify, decoded too", || verify(&full)),
-    ];
-    let seconds = medians(&mut jobs, ROUNDS);
-    jobs.iter().zip(&seconds).for_each(|(job, s)| add(&job.name, "", *s, bytes, None));
-    drop(jobs);
-    Ok(rows)
 }

@@ -1,11 +1,13 @@
 //! `uc info`.
 
-use serde_json::json;
-use ultracompress::format::{PartKind, TreeHasher, tensor_leaf};
+use serde_json::{Value, json};
+use ultracompress::format::{Attachment, PartKind, TreeHasher, tensor_leaf};
 use ultracompress::manifest::PackStats;
 use ultracompress::manifest::ShardFile;
 use ultracompress::receipt::{self, CheckedReceipt};
-use ultracompress::{Container, Digest, Encoding, EvalRecord, Input, Manifest, Pack, TensorEntry};
+use ultracompress::{
+    Container, Digest, Encoding, Error, EvalRecord, Input, Manifest, Pack, TensorEntry,
+};
 
 use super::overlay::{overlay_json, overlay_line};
 use crate::args::Info;
@@ -17,7 +19,7 @@ fn stored_bytes(t: &TensorEntry) -> u64 {
 }
 
 /// The shards, as the index file lists them; nothing for a pack of one file.
-fn shards(pack: &Pack<Input>) -> serde_json::Value {
+fn shards(pack: &Pack<Input>) -> Value {
     let Some(index) = pack.shard_index() else { return json!(null) };
     let shard = |(listed, c): (&ShardFile, &Container<Input>)| {
         json!({
@@ -29,7 +31,7 @@ fn shards(pack: &Pack<Input>) -> serde_json::Value {
 }
 
 /// A receipt, as JSON: what it was measured with, and its headline if that follows from its rows.
-fn receipt_json(r: &CheckedReceipt) -> serde_json::Value {
+fn receipt_json(r: &CheckedReceipt) -> Value {
     match &r.record {
         Ok(record) => json!({
             "name": r.name, "ok": true, "rung": record.model.rung,
@@ -142,7 +144,7 @@ fn exact_root(pack: &Pack<Input>, manifest: Option<&Manifest>) -> Option<String>
     Some(tree.root().to_string())
 }
 
-fn rung_json(r: &Rung) -> serde_json::Value {
+fn rung_json(r: &Rung) -> Value {
     json!({
         "rung": r.planes.map_or(json!("exact"), |n| json!(n)), "bytes": r.bytes, "body_bpw": r.body_bpw,
         "decoded_root": r.decoded_root, "kld_mean": r.kld_mean,
@@ -162,56 +164,54 @@ fn rung_line(r: &Rung) -> String {
     format!("rung {name:5} {:>12} bytes{bpw}{kld}{root}\n", r.bytes)
 }
 
-pub fn run(args: &Info, console: &Console) -> Outcome {
-    let file = args.file.display().to_string();
-    let pack = Pack::open_path(&args.file)?;
-    let p = pack.containers()[0].preamble();
-    // A shard that isn't the first has none.
-    let manifest = (p.shard_number == 1).then(|| pack.manifest()).transpose()?;
-    let attachments = pack.attachments()?;
-    let receipts = receipt::check(&attachments, pack.stored_root(), pack.decoded_root());
-    let stats = PackStats::of(&pack);
-    let source = |name: &str| manifest.as_ref().and_then(|m| m.tensors.get(name));
-    let encoder = manifest.as_ref().map(|m| m.encoder.as_str());
-    let licence = manifest.as_ref().and_then(|m| m.licence.as_deref());
-    let version = format!("{}.{}", p.format_major, p.format_minor);
-    if console.json {
-        let tensors: Vec<_> = pack
-            .tensors()
-            .map(|t| {
-                let e = t.entry();
-                let (planes, group, target) = match &e.encoding {
-                    Encoding::Planes { planes: Some(n), group, .. } => (json!(n), Some(*group), None),
-                    Encoding::Planes { group, .. } => (json!("per_row"), Some(*group), None),
-                    Encoding::Alias { target } => (json!(null), None, Some(target)),
-                    Encoding::Raw | Encoding::Coded { .. } => (json!(null), None, None),
-                };
-                let source = source(&e.name);
-                json!({
-                    "name": e.name, "dtype": e.dtype.name(), "shape": e.shape, "role": e.role.name(),
-                    "encoding": e.encoding.name(), "planes": planes, "group": group,
-                    "alias_of": target,
-                    "stored_bytes": stored_bytes(e),
-                    "decoded_sha256": e.decoded_sha256.to_string(),
-                    "source_sha256": source.map(|s| &s.sha256),
-                    "exact": source.is_some_and(|s| s.sha256 == e.decoded_sha256.to_string())
-                        || has_residual(&pack, e),
-                    "reason": source.map(|s| &s.reason),
-                })
-            })
-            .collect();
-        let files: Vec<_> = pack
-            .files()
-            .iter()
-            .map(|f| json!({ "path": f.path, "bytes": f.len, "sha256": f.sha256.to_string() }))
-            .collect();
+/// A pack, with what both forms of the output say of it.
+struct Facts<'a> {
+    pack: &'a Pack<Input>,
+    /// A shard that isn't the first has none.
+    manifest: Option<Manifest>,
+    attachments: Vec<Attachment>,
+    receipts: Vec<CheckedReceipt>,
+    stats: PackStats,
+}
+
+impl<'a> Facts<'a> {
+    fn of(pack: &'a Pack<Input>) -> Result<Self, Error> {
+        let is_first = pack.containers()[0].preamble().shard_number == 1;
+        let manifest = is_first.then(|| pack.manifest()).transpose()?;
+        let attachments = pack.attachments()?;
+        let receipts = receipt::check(&attachments, pack.stored_root(), pack.decoded_root());
+        Ok(Self { pack, manifest, attachments, receipts, stats: PackStats::of(pack) })
+    }
+
+    fn version(&self) -> String {
+        let p = self.pack.containers()[0].preamble();
+        format!("{}.{}", p.format_major, p.format_minor)
+    }
+
+    fn encoder(&self) -> Option<&str> {
+        self.manifest.as_ref().map(|m| m.encoder.as_str())
+    }
+
+    fn licence(&self) -> Option<&str> {
+        self.manifest.as_ref().and_then(|m| m.licence.as_deref())
+    }
+
+    fn rungs(&self) -> Vec<Rung> {
+        rungs(self.pack, self.manifest.as_ref(), &self.receipts)
+    }
+
+    fn json(&self) -> Result<Value, Error> {
+        let (pack, stats, manifest) = (self.pack, &self.stats, self.manifest.as_ref());
+        let files = pack.files().iter();
+        let files = files
+            .map(|f| json!({ "path": f.path, "bytes": f.len, "sha256": f.sha256.to_string() }));
         let overlays = pack.overlays();
         let overlays: Vec<_> =
             overlays.iter().map(|o| overlay_json(o)).collect::<Result<_, _>>()?;
         let mut all = json!({
-            "format_version": version,
+            "format_version": self.version(),
             "file_bytes": pack.bytes(),
-            "shards": shards(&pack),
+            "shards": shards(pack),
             "weights": stats.weights,
             "body_weights": stats.body_weights,
             "body_bpw": stats.body_bpw,
@@ -221,72 +221,114 @@ pub fn run(args: &Info, console: &Console) -> Outcome {
             "effective_root": pack.effective_root().map(|root| root.to_string()),
             "overlay_bpw": stats.overlay_bpw,
             "overlays": overlays,
-            "exact_root": exact_root(&pack, manifest.as_ref()),
-            "encoder": encoder,
-            "licence": licence,
-            "recipe": manifest.as_ref().map(|m| &m.recipe),
-            "source_files": manifest.as_ref().map(|m| &m.files),
-            "carried_files": files,
-            "rungs": rungs(&pack, manifest.as_ref(), &receipts).iter().map(rung_json).collect::<Vec<_>>(),
-            "receipts": receipts.iter().map(receipt_json).collect::<Vec<_>>(),
-            "attachments": attachments.iter().map(|a| &a.name).collect::<Vec<_>>(),
+            "exact_root": exact_root(pack, manifest),
+            "encoder": self.encoder(),
+            "licence": self.licence(),
+            "recipe": manifest.map(|m| &m.recipe),
+            "source_files": manifest.map(|m| &m.files),
+            "carried_files": files.collect::<Vec<_>>(),
+            "rungs": self.rungs().iter().map(rung_json).collect::<Vec<_>>(),
+            "receipts": self.receipts.iter().map(receipt_json).collect::<Vec<_>>(),
+            "attachments": self.attachments.iter().map(|a| &a.name).collect::<Vec<_>>(),
         });
         // Moved, not copied: a pack may have a hundred thousand.
-        all["tensors"] = tensors.into();
-        console.print_json(&all)?;
-        return Ok(0);
+        all["tensors"] = pack.tensors().map(|t| self.tensor_json(t.entry())).collect();
+        Ok(all)
     }
-    let part = match (pack.shard_index(), p.shard_count) {
-        (Some(index), _) => format!(" in {} shards", index.shards.len()),
-        (None, 1) => String::new(),
-        (None, n) => format!(", shard {} of {n}", p.shard_number),
-    };
-    console.print(format!(
-        "{file}: UltraCompress format {version}, {}{part}\n{} tensors, {} weights; body {} bpw, file {} bpw",
-        size(pack.bytes()),
-        stats.tensors,
-        stats.weights,
-        rate(stats.body_bpw),
-        rate(stats.file_bpw),
-    ))?;
-    if let Some(encoder) = encoder {
-        let licence = licence.unwrap_or("not declared");
-        console.print(format!("encoder {encoder}, licence {licence}"))?;
-    }
-    console.print(format!(
-        "stored root  {}\ndecoded root {}\n",
-        pack.stored_root(),
-        pack.decoded_root()
-    ))?;
-    let width = pack.tensors().map(|t| t.name().len()).max().unwrap_or(0);
-    // One write for all lines.
-    let mut lines = String::new();
-    rungs(&pack, manifest.as_ref(), &receipts).iter().for_each(|r| lines += &rung_line(r));
-    pack.overlays().iter().for_each(|o| lines += &overlay_line(o));
-    lines += "\n";
-    for t in pack.tensors() {
-        let e = t.entry();
-        let how = match &e.encoding {
-            Encoding::Planes { planes, group, .. } => {
-                let planes = planes.map_or("per row".to_owned(), |n| n.to_string());
-                format!("planes {planes}, group {group}")
-            }
-            Encoding::Raw | Encoding::Coded { .. } => e.encoding.name().to_owned(),
-            Encoding::Alias { target } => format!("alias of {target}"),
+
+    fn tensor_json(&self, t: &TensorEntry) -> Value {
+        let (planes, group, target) = match &t.encoding {
+            Encoding::Planes { planes: Some(n), group, .. } => (json!(n), Some(*group), None),
+            Encoding::Planes { group, .. } => (json!("per_row"), Some(*group), None),
+            Encoding::Alias { target } => (json!(null), None, Some(target)),
+            Encoding::Raw | Encoding::Coded { .. } => (json!(null), None, None),
         };
-        let shape = format!("{:?}", e.shape);
-        let (dtype, role, bytes) = (e.dtype.name(), e.role.name(), stored_bytes(e));
-        let name = &e.name;
-        lines +=
-            &format!("{name:width$}  {dtype:5} {shape:18} {role:9} {bytes:>11} bytes  {how}\n");
+        let source = self.manifest.as_ref().and_then(|m| m.tensors.get(&t.name));
+        json!({
+            "name": t.name, "dtype": t.dtype.name(), "shape": t.shape, "role": t.role.name(),
+            "encoding": t.encoding.name(), "planes": planes, "group": group,
+            "alias_of": target,
+            "stored_bytes": stored_bytes(t),
+            "decoded_sha256": t.decoded_sha256.to_string(),
+            "source_sha256": source.map(|s| &s.sha256),
+            "exact": source.is_some_and(|s| s.sha256 == t.decoded_sha256.to_string())
+                || has_residual(self.pack, t),
+            "reason": source.map(|s| &s.reason),
+        })
     }
-    for f in pack.files() {
-        lines += &format!("carries {} ({} bytes)\n", f.path, f.len);
+
+    fn print(&self, file: &str, console: &Console) -> Result<(), Error> {
+        let pack = self.pack;
+        console.print(self.summary(file))?;
+        if let Some(encoder) = self.encoder() {
+            let licence = self.licence().unwrap_or("not declared");
+            console.print(format!("encoder {encoder}, licence {licence}"))?;
+        }
+        console.print(format!(
+            "stored root  {}\ndecoded root {}\n",
+            pack.stored_root(),
+            pack.decoded_root()
+        ))?;
+        let width = pack.tensors().map(|t| t.name().len()).max().unwrap_or(0);
+        // One write for all lines.
+        let mut lines = String::new();
+        self.rungs().iter().for_each(|r| lines += &rung_line(r));
+        pack.overlays().iter().for_each(|o| lines += &overlay_line(o));
+        lines += "\n";
+        pack.tensors().for_each(|t| lines += &tensor_line(t.entry(), width));
+        for f in pack.files() {
+            lines += &format!("carries {} ({} bytes)\n", f.path, f.len);
+        }
+        for a in &self.attachments {
+            lines += &format!("attached {:?} {} ({} bytes)\n", a.kind, a.name, a.data.len());
+        }
+        self.receipts.iter().for_each(|r| lines += &receipt_line(r));
+        console.print(lines.trim_end())
     }
-    for a in &attachments {
-        lines += &format!("attached {:?} {} ({} bytes)\n", a.kind, a.name, a.data.len());
+
+    /// What the pack is and how large, in two lines.
+    fn summary(&self, file: &str) -> String {
+        let (pack, stats) = (self.pack, &self.stats);
+        let p = pack.containers()[0].preamble();
+        let part = match (pack.shard_index(), p.shard_count) {
+            (Some(index), _) => format!(" in {} shards", index.shards.len()),
+            (None, 1) => String::new(),
+            (None, n) => format!(", shard {} of {n}", p.shard_number),
+        };
+        format!(
+            "{file}: UltraCompress format {}, {}{part}\n{} tensors, {} weights; body {} bpw, file {} bpw",
+            self.version(),
+            size(pack.bytes()),
+            stats.tensors,
+            stats.weights,
+            rate(stats.body_bpw),
+            rate(stats.file_bpw),
+        )
     }
-    receipts.iter().for_each(|r| lines += &receipt_line(r));
-    console.print(lines.trim_end())?;
+}
+
+/// A tensor in a line, its name padded to `width`.
+fn tensor_line(t: &TensorEntry, width: usize) -> String {
+    let how = match &t.encoding {
+        Encoding::Planes { planes, group, .. } => {
+            let planes = planes.map_or("per row".to_owned(), |n| n.to_string());
+            format!("planes {planes}, group {group}")
+        }
+        Encoding::Raw | Encoding::Coded { .. } => t.encoding.name().to_owned(),
+        Encoding::Alias { target } => format!("alias of {target}"),
+    };
+    let shape = format!("{:?}", t.shape);
+    let (name, dtype, role, bytes) = (&t.name, t.dtype.name(), t.role.name(), stored_bytes(t));
+    format!("{name:width$}  {dtype:5} {shape:18} {role:9} {bytes:>11} bytes  {how}\n")
+}
+
+pub fn run(args: &Info, console: &Console) -> Outcome {
+    let pack = Pack::open_path(&args.file)?;
+    let facts = Facts::of(&pack)?;
+    if console.json {
+        console.print_json(&facts.json()?)?;
+    } else {
+        facts.print(&args.file.display().to_string(), console)?;
+    }
     Ok(0)
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use serde_json::json;
 use ultracompress::edit::ExactOptions;
 use ultracompress::manifest::PackStats;
-use ultracompress::pack::{Decision, Exact, PackOptions, Plan, PlannedTensor, Recipe, RecipeRule};
+use ultracompress::pack::{
+    Decision, Exact, PackOptions, PackReport, Plan, PlannedTensor, Recipe, RecipeRule,
+};
 use ultracompress::source::Source;
 use ultracompress::{Error, ErrorKind};
 
@@ -19,21 +21,7 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
     if let Some(base) = &args.onto {
         return add_exact(args, base, console);
     }
-    let exact = match (args.exact, args.exact_only) {
-        (true, _) => Exact::Residual,
-        (_, true) => Exact::Only,
-        _ => Exact::No,
-    };
-    let options = PackOptions::new()
-        .with_recipe(recipe(args)?)
-        .with_force(args.force)
-        .with_max_ram(max_ram(&args.memory))
-        .with_shard_size(args.shard_size)
-        .with_exact(exact)
-        .with_rungs(args.rungs.clone())
-        .with_resume(args.resume)
-        .with_reuse(args.reuse.clone())
-        .with_calibration(args.calibration.clone());
+    let options = options(args)?;
     let source = Source::open(&args.source)?;
     if args.dry_run {
         console.start("reading", options.work(&source));
@@ -48,6 +36,31 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
     console.start("packing", options.work(&source));
     let report = options.pack_with(&source, output, console)?;
     console.finish();
+    say_notes(args, &report, console);
+    print(&report, console)?;
+    Ok(0)
+}
+
+fn options(args: &Pack) -> Result<PackOptions, Error> {
+    let exact = match (args.exact, args.exact_only) {
+        (true, _) => Exact::Residual,
+        (_, true) => Exact::Only,
+        _ => Exact::No,
+    };
+    Ok(PackOptions::new()
+        .with_recipe(recipe(args)?)
+        .with_force(args.force)
+        .with_max_ram(max_ram(&args.memory))
+        .with_shard_size(args.shard_size)
+        .with_exact(exact)
+        .with_rungs(args.rungs.clone())
+        .with_resume(args.resume)
+        .with_reuse(args.reuse.clone())
+        .with_calibration(args.calibration.clone()))
+}
+
+/// What was not packed as one might expect.
+fn say_notes(args: &Pack, report: &PackReport, console: &Console) {
     for name in &report.odd {
         console.say(format!("note: {name} holds NaN, infinite or huge values and is stored raw"));
     }
@@ -63,9 +76,12 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
     if !report.left_out.is_empty() {
         console.say(format!("left out: {}", report.left_out.join(", ")));
     }
+}
+
+fn print(report: &PackReport, console: &Console) -> Result<(), Error> {
     let PackStats { tensors, weights, body_bpw, file_bpw, .. } = report.stats;
     if console.json {
-        console.print_json(&json!({
+        return console.print_json(&json!({
             "output": output_name(&report.files),
             "files": files_json(&report.files),
             "left_out": report.left_out,
@@ -78,19 +94,17 @@ pub fn run(args: &Pack, console: &mut Console) -> Outcome {
             "file_bpw": file_bpw,
             "stored_root": report.stored_root.to_string(),
             "decoded_root": report.decoded_root.to_string(),
-        }))?;
-    } else {
-        console.print(format!(
-            "{}: {tensors} tensors, {weights} weights in {}\nbody {} bpw, file {} bpw\nstored root  {}\ndecoded root {}",
-            output_name(&report.files),
-            size(report.files.iter().map(|(_, bytes)| bytes).sum()),
-            rate(body_bpw),
-            rate(file_bpw),
-            report.stored_root,
-            report.decoded_root,
-        ))?;
+        }));
     }
-    Ok(0)
+    console.print(format!(
+        "{}: {tensors} tensors, {weights} weights in {}\nbody {} bpw, file {} bpw\nstored root  {}\ndecoded root {}",
+        output_name(&report.files),
+        size(report.files.iter().map(|(_, bytes)| bytes).sum()),
+        rate(body_bpw),
+        rate(file_bpw),
+        report.stored_root,
+        report.decoded_root,
+    ))
 }
 
 /// `uc pack SOURCE --onto PACK`.

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use ultracompress::ErrorKind;
 use ultracompress::lm::train::GateRow;
-use ultracompress::lm::{Method, Objective, TrainOptions};
+use ultracompress::lm::{Method, Objective, TrainOptions, TrainReport};
 use ultracompress::source::Model;
+use ultracompress::{Error, ErrorKind, EvalRecord};
 
 use crate::args::{self, BlockStates, Train};
 use crate::console::Console;
@@ -14,7 +14,7 @@ use crate::support::{
     Outcome, check_distinct, check_outside, files_json, max_ram, output_name, read,
 };
 
-fn options(args: &Train) -> Result<TrainOptions, ultracompress::Error> {
+fn options(args: &Train) -> Result<TrainOptions, Error> {
     let mut options = TrainOptions::new();
     options.name.clone_from(&args.name);
     options.bpw = args.bpw;
@@ -56,56 +56,98 @@ fn row_json(row: &GateRow) -> Value {
 }
 
 pub fn run(args: &Train, console: &mut Console) -> Outcome {
-    // Before minutes of work.
-    let inputs =
-        [Some(&args.file), Some(&args.text), args.held_out.as_ref(), args.calibration.as_ref()];
-    inputs.into_iter().flatten().try_for_each(|input| check_distinct(input, &args.output))?;
-    check_outside(&args.model, &args.output)?;
+    check_paths(args)?;
     let options = options(args)?;
     let (pack, source) = (Model::open(&args.file)?, Model::open(&args.model)?);
     let text = read(&args.text)?;
     console.start_steps("training", options.work(&source)?);
     let report = options.train(&pack, &source, &text, &args.output, console);
-    let mut state = args.output.as_os_str().to_owned();
+    if report.as_ref().is_err_and(|e| *e.kind() == ErrorKind::Cancelled) {
+        point_to_state(&args.output, console);
+    }
+    let report = report?;
+    console.finish();
+    if console.json {
+        console.print_json(&report_json(&options.name, &report))?;
+    } else {
+        print(&report, console)?;
+    }
+    Ok(0)
+}
+
+/// What would be refused only after minutes of work.
+fn check_paths(args: &Train) -> Result<(), Error> {
+    let inputs =
+        [Some(&args.file), Some(&args.text), args.held_out.as_ref(), args.calibration.as_ref()];
+    inputs.into_iter().flatten().try_for_each(|input| check_distinct(input, &args.output))?;
+    check_outside(&args.model, &args.output)
+}
+
+/// Says where an interrupted run can go on from, if it got that far.
+fn point_to_state(output: &Path, console: &Console) {
+    let mut state = output.as_os_str().to_owned();
     state.push(".train-state");
-    if report.as_ref().is_err_and(|e| *e.kind() == ErrorKind::Cancelled)
-        && Path::new(&state).exists()
-    {
+    if Path::new(&state).exists() {
         console.finish();
         let state = state.display();
         console.say(format!("note: {state} holds what was trained: --resume goes on from there"));
     }
-    let report = report?;
-    console.finish();
-    #[allow(clippy::cast_precision_loss, reason = "for display")]
-    let rank = report.ranks.values().sum::<usize>() as f64 / report.ranks.len().max(1) as f64;
-    let kld = |record: &ultracompress::EvalRecord| record.figure("kld_mean");
-    if console.json {
-        console.print_json(&json!({
-            "output": output_name(&report.files),
-            "files": files_json(&report.files),
-            "name": options.name,
-            "kept": report.kept,
-            "reason": report.reason,
-            "rank": rank,
-            "ranks": report.ranks,
-            "bpw_before": report.bpw_before,
-            "bpw_after": report.bpw_after,
-            "kld_before": kld(&report.before),
-            "kld_after": kld(&report.after),
-            "table": report.table.iter().map(row_json).collect::<Vec<_>>(),
-            "steps": report.steps,
-            "rescues": report.rescues,
-            "stopped": report.stopped,
-            "threads": report.threads,
-            "held_out": report.held_out,
-            "probes": report.probes,
-            "factors_sha256": report.factors_sha256.to_string(),
-            "stored_root": report.stored_root.to_string(),
-            "effective_root": report.effective_root.map(|root| root.to_string()),
-        }))?;
-        return Ok(0);
+}
+
+#[allow(clippy::cast_precision_loss, reason = "for display")]
+fn mean_rank(report: &TrainReport) -> f64 {
+    report.ranks.values().sum::<usize>() as f64 / report.ranks.len().max(1) as f64
+}
+
+fn report_json(name: &str, report: &TrainReport) -> Value {
+    let kld = |record: &EvalRecord| record.figure("kld_mean");
+    json!({
+        "output": output_name(&report.files),
+        "files": files_json(&report.files),
+        "name": name,
+        "kept": report.kept,
+        "reason": report.reason,
+        "rank": mean_rank(report),
+        "ranks": report.ranks,
+        "bpw_before": report.bpw_before,
+        "bpw_after": report.bpw_after,
+        "kld_before": kld(&report.before),
+        "kld_after": kld(&report.after),
+        "table": report.table.iter().map(row_json).collect::<Vec<_>>(),
+        "steps": report.steps,
+        "rescues": report.rescues,
+        "stopped": report.stopped,
+        "threads": report.threads,
+        "held_out": report.held_out,
+        "probes": report.probes,
+        "factors_sha256": report.factors_sha256.to_string(),
+        "stored_root": report.stored_root.to_string(),
+        "effective_root": report.effective_root.map(|root| root.to_string()),
+    })
+}
+
+fn print(report: &TrainReport, console: &Console) -> Result<(), Error> {
+    print_table(report, console)?;
+    let kept = if report.kept { "kept" } else { "left out" };
+    console.print(format!(
+        "\noverlay {kept}: {}\n{}: mean rank {:.1} in {} tensors; {} steps, {} rounds undone, ended by {}\nstored root    {}",
+        report.reason,
+        output_name(&report.files),
+        mean_rank(report),
+        report.ranks.len(),
+        report.steps,
+        report.rescues,
+        report.stopped,
+        report.stored_root,
+    ))?;
+    if let Some(root) = report.effective_root {
+        console.print(format!("effective root {root}"))?;
     }
+    Ok(())
+}
+
+/// The overlay and what it was compared with.
+fn print_table(report: &TrainReport, console: &Console) -> Result<(), Error> {
     console.print(format!(
         "{:<26} {:>8} {:>10} {:>9} {:>11} {:>9}",
         if report.held_out { "held-out text" } else { "probe set" },
@@ -127,19 +169,5 @@ pub fn run(args: &Train, console: &mut Console) -> Outcome {
             number(row.difference_se)
         ))?;
     }
-    let kept = if report.kept { "kept" } else { "left out" };
-    console.print(format!(
-        "\noverlay {kept}: {}\n{}: mean rank {rank:.1} in {} tensors; {} steps, {} rounds undone, ended by {}\nstored root    {}",
-        report.reason,
-        output_name(&report.files),
-        report.ranks.len(),
-        report.steps,
-        report.rescues,
-        report.stopped,
-        report.stored_root,
-    ))?;
-    if let Some(root) = report.effective_root {
-        console.print(format!("effective root {root}"))?;
-    }
-    Ok(0)
+    Ok(())
 }

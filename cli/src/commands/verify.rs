@@ -120,6 +120,34 @@ fn compare_root(root: Digest, report: &mut VerifyReport) -> Check {
     Check::Mismatch
 }
 
+fn report_json(
+    report: &VerifyReport,
+    compared: Check,
+    signature: Option<&sign::Compared>,
+) -> serde_json::Value {
+    let signed = signature.and_then(|found| found.as_ref().ok());
+    json!({
+        "structure": report.structure.name(),
+        "stored": report.stored.name(),
+        "decoded": report.decoded.name(),
+        "compared_with": compared.name(),
+        "signature": signature.map_or(Check::NotChecked, |found| {
+            if found.is_ok() { Check::Ok } else { Check::Mismatch }
+        }).name(),
+        "signature_key": signed.map(|s| &s.key_id),
+        "signature_comment": signed.map(|s| &s.comment),
+        "tensors_checked": report.tensors_checked,
+        "exact": report.exact.name(),
+        "exact_checked": report.exact_checked,
+        "effective": report.effective.name(),
+        "effective_checked": report.effective_checked,
+        "stored_root": report.stored_root.to_string(),
+        "decoded_root": report.decoded_root.to_string(),
+        "effective_root": report.effective_root.map(|root| root.to_string()),
+        "failures": report.failures.iter().map(failure).collect::<Vec<_>>(),
+    })
+}
+
 fn print(
     report: &VerifyReport,
     compared: Check,
@@ -127,28 +155,8 @@ fn print(
     file: &str,
     console: &Console,
 ) -> Result<(), Error> {
-    let signed = signature.and_then(|found| found.as_ref().ok());
     if console.json {
-        return console.print_json(&json!({
-            "structure": report.structure.name(),
-            "stored": report.stored.name(),
-            "decoded": report.decoded.name(),
-            "compared_with": compared.name(),
-            "signature": signature.map_or(Check::NotChecked, |found| {
-                if found.is_ok() { Check::Ok } else { Check::Mismatch }
-            }).name(),
-            "signature_key": signed.map(|s| &s.key_id),
-            "signature_comment": signed.map(|s| &s.comment),
-            "tensors_checked": report.tensors_checked,
-            "exact": report.exact.name(),
-            "exact_checked": report.exact_checked,
-            "effective": report.effective.name(),
-            "effective_checked": report.effective_checked,
-            "stored_root": report.stored_root.to_string(),
-            "decoded_root": report.decoded_root.to_string(),
-            "effective_root": report.effective_root.map(|root| root.to_string()),
-            "failures": report.failures.iter().map(failure).collect::<Vec<_>>(),
-        }));
+        return console.print_json(&report_json(report, compared, signature));
     }
     for f in &report.failures {
         let tensor = f.tensor.as_ref().map_or(String::new(), |t| format!("\"{t}\": "));
@@ -179,7 +187,7 @@ fn print(
             report.exact_checked
         ))?;
     }
-    if let Some(signed) = signed {
+    if let Some(Ok(signed)) = signature {
         let comment = signed.comment.escape_debug();
         console.print(format!("signature ok (key {}: {comment})", signed.key_id))?;
     }

@@ -153,53 +153,65 @@ fn check_tensor(t: &TensorEntry, index: &Index) -> Result<()> {
         }
         Encoding::Alias { target } => check_alias(t, target, index),
         Encoding::Planes { row_dims, group, planes, level_ids } => {
-            if !t.dtype.has_planes() {
-                return Err(Error::malformed(
-                    Rule::PLN_1,
-                    format!("{} tensors can't be stored as planes", t.dtype),
-                ));
-            }
-            let layout = PlaneLayout::new(&t.shape, *row_dims, *group)?;
+            let layout = check_planes(t, *row_dims, *group)?;
             Levels::resolve(level_ids, &index.levels)?;
-            let listed = |p: &&Part| matches!(p.kind, PartKind::Plane(_));
-            let n_planes = t.parts.iter().filter(listed).count();
-            let rows = u128::from(layout.rows);
-            let plane = u128::from(layout.row_bytes()) * rows;
-            let mut expected = vec![];
-            if planes.is_none() {
-                expected.push((PartKind::Counts, u128::from(layout.counts_bytes())));
-            }
-            expected.push((PartKind::Scales, 2 * rows));
-            if layout.n_groups() > 0 {
-                expected.push((PartKind::Steps, u128::from(layout.steps_row_bytes()) * rows));
-            }
-            // With counts per row the first three planes are whole, the others at most that long;
-            // their exact length follows from the counts part and is checked when that is read.
-            for p in 0..planes.map_or(n_planes.clamp(4, 8), usize::from) {
-                let p = u8::try_from(p).expect("at most 8");
-                let len = match t.parts.iter().find(|x| x.kind == PartKind::Plane(p)) {
-                    Some(part) if planes.is_none() && p >= 3 && u128::from(part.len) <= plane => {
-                        u128::from(part.len)
-                    }
-                    _ => plane,
-                };
-                expected.push((PartKind::Plane(p), len));
-            }
-            let expected: Option<Vec<_>> =
-                expected.into_iter().map(|(k, n)| Some((k, u64::try_from(n).ok()?))).collect();
-            let expected =
-                expected.ok_or_else(|| Error::malformed(Rule::TEN_2, "tensor is too large"))?;
-            let mut expected = expected;
-            if let Some(part) = t.parts.iter().find(|p| p.kind == PartKind::Residual) {
-                if !part.optional {
-                    let text = "the residual of a tensor with planes must be optional";
-                    return Err(Error::malformed(Rule::PRT_13, text).in_part(part.kind.name()));
-                }
-                expected.push((PartKind::Residual, part.len));
-            }
-            check_parts(&t.parts, &expected)
+            check_parts(&t.parts, &plane_parts(t, &layout, *planes)?)
         }
     }
+}
+
+fn check_planes(t: &TensorEntry, row_dims: u8, group: u32) -> Result<PlaneLayout> {
+    if !t.dtype.has_planes() {
+        return Err(Error::malformed(
+            Rule::PLN_1,
+            format!("{} tensors can't be stored as planes", t.dtype),
+        ));
+    }
+    PlaneLayout::new(&t.shape, row_dims, group)
+}
+
+/// Kinds and lengths of the parts of a tensor with so many planes, or with counts per row.
+fn plane_parts(
+    t: &TensorEntry,
+    layout: &PlaneLayout,
+    planes: Option<u8>,
+) -> Result<Vec<(PartKind, u64)>> {
+    let listed = |p: &&Part| matches!(p.kind, PartKind::Plane(_));
+    let n_planes = t.parts.iter().filter(listed).count();
+    let rows = u128::from(layout.rows);
+    let plane = u128::from(layout.row_bytes()) * rows;
+    let mut expected = vec![];
+    if planes.is_none() {
+        expected.push((PartKind::Counts, u128::from(layout.counts_bytes())));
+    }
+    expected.push((PartKind::Scales, 2 * rows));
+    if layout.n_groups() > 0 {
+        expected.push((PartKind::Steps, u128::from(layout.steps_row_bytes()) * rows));
+    }
+    // With counts per row the first three planes are whole, the others at most that long;
+    // their exact length follows from the counts part and is checked when that is read.
+    for p in 0..planes.map_or(n_planes.clamp(4, 8), usize::from) {
+        let p = u8::try_from(p).expect("at most 8");
+        let len = match t.parts.iter().find(|x| x.kind == PartKind::Plane(p)) {
+            Some(part) if planes.is_none() && p >= 3 && u128::from(part.len) <= plane => {
+                u128::from(part.len)
+            }
+            _ => plane,
+        };
+        expected.push((PartKind::Plane(p), len));
+    }
+    let expected: Option<Vec<_>> =
+        expected.into_iter().map(|(k, n)| Some((k, u64::try_from(n).ok()?))).collect();
+    let mut expected =
+        expected.ok_or_else(|| Error::malformed(Rule::TEN_2, "tensor is too large"))?;
+    if let Some(part) = t.parts.iter().find(|p| p.kind == PartKind::Residual) {
+        if !part.optional {
+            let text = "the residual of a tensor with planes must be optional";
+            return Err(Error::malformed(Rule::PRT_13, text).in_part(part.kind.name()));
+        }
+        expected.push((PartKind::Residual, part.len));
+    }
+    Ok(expected)
 }
 
 fn check_parts(parts: &[Part], expected: &[(PartKind, u64)]) -> Result<()> {

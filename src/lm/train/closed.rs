@@ -49,17 +49,7 @@ pub(super) fn spectrum(
     most: usize,
 ) -> Result<Spectrum> {
     let run = || -> CandleResult<Spectrum> {
-        let square = |l: &Lower| Tensor::from_slice(l.values(), (l.len(), l.len()), &Device::Cpu);
-        let e = Tensor::from_slice(error, (rows, cols), &Device::Cpu)?;
-        let e = e.matmul(&square(&metric.inputs)?)?;
-        let mut parts = vec![];
-        let mut from = 0;
-        for block in &metric.outputs {
-            let part = e.narrow(0, from, block.len())?;
-            parts.push(square(block)?.t()?.contiguous()?.matmul(&part)?);
-            from += block.len();
-        }
-        let whitened = Tensor::cat(&parts, 0)?;
+        let whitened = whiten(error, rows, cols, metric)?;
         let turned = whitened.t()?.contiguous()?;
 
         let k = (most + SPARE).min(rows.min(cols));
@@ -115,6 +105,21 @@ pub(super) fn spectrum(
         Ok(Spectrum { rows, cols, gains, a, b })
     };
     run().map_err(failed)
+}
+
+/// The error as a matrix whose plain norm is that of `metric`.
+fn whiten(error: &[f64], rows: usize, cols: usize, metric: &Metric) -> CandleResult<Tensor> {
+    let square = |l: &Lower| Tensor::from_slice(l.values(), (l.len(), l.len()), &Device::Cpu);
+    let e = Tensor::from_slice(error, (rows, cols), &Device::Cpu)?;
+    let e = e.matmul(&square(&metric.inputs)?)?;
+    let mut parts = vec![];
+    let mut from = 0;
+    for block in &metric.outputs {
+        let part = e.narrow(0, from, block.len())?;
+        parts.push(square(block)?.t()?.contiguous()?.matmul(&part)?);
+        from += block.len();
+    }
+    Tensor::cat(&parts, 0)
 }
 
 /// Gives both vectors the same length: metrics may be of very different scale.

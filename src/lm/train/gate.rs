@@ -37,6 +37,9 @@ pub(super) struct Verdict {
     pub table: Vec<GateRow>,
 }
 
+/// Something that the overlay is compared with: its name, its bits of a weight of the body, its evaluation.
+type Contestant = (String, f64, EvalRecord);
+
 /// Sequences below which standard errors say too little.
 const LEAST_SEQUENCES: u64 = 8;
 /// Standard errors that the overlay must be better by than the base without it.
@@ -57,41 +60,42 @@ impl Gate<'_> {
         let before = self.eval(self.pack, progress)?;
         let after = self.eval(&with, progress)?;
         let bpw_after = body_bpw(&with).unwrap_or(self.target);
-        let mut contestants =
+        let (others, missing) = self.contestants(&before, bpw_after, progress)?;
+        let table = table_of(bpw_after, &after, others)?;
+        let sequences = after.protocol.sequences;
+        let (kept, reason) = self.judge(&table, sequences, missing);
+        Ok(Verdict { kept, reason, bpw_after, before, after, table })
+    }
+
+    /// What the overlay is compared with: the base, and unless that is frozen, the source packed again at the overlay's bits. Gives
+    /// also why groups of 16 are missing, if they are.
+    fn contestants(
+        &self,
+        before: &EvalRecord,
+        bpw: f64,
+        progress: &dyn Progress,
+    ) -> Result<(Vec<Contestant>, Option<String>)> {
+        let mut found =
             vec![("base".to_owned(), body_bpw(self.pack).unwrap_or(0.0), before.clone())];
         let mut missing = None;
-        if !self.options.frozen_base {
-            for (name, group) in [("calibrated", None), ("calibrated, groups of 16", Some(16))] {
-                match self.alternative(name, group, bpw_after, progress) {
-                    Ok(found) => contestants.push(found),
-                    // A budget that groups of 16 can't keep; everything else is an error.
-                    Err(e) if group.is_some() && *e.kind() == crate::ErrorKind::Source => {
-                        missing = Some(e.message().to_owned());
-                    }
-                    Err(e) => return Err(e),
+        if self.options.frozen_base {
+            return Ok((found, missing));
+        }
+        for (name, group) in [("calibrated", None), ("calibrated, groups of 16", Some(16))] {
+            match self.alternative(name, group, bpw, progress) {
+                Ok(other) => found.push(other),
+                // A budget that groups of 16 can't keep; everything else is an error.
+                Err(e) if group.is_some() && *e.kind() == crate::ErrorKind::Source => {
+                    missing = Some(e.message().to_owned());
                 }
+                Err(e) => return Err(e),
             }
         }
-        let own = GateRow {
-            name: "overlay".into(),
-            body_bpw: bpw_after,
-            kld_mean: kld(&after)?,
-            kld_se: after.figure("kld_se"),
-            difference: 0.0,
-            difference_se: None,
-        };
-        let mut table = vec![own];
-        for (name, body_bpw, record) in contestants {
-            let (difference, difference_se) = paired(&record, &after);
-            table.push(GateRow {
-                name,
-                body_bpw,
-                kld_mean: kld(&record)?,
-                kld_se: record.figure("kld_se"),
-                difference,
-                difference_se,
-            });
-        }
+        Ok((found, missing))
+    }
+
+    /// Whether the overlay, whose row is the first, is kept, and why.
+    fn judge(&self, table: &[GateRow], sequences: u64, missing: Option<String>) -> (bool, String) {
         // It must be clearly better than nothing, and no worse than the base at its own bits.
         let gains = |row: &GateRow| {
             let least = LEAST_ERRORS * row.difference_se.unwrap_or(f64::INFINITY);
@@ -100,7 +104,6 @@ impl Gate<'_> {
         let useless = table[1..].iter().find(|row| !gains(row));
         let better = table[1..].iter().filter(|row| row.kld_mean < table[0].kld_mean);
         let better = better.min_by(|a, b| a.kld_mean.total_cmp(&b.kld_mean));
-        let sequences = after.protocol.sequences;
         let few = sequences < LEAST_SEQUENCES;
         let reason = match (useless, better) {
             _ if few => format!(
@@ -119,8 +122,7 @@ impl Gate<'_> {
                 None => "nothing at its bits is better".to_owned(),
             },
         };
-        let kept = !few && useless.is_none() && better.is_none();
-        Ok(Verdict { kept, reason, bpw_after, before, after, table })
+        (!few && useless.is_none() && better.is_none(), reason)
     }
 
     fn eval(&self, model: &Model, progress: &dyn Progress) -> Result<EvalRecord> {
@@ -136,7 +138,7 @@ impl Gate<'_> {
         group: Option<u32>,
         bpw: f64,
         progress: &dyn Progress,
-    ) -> Result<(String, f64, EvalRecord)> {
+    ) -> Result<Contestant> {
         let calibration = self.calibration.ok_or_else(|| Error::argument("no calibration"))?;
         // No more bits than the overlay has.
         let bpw = budget(bpw)?;
@@ -158,6 +160,31 @@ impl Gate<'_> {
         let record = self.eval(&model, progress)?;
         Ok((name.to_owned(), body_bpw(&model).unwrap_or(0.0), record))
     }
+}
+
+/// The overlay's row, then one for each other.
+fn table_of(bpw: f64, after: &EvalRecord, others: Vec<Contestant>) -> Result<Vec<GateRow>> {
+    let own = GateRow {
+        name: "overlay".into(),
+        body_bpw: bpw,
+        kld_mean: kld(after)?,
+        kld_se: after.figure("kld_se"),
+        difference: 0.0,
+        difference_se: None,
+    };
+    let mut table = vec![own];
+    for (name, body_bpw, record) in others {
+        let (difference, difference_se) = paired(&record, after);
+        table.push(GateRow {
+            name,
+            body_bpw,
+            kld_mean: kld(&record)?,
+            kld_se: record.figure("kld_se"),
+            difference,
+            difference_se,
+        });
+    }
+    Ok(table)
 }
 
 /// A budget of so many bits at most.

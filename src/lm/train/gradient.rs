@@ -222,11 +222,34 @@ pub(super) struct Position {
     pub stopped: Option<Stopped>,
 }
 
+impl Position {
+    /// Where training of a block starts: here if it is the one that is trained, else at the block's own start.
+    fn at_block(&self, block: usize) -> Self {
+        match block == self.block {
+            true => self.clone(),
+            false => {
+                Self { block, all_rescues: self.all_rescues, done: self.done, ..Self::default() }
+            }
+        }
+    }
+}
+
 /// What calls back after each round, with the factors and where training is.
 pub(super) type AfterRound<'a> = dyn FnMut(&Factors, &Position, &Look) -> Result<()> + 'a;
 
 /// The loss of sequences, with gradients or without: as a tensor and as a number.
 type Loss<'a, T> = dyn Fn(&[&T], bool) -> CandleResult<(Tensor, f64)> + Sync + 'a;
+
+/// What rounds make small, and by which factors.
+struct Goal<'a, T> {
+    /// The block that is trained, when they are one by one.
+    block: Option<usize>,
+    vars: Vec<Var>,
+    /// What a step draws from.
+    train: Vec<&'a T>,
+    probe: Vec<&'a T>,
+    loss: &'a Loss<'a, T>,
+}
 
 /// A loss and its gradients.
 type Found = (f64, Vec<Tensor>);
@@ -275,105 +298,109 @@ impl Training<'_> {
                 let loss = |sequences: &[&Vec<u32>], gradients: bool| {
                     whole_loss(student, teacher, factors, sequences, hybrid, gradients)
                 };
-                let train: Vec<&Vec<u32>> = self.sequences.iter().collect();
-                let probe: Vec<&Vec<u32>> = self.probe.iter().collect();
-                let vars = factors.vars(None);
-                self.rounds(factors, &vars, &train, &probe, &loss, None, position, after)
+                let goal = Goal {
+                    block: None,
+                    vars: factors.vars(None),
+                    train: self.sequences.iter().collect(),
+                    probe: self.probe.iter().collect(),
+                    loss: &loss,
+                };
+                self.rounds(factors, &goal, position, after)
             }
         }
     }
 
     /// Rounds of steps, each with a look at the probe set behind it.
-    #[allow(clippy::too_many_arguments, reason = "one loop for both ways of training")]
     fn rounds<T: Sync>(
         &self,
         factors: &Factors,
-        vars: &[Var],
-        train: &[&T],
-        probe: &[&T],
-        loss: &Loss<'_, T>,
-        block: Option<usize>,
+        goal: &Goal<'_, T>,
         mut position: Position,
         after: &mut AfterRound<'_>,
     ) -> Result<(Stopped, Position)> {
-        let s = self.schedule;
+        let block = goal.block;
         if position.lr_scale == 0.0 {
             position.lr_scale = 1.0;
         }
         let mut best = match position.best {
             Some(best) => best,
             None => {
-                let best = self.probe_loss(probe, loss)?;
+                let best = self.probe_loss(goal)?;
                 let look = Look { block, probe: best, rescued: false };
                 position.best = Some(best);
                 after(factors, &position, &look)?;
                 best
             }
         };
-        if vars.is_empty() {
+        if goal.vars.is_empty() {
             position.stopped = Some(Stopped::Steps);
         }
         loop {
             if let Some(stopped) = position.stopped {
                 return Ok((stopped, position));
             }
-            let kept = vars.iter().map(|v| v.as_tensor().copy()).collect::<CandleResult<Vec<_>>>();
-            let kept = kept.map_err(failed)?;
-            let params =
-                ParamsAdamW { lr: s.lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
-            let mut adam = AdamW::new(vars.to_vec(), params).map_err(failed)?;
-            let end = s.steps.min(position.steps + s.round);
-            let mut finite = true;
-            for at in position.steps..end {
-                #[allow(clippy::cast_precision_loss, reason = "a share")]
-                let left = 1.0 - at as f64 / s.steps as f64;
-                // Each round warms up: its optimizer knows nothing yet.
-                #[allow(clippy::cast_precision_loss, reason = "a share")]
-                let warm = ((at - position.steps + 1) as f64 / 5.0).min(1.0);
-                adam.set_learning_rate(s.lr * position.lr_scale * warm * (0.1 + 0.9 * left));
-                let number = at as u64 + ((block.unwrap_or(0) as u64) << 32);
-                finite = finite && self.step(&mut adam, vars, train, loss, number)?;
-            }
-            // What isn't a number is worse than anything.
-            let found = if finite { self.probe_loss(probe, loss)? } else { f64::MAX };
-            let found = if found.is_finite() { found } else { f64::MAX };
-            position.done += end - position.steps;
-            position.steps = end;
+            let copies = goal.vars.iter().map(|v| v.as_tensor().copy());
+            let kept = copies.collect::<CandleResult<Vec<_>>>().map_err(failed)?;
+            let found = self.round(goal, &mut position)?;
             let rescued = found > best;
             if rescued {
-                for (var, kept) in vars.iter().zip(&kept) {
+                for (var, kept) in goal.vars.iter().zip(&kept) {
                     var.set(kept).map_err(failed)?;
                 }
                 position.rescues += 1;
                 position.all_rescues += 1;
                 position.lr_scale /= 2.0;
             }
-            let gain = 1.0 - found / best;
+            let gain = (!rescued).then(|| 1.0 - found / best);
             best = best.min(found);
             position.best = Some(best);
-            position.stopped = if position.rescues > s.max_rescues {
-                Some(Stopped::Rescues)
-            } else if !rescued && gain < s.min_gain {
-                Some(Stopped::Gain)
-            } else if position.steps >= s.steps {
-                Some(Stopped::Steps)
-            } else {
-                None
-            };
+            position.stopped = self.ended(&position, gain);
             after(factors, &position, &Look { block, probe: found, rescued })?;
         }
     }
 
-    /// One step of the optimizer; whether its loss was a number.
-    fn step<T: Sync>(
-        &self,
-        adam: &mut AdamW,
-        vars: &[Var],
-        train: &[&T],
-        loss: &Loss<'_, T>,
-        at: u64,
-    ) -> Result<bool> {
+    /// One round; gives the objective on the probe set after it. What isn't a number is worse than anything.
+    fn round<T: Sync>(&self, goal: &Goal<'_, T>, position: &mut Position) -> Result<f64> {
         let s = self.schedule;
+        let params =
+            ParamsAdamW { lr: s.lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
+        let mut adam = AdamW::new(goal.vars.clone(), params).map_err(failed)?;
+        let end = s.steps.min(position.steps + s.round);
+        let mut finite = true;
+        for at in position.steps..end {
+            #[allow(clippy::cast_precision_loss, reason = "a share")]
+            let left = 1.0 - at as f64 / s.steps as f64;
+            // Each round warms up: its optimizer knows nothing yet.
+            #[allow(clippy::cast_precision_loss, reason = "a share")]
+            let warm = ((at - position.steps + 1) as f64 / 5.0).min(1.0);
+            adam.set_learning_rate(s.lr * position.lr_scale * warm * (0.1 + 0.9 * left));
+            let number = at as u64 + ((goal.block.unwrap_or(0) as u64) << 32);
+            finite = finite && self.step(&mut adam, goal, number)?;
+        }
+        let found = if finite { self.probe_loss(goal)? } else { f64::MAX };
+        position.done += end - position.steps;
+        position.steps = end;
+        Ok(if found.is_finite() { found } else { f64::MAX })
+    }
+
+    /// Why training ends after a round, if it does. `gain` is what the round brought, unless it was undone.
+    fn ended(&self, position: &Position, gain: Option<f64>) -> Option<Stopped> {
+        let s = self.schedule;
+        if position.rescues > s.max_rescues {
+            Some(Stopped::Rescues)
+        } else if gain.is_some_and(|gain| gain < s.min_gain) {
+            Some(Stopped::Gain)
+        } else if position.steps >= s.steps {
+            Some(Stopped::Steps)
+        } else {
+            None
+        }
+    }
+
+    /// One step of the optimizer; whether its loss was a number.
+    fn step<T: Sync>(&self, adam: &mut AdamW, goal: &Goal<'_, T>, at: u64) -> Result<bool> {
+        let s = self.schedule;
+        let Goal { vars, train, loss, .. } = goal;
         let chosen: Vec<&T> = (0..s.batch as u64)
             .map(|i| train[draw(s.seed, at * s.batch as u64 + i, train.len())])
             .collect();
@@ -418,7 +445,9 @@ impl Training<'_> {
         Ok(true)
     }
 
-    fn probe_loss<T: Sync>(&self, probe: &[&T], loss: &Loss<'_, T>) -> Result<f64> {
+    /// The objective on the probe set.
+    fn probe_loss<T: Sync>(&self, goal: &Goal<'_, T>) -> Result<f64> {
+        let Goal { probe, loss, .. } = goal;
         let parts: Vec<&[&T]> = probe.chunks(MICRO).collect();
         let found = par::map_within(
             parts.len(),
@@ -444,103 +473,150 @@ impl Training<'_> {
         states: &States,
         after: &mut AfterRound<'_>,
     ) -> Result<(Stopped, Position)> {
-        let all: Vec<&Vec<u32>> = self.sequences.iter().chain(self.probe).collect();
-        let n = self.sequences.len();
-        let blocks = self.student.blocks();
-        let seq_len = all.first().map_or(0, |s| s.len());
-        // Teacher's states before and behind the block, and the student's before it.
-        let mut hidden = 0;
-        for (i, sequence) in all.iter().enumerate() {
-            let ids = ids_of(&[sequence]).map_err(failed)?;
-            for (slot, network) in [(0, &*self.teacher), (2, &*self.student)] {
-                let x = network.embed(&ids).map_err(failed)?;
-                hidden = x.dim(D::Minus1).map_err(failed)?;
-                if i == 0 && slot == 0 {
-                    states.layout(4, all.len(), seq_len * hidden);
-                }
-                keep(states, slot, i, &x)?;
-            }
-        }
-        let read = |slot: usize, i: usize| -> CandleResult<Tensor> {
-            let values = states.read(slot, i).map_err(candle_core::Error::wrap)?;
-            Tensor::from_vec(values, (1, seq_len, hidden), &Device::Cpu)
-        };
-        let indices: Vec<usize> = (0..all.len()).collect();
-        let (train, probe): (Vec<&usize>, Vec<&usize>) =
-            (indices[..n].iter().collect(), indices[n..].iter().collect());
+        let hidden = self.embed(states)?;
         let mut stopped = Stopped::Steps;
-        for block in 0..blocks {
+        for block in 0..self.student.blocks() {
             self.teacher.hold(block, Some(self.teacher_weights))?;
             self.student.hold(block, Some(self.student_weights))?;
-            let (student, teacher) = (&*self.student, &*self.teacher);
-            let each = |slot: usize, to: usize, network: &dyn Network, pass: Pass<'_>| {
-                par::map_within(
-                    all.len(),
-                    RUNNING_BYTES,
-                    |_| 1,
-                    |i| -> Result<()> {
-                        step(self.progress, 0)?;
-                        let y = read(slot, i).and_then(|x| network.block(block, &x, pass));
-                        keep(states, to, i, &y.map_err(failed)?)
-                    },
-                )
-            };
-            each(0, 1, teacher, Pass::default())?;
+            let teacher = &*self.teacher;
+            self.pass(&hidden, [TEACHER, TEACHER_NEXT], teacher, block, Pass::default())?;
             // What has been trained before an interruption is only run again.
             if block >= position.block {
-                let met = Met::default();
-                let pass = Pass { observer: Some(&met), gradients: false };
-                for i in 0..all.len() {
-                    let x = read(2, i).map_err(failed)?;
-                    student.block(block, &x, pass).map_err(failed)?;
-                }
-                let layers = met.0.into_inner().expect("no panic before");
-                let vars = factors.vars(Some(&layers));
-                let from = if self.schedule.refreshed { 2 } else { 0 };
-                let loss = |chosen: &[&usize], gradients: bool| {
-                    let together = |slot: usize| {
-                        let all = chosen.iter().map(|&&i| read(slot, i));
-                        Tensor::cat(&all.collect::<CandleResult<Vec<_>>>()?, 0)
-                    };
-                    let pass = Pass { observer: Some(factors), gradients };
-                    let y = student.block(block, &together(from)?, pass)?;
-                    let loss = relative(&y, &together(1)?)?;
-                    let value = f64::from(loss.to_scalar::<f32>()?);
-                    Ok((loss, value))
-                };
-                let start = match block == position.block {
-                    true => position.clone(),
-                    false => Position {
-                        block,
-                        all_rescues: position.all_rescues,
-                        done: position.done,
-                        ..Position::default()
-                    },
-                };
-                let ended =
-                    self.rounds(factors, &vars, &train, &probe, &loss, Some(block), start, after)?;
-                (stopped, position) = ended;
+                let start = position.at_block(block);
+                (stopped, position) = self.block(factors, start, &hidden, after)?;
                 position.block = block;
             }
-            each(2, 3, student, Pass { observer: Some(factors), gradients: false })?;
-            for i in 0..all.len() {
-                for (from, to) in [(1, 0), (3, 2)] {
-                    states.write(to, i, &states.read(from, i)?)?;
-                }
-            }
+            let pass = Pass { observer: Some(factors), gradients: false };
+            self.pass(&hidden, [STUDENT, STUDENT_NEXT], &*self.student, block, pass)?;
+            hidden.advance()?;
             self.teacher.hold(block, None)?;
             self.student.hold(block, None)?;
         }
         Ok((stopped, position))
     }
+
+    /// States of all sequences, the probe set's last, before the first block.
+    fn embed<'s>(&self, states: &'s States) -> Result<Hidden<'s>> {
+        let all: Vec<&Vec<u32>> = self.sequences.iter().chain(self.probe).collect();
+        let seq_len = all.first().map_or(0, |s| s.len());
+        let mut hidden = Hidden { states, sequences: all.len(), seq_len, width: 0 };
+        for (i, sequence) in all.iter().enumerate() {
+            let ids = ids_of(&[sequence]).map_err(failed)?;
+            for (slot, network) in [(TEACHER, &*self.teacher), (STUDENT, &*self.student)] {
+                let x = network.embed(&ids).map_err(failed)?;
+                hidden.width = x.dim(D::Minus1).map_err(failed)?;
+                if i == 0 && slot == TEACHER {
+                    states.layout(SLOTS, all.len(), seq_len * hidden.width);
+                }
+                hidden.keep(slot, i, &x)?;
+            }
+        }
+        Ok(hidden)
+    }
+
+    /// Runs a block on the states of all sequences.
+    fn pass(
+        &self,
+        hidden: &Hidden<'_>,
+        [from, to]: [usize; 2],
+        network: &dyn Network,
+        block: usize,
+        pass: Pass<'_>,
+    ) -> Result<()> {
+        let run = |i: usize| -> Result<()> {
+            step(self.progress, 0)?;
+            let y = hidden.read(from, i).and_then(|x| network.block(block, &x, pass));
+            hidden.keep(to, i, &y.map_err(failed)?)
+        };
+        par::map_within(hidden.sequences, RUNNING_BYTES, |_| 1, run).map(drop)
+    }
+
+    /// Trains the factors of the block that `start` names, to give the teacher's states behind it.
+    fn block(
+        &self,
+        factors: &Factors,
+        start: Position,
+        hidden: &Hidden<'_>,
+        after: &mut AfterRound<'_>,
+    ) -> Result<(Stopped, Position)> {
+        let (student, block) = (&*self.student, start.block);
+        let from = if self.schedule.refreshed { STUDENT } else { TEACHER };
+        let loss = |chosen: &[&usize], gradients: bool| {
+            let together = |slot: usize| {
+                let all = chosen.iter().map(|&&i| hidden.read(slot, i));
+                Tensor::cat(&all.collect::<CandleResult<Vec<_>>>()?, 0)
+            };
+            let pass = Pass { observer: Some(factors), gradients };
+            let y = student.block(block, &together(from)?, pass)?;
+            let loss = relative(&y, &together(TEACHER_NEXT)?)?;
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            Ok((loss, value))
+        };
+        let indices: Vec<usize> = (0..hidden.sequences).collect();
+        let (train, probe) = indices.split_at(self.sequences.len());
+        let goal = Goal {
+            block: Some(block),
+            vars: factors.vars(Some(&self.layers_of(block, hidden)?)),
+            train: train.iter().collect(),
+            probe: probe.iter().collect(),
+            loss: &loss,
+        };
+        self.rounds(factors, &goal, start, after)
+    }
+
+    /// Names of the linear layers that a block runs.
+    fn layers_of(&self, block: usize, hidden: &Hidden<'_>) -> Result<BTreeSet<String>> {
+        let met = Met::default();
+        let pass = Pass { observer: Some(&met), gradients: false };
+        for i in 0..hidden.sequences {
+            let x = hidden.read(STUDENT, i).map_err(failed)?;
+            self.student.block(block, &x, pass).map_err(failed)?;
+        }
+        Ok(met.0.into_inner().expect("no panic before"))
+    }
 }
 
-fn keep(states: &States, slot: usize, i: usize, x: &Tensor) -> Result<()> {
-    let values = x.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(failed)?;
-    if values.iter().any(|v| !v.is_finite()) {
-        return Err(Error::source_file("a hidden state is not finite"));
+/// The teacher's states before the block.
+const TEACHER: usize = 0;
+/// The teacher's states behind it.
+const TEACHER_NEXT: usize = 1;
+/// The student's states before the block.
+const STUDENT: usize = 2;
+/// The student's states behind it.
+const STUDENT_NEXT: usize = 3;
+const SLOTS: usize = 4;
+
+/// Hidden states of all sequences around one block.
+struct Hidden<'a> {
+    states: &'a States,
+    sequences: usize,
+    seq_len: usize,
+    width: usize,
+}
+
+impl Hidden<'_> {
+    fn read(&self, slot: usize, i: usize) -> CandleResult<Tensor> {
+        let values = self.states.read(slot, i).map_err(candle_core::Error::wrap)?;
+        Tensor::from_vec(values, (1, self.seq_len, self.width), &Device::Cpu)
     }
-    states.write(slot, i, &values)
+
+    fn keep(&self, slot: usize, i: usize, x: &Tensor) -> Result<()> {
+        let values = x.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(failed)?;
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(Error::source_file("a hidden state is not finite"));
+        }
+        self.states.write(slot, i, &values)
+    }
+
+    /// What was behind the block is before the next one.
+    fn advance(&self) -> Result<()> {
+        for i in 0..self.sequences {
+            for (from, to) in [(TEACHER_NEXT, TEACHER), (STUDENT_NEXT, STUDENT)] {
+                self.states.write(to, i, &self.states.read(from, i)?)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The loss of whole sequences, from tokens to logits.

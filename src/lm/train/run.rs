@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use tempfile::TempDir;
 
 use super::closed::{Product, Spectrum, spectrum};
 use super::gate;
@@ -31,8 +32,9 @@ use crate::manifest::PackStats;
 use crate::memory::to_usize;
 use crate::par;
 use crate::progress::{Progress, Silent, step};
-use crate::source::Model;
+use crate::source::{Model, Source};
 use crate::storage::Input;
+
 /// One part of the text in so many is the probe set.
 const PROBE_PART: usize = 8;
 /// What the budget is above the pack's own, unless it is given.
@@ -52,6 +54,29 @@ struct TargetLayer {
     name: String,
     rows: usize,
     cols: usize,
+}
+
+/// The models, the texts, and where the result goes.
+struct Task<'a> {
+    pack: &'a Model,
+    /// The same pack.
+    base: &'a Pack<Input>,
+    source: &'a Model,
+    train_text: &'a [u8],
+    probe_text: &'a [u8],
+    held_out: &'a [u8],
+    output: &'a Path,
+    progress: &'a dyn Progress,
+}
+
+/// What an overlay may take.
+struct Budget {
+    /// Bits of a weight of the body as it is.
+    before: f64,
+    /// With the overlay.
+    target: f64,
+    /// Bytes of the overlay.
+    bytes: u64,
 }
 
 impl TrainOptions {
@@ -94,24 +119,16 @@ impl TrainOptions {
     }
 
     /// What would stop the work only at its end.
-    fn check_ends(
-        &self,
-        pack: &Model,
-        source: &Model,
-        held_out: &[u8],
-        target: f64,
-        output: &Path,
-    ) -> Result<()> {
-        if let Model::Pack(pack) = pack {
-            OverlayOptions::new().with_force(self.force).check(pack, output)?;
-        }
-        if matches!(config_of(source)?, Config::Bert(_)) {
+    fn check_ends(&self, task: &Task<'_>, target: f64) -> Result<()> {
+        OverlayOptions::new().with_force(self.force).check(task.base, task.output)?;
+        if matches!(config_of(task.source)?, Config::Bert(_)) {
             return Err(Error::argument("an encoder doesn't predict tokens: it can't be trained"));
         }
         if !self.frozen_base {
             gate::budget(target)?;
         }
-        EvalOptions::new().with_seq_len(self.seq_len).prepare(pack, source, held_out).map(drop)
+        let options = EvalOptions::new().with_seq_len(self.seq_len);
+        options.prepare(task.pack, task.source, task.held_out).map(drop)
     }
 
     /// Trains an overlay for `pack` against `source`, the model that it was made from, compares, and writes `output`: the pack with the
@@ -129,6 +146,52 @@ impl TrainOptions {
         progress: &dyn Progress,
     ) -> Result<TrainReport> {
         self.check()?;
+        let (base, checkpoint) = self.base_and_checkpoint(pack, source)?;
+        let budget = self.budget(base)?;
+        let (train_text, probe_text) = split(text);
+        let held_out = self.held_out.as_deref().unwrap_or(probe_text);
+        if held_out == text {
+            let text = "the held-out text is the one that is trained on: nothing would be held out";
+            return Err(Error::argument(text));
+        }
+        let task = Task { pack, base, source, train_text, probe_text, held_out, output, progress };
+        self.check_ends(&task, budget.target)?;
+        let source_root = check_source(base, source, progress)?;
+        let folder = work_folder(output)?;
+        let calibration = self.calibration(&task, folder.path())?;
+        if let Some(calibration) = &calibration {
+            check_calibration(calibration, source_root)?;
+        }
+        let digest = calibration.as_ref().map(Calibration::sha256);
+        let recipe = self.recipe(base, source_root, text, digest, budget.target);
+
+        let products = self.closed_form(&task, calibration.as_ref(), budget.bytes)?;
+        let trained = match self.method {
+            Method::Gradient => self.gradient(&task, products, &recipe)?,
+            Method::Svd | Method::Whitened => Trained::in_closed_form(products),
+        };
+        let overlay = self.overlay(&recipe, &trained)?;
+
+        let gate = gate::Gate {
+            options: self,
+            pack,
+            source,
+            checkpoint,
+            calibration: calibration.as_ref(),
+            folder: folder.path(),
+            held_out,
+            target: budget.target,
+        };
+        let verdict = gate.compare(base, &overlay, progress)?;
+        self.write(&task, overlay, trained, verdict, budget)
+    }
+
+    /// What the two models must be to be trained and to be trained against.
+    fn base_and_checkpoint<'a>(
+        &self,
+        pack: &'a Model,
+        source: &'a Model,
+    ) -> Result<(&'a Pack<Input>, &'a Source)> {
         let Model::Pack(base) = pack else {
             return Err(Error::argument("overlays are for packs, not for checkpoints"));
         };
@@ -139,86 +202,50 @@ impl TrainOptions {
             let text = "the pack has an overlay of this name: choose another with --name";
             return Err(Error::argument(text).in_tensor(&self.name));
         }
+        Ok((base, checkpoint))
+    }
+
+    fn budget(&self, base: &Pack<Input>) -> Result<Budget> {
         let stats = PackStats::of(base);
-        let before_bpw =
+        let before =
             stats.body_bpw.ok_or_else(|| Error::argument("the pack has no body to correct"))?;
-        let target = self.bpw.unwrap_or(before_bpw + MORE_BPW);
+        let target = self.bpw.unwrap_or(before + MORE_BPW);
         #[allow(clippy::cast_precision_loss, reason = "a budget")]
-        let budget = (target - before_bpw) * stats.body_weights as f64 / 8.0;
-        if !(budget.is_finite() && budget >= 1.0) {
+        let bytes = (target - before) * stats.body_weights as f64 / 8.0;
+        if !(bytes.is_finite() && bytes >= 1.0) {
             return Err(Error::argument(format!(
-                "a budget of {target} bpw leaves nothing to an overlay: the body has {before_bpw:.4}"
+                "a budget of {target} bpw leaves nothing to an overlay: the body has {before:.4}"
             )));
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive")]
-        let budget = budget as u64;
+        Ok(Budget { before, target, bytes: bytes as u64 })
+    }
 
-        let (train_text, probe_text) = split(text);
-        let held_out = self.held_out.as_deref().unwrap_or(probe_text);
-        if held_out == text {
-            let text = "the held-out text is the one that is trained on: nothing would be held out";
-            return Err(Error::argument(text));
-        }
-        self.check_ends(pack, source, held_out, target, output)?;
-        let source_root = check_source(base, source, progress)?;
-        let folder =
-            tempfile::Builder::new().prefix(".uc-train-").tempdir_in(parent(output)).map_err(
-                |e| Error::io("can't write here", e).in_file(parent(output).display().to_string()),
-            )?;
-        let calibration = self.calibration(source, train_text, folder.path(), progress)?;
-        if let Some(calibration) = &calibration
-            && calibration.record().model_root != source_root.to_string()
-        {
-            let e = Error::source_file("is the calibration of another model than the source");
-            return Err(calibration.locate(e));
-        }
-        let digest = calibration.as_ref().map(Calibration::sha256);
-        let recipe = self.recipe(base, source_root, text, digest, target);
-
-        let layers = layers_of(base)?;
-        if layers.is_empty() {
-            return Err(Error::argument("the pack has no matrices of the body in planes"));
-        }
-        let products =
-            self.closed_form(base, source, &layers, calibration.as_ref(), budget, progress)?;
-        let trained = self.gradient(
-            pack,
-            source,
-            [train_text, probe_text],
-            products,
-            &recipe,
-            output,
-            progress,
-        )?;
-        let overlay = self.overlay(&recipe, &trained)?;
+    /// Writes the pack, with the overlay if it is kept, and removes the state of training.
+    fn write(
+        &self,
+        task: &Task<'_>,
+        overlay: NewOverlay,
+        trained: Trained,
+        verdict: gate::Verdict,
+        budget: Budget,
+    ) -> Result<TrainReport> {
         let factors_sha256 = digest_of(&overlay);
-
-        let gate = gate::Gate {
-            options: self,
-            pack,
-            source,
-            checkpoint,
-            calibration: calibration.as_ref(),
-            folder: folder.path(),
-            held_out,
-            target,
-        };
-        let verdict = gate.compare(base, &overlay, progress)?;
         let options = OverlayOptions::new().with_force(self.force).with_max_ram(self.max_ram);
         let kept = verdict.kept || self.keep;
         let overlays =
             if kept { vec![self.with_outcome(overlay, &trained, &verdict)] } else { vec![] };
-        let written = options.add(base, &overlays, output, &Silent(progress))?;
-        StateFile::new(output).remove()?;
+        let written = options.add(task.base, &overlays, task.output, &Silent(task.progress))?;
+        StateFile::new(task.output).remove()?;
         let reason = match (verdict.kept, self.keep) {
             (false, true) => format!("{} (kept as asked for)", verdict.reason),
-            _ => verdict.reason.clone(),
+            _ => verdict.reason,
         };
         Ok(TrainReport {
             kept,
             reason,
             ranks: trained.products.iter().map(|(n, p)| (format!("{n}.weight"), p.rank)).collect(),
-            bpw_before: before_bpw,
+            bpw_before: budget.before,
             bpw_after: verdict.bpw_after,
             before: verdict.before,
             after: verdict.after,
@@ -237,13 +264,7 @@ impl TrainOptions {
     }
 
     /// Statistics of the source: those that are given, or new ones; none for the plain SVD.
-    fn calibration(
-        &self,
-        source: &Model,
-        text: &[u8],
-        folder: &Path,
-        progress: &dyn Progress,
-    ) -> Result<Option<Calibration>> {
+    fn calibration(&self, task: &Task<'_>, folder: &Path) -> Result<Option<Calibration>> {
         if let Some(path) = &self.calibration {
             return Calibration::open(path).map(Some);
         }
@@ -253,7 +274,8 @@ impl TrainOptions {
         let path = folder.join("calibration");
         let options =
             CalibrateOptions::new().with_seq_len(self.seq_len).with_max_tokens(self.max_tokens);
-        options.prepare(source, text)?.run(&path, &Silent(progress))?;
+        let prepared = options.prepare(task.source, task.train_text)?;
+        prepared.run(&path, &Silent(task.progress))?;
         Calibration::open(&path).map(Some)
     }
 
@@ -291,34 +313,18 @@ impl TrainOptions {
         all
     }
 
-    /// Factors of all layers under the budget.
+    /// Factors of all layers under a budget of so many bytes.
     fn closed_form(
         &self,
-        pack: &Pack<Input>,
-        source: &Model,
-        layers: &[TargetLayer],
+        task: &Task<'_>,
         calibration: Option<&Calibration>,
         budget: u64,
-        progress: &dyn Progress,
     ) -> Result<BTreeMap<String, Product>> {
-        let sides: u64 = layers.iter().map(|l| (l.rows + l.cols) as u64).sum();
-        let even = to_usize(budget / sides.max(1))?.max(1);
-        let mut spectra: Vec<Spectrum> = vec![];
-        for layer in layers {
-            step(progress, 0)?;
-            let locate = |e: Error| e.in_tensor(&layer.tensor);
-            let error = error_of(pack, source, layer).map_err(locate)?;
-            let metric = match (self.method, calibration) {
-                (Method::Svd, _) | (_, None) => Metric::plain(layer.rows, layer.cols),
-                (_, Some(calibration)) => {
-                    let statistics = calibration.statistics(&layer.tensor)?;
-                    Metric::new(layer.rows, layer.cols, &statistics).map_err(locate)?
-                }
-            };
-            let most = (RANK_RANGE * even).min(layer.rows.min(layer.cols)).min(MOST_RANK);
-            let found = spectrum(&error, layer.rows, layer.cols, &metric, most);
-            spectra.push(found.map_err(locate)?);
+        let layers = layers_of(task.base)?;
+        if layers.is_empty() {
+            return Err(Error::argument("the pack has no matrices of the body in planes"));
         }
+        let spectra = self.spectra(task, &layers, calibration, budget)?;
         let offers: Vec<Offer<'_>> =
             spectra.iter().map(|s| Offer { rows: s.rows, cols: s.cols, gains: &s.gains }).collect();
         let ranks = allocate(&offers, budget);
@@ -333,61 +339,59 @@ impl TrainOptions {
         Ok(products)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one step of `train`")]
+    /// The largest parts of each layer's error, as many as it may get ranks.
+    fn spectra(
+        &self,
+        task: &Task<'_>,
+        layers: &[TargetLayer],
+        calibration: Option<&Calibration>,
+        budget: u64,
+    ) -> Result<Vec<Spectrum>> {
+        let sides: u64 = layers.iter().map(|l| (l.rows + l.cols) as u64).sum();
+        let even = to_usize(budget / sides.max(1))?.max(1);
+        let mut spectra: Vec<Spectrum> = vec![];
+        for layer in layers {
+            step(task.progress, 0)?;
+            let locate = |e: Error| e.in_tensor(&layer.tensor);
+            let error = error_of(task.base, task.source, layer).map_err(locate)?;
+            let metric = match (self.method, calibration) {
+                (Method::Svd, _) | (_, None) => Metric::plain(layer.rows, layer.cols),
+                (_, Some(calibration)) => {
+                    let statistics = calibration.statistics(&layer.tensor)?;
+                    Metric::new(layer.rows, layer.cols, &statistics).map_err(locate)?
+                }
+            };
+            let most = (RANK_RANGE * even).min(layer.rows.min(layer.cols)).min(MOST_RANK);
+            let found = spectrum(&error, layer.rows, layer.cols, &metric, most);
+            spectra.push(found.map_err(locate)?);
+        }
+        Ok(spectra)
+    }
+
+    /// Trains the products, from where an earlier run was stopped if that is asked for.
     fn gradient(
         &self,
-        pack: &Model,
-        source: &Model,
-        [train_text, probe_text]: [&[u8]; 2],
+        task: &Task<'_>,
         products: BTreeMap<String, Product>,
         recipe: &Map<String, Value>,
-        output: &Path,
-        progress: &dyn Progress,
     ) -> Result<Trained> {
-        if self.method != Method::Gradient {
-            return Ok(Trained {
-                products,
-                steps: 0,
-                rescues: 0,
-                stopped: "closed_form",
-                probes: vec![],
-            });
-        }
+        let &Task { pack, source, output, progress, .. } = task;
         let config = config_of(source)?;
-        if config_of(pack)? != config {
-            return Err(Error::source_file("config.json of pack and source differ"));
-        }
-        check_positions(&config, self.seq_len)?;
-        let (tokenizer, _) = tokenizer_of(pack, source)?;
-        let train = cut(&config, &tokenizer, train_text, self.seq_len, self.max_tokens)?.sequences;
-        let probe = cut(&config, &tokenizer, probe_text, self.seq_len, None)?.sequences;
-        let (student_weights, teacher_weights) = (
-            Weights::new(pack).with_progress(progress),
-            Weights::new(source).with_progress(progress),
-        );
+        let [train, probe] = self.sequences(task, &config)?;
+        let student_weights = Weights::new(pack).with_progress(progress);
+        let teacher_weights = Weights::new(source).with_progress(progress);
         let mut student = load_ends(config.clone(), &student_weights, self.seq_len)?;
         let mut teacher = load_ends(config, &teacher_weights, self.seq_len)?;
         let state_file = StateFile::new(output);
         let saved = if self.resume { state_file.read(recipe)? } else { None };
-        let (products, scales, position, mut probes) = match saved {
-            Some(Saved { products, scales, position, probes }) => {
-                (products, scales, position, probes)
-            }
-            None => (products, BTreeMap::new(), Position::default(), vec![]),
-        };
+        let Saved { products, scales, position, mut probes } = saved.unwrap_or_else(|| Saved {
+            products,
+            scales: BTreeMap::new(),
+            position: Position::default(),
+            probes: vec![],
+        });
         let factors = Factors::new(&products, &scales)?;
         let states = States::new(output)?;
-        let schedule = Schedule {
-            objective: self.objective,
-            steps: self.steps,
-            round: self.round,
-            batch: self.batch,
-            lr: self.learning_rate,
-            seed: self.seed,
-            max_rescues: self.max_rescues,
-            min_gain: self.min_gain,
-            refreshed: self.refreshed,
-        };
         let mut training = Training {
             student: student.as_mut(),
             student_weights: &student_weights,
@@ -395,7 +399,7 @@ impl TrainOptions {
             teacher_weights: &teacher_weights,
             sequences: &train,
             probe: &probe,
-            schedule,
+            schedule: self.schedule(),
             progress,
         };
         let mut after = |factors: &Factors, position: &Position, look: &Look| {
@@ -411,6 +415,32 @@ impl TrainOptions {
             stopped: stopped.name(),
             probes,
         })
+    }
+
+    /// Tokens to train on, and those of the probe set.
+    fn sequences(&self, task: &Task<'_>, config: &Config) -> Result<[Vec<Vec<u32>>; 2]> {
+        if config_of(task.pack)? != *config {
+            return Err(Error::source_file("config.json of pack and source differ"));
+        }
+        check_positions(config, self.seq_len)?;
+        let (tokenizer, _) = tokenizer_of(task.pack, task.source)?;
+        let train = cut(config, &tokenizer, task.train_text, self.seq_len, self.max_tokens)?;
+        let probe = cut(config, &tokenizer, task.probe_text, self.seq_len, None)?;
+        Ok([train.sequences, probe.sequences])
+    }
+
+    fn schedule(&self) -> Schedule {
+        Schedule {
+            objective: self.objective,
+            steps: self.steps,
+            round: self.round,
+            batch: self.batch,
+            lr: self.learning_rate,
+            seed: self.seed,
+            max_rescues: self.max_rescues,
+            min_gain: self.min_gain,
+            refreshed: self.refreshed,
+        }
     }
 
     fn overlay(&self, recipe: &Map<String, Value>, trained: &Trained) -> Result<NewOverlay> {
@@ -467,8 +497,29 @@ struct Trained {
     probes: Vec<Probe>,
 }
 
+impl Trained {
+    fn in_closed_form(products: BTreeMap<String, Product>) -> Self {
+        Self { products, steps: 0, rescues: 0, stopped: "closed_form", probes: vec![] }
+    }
+}
+
 fn parent(output: &Path) -> &Path {
     output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A folder beside the output for what is made on the way.
+fn work_folder(output: &Path) -> Result<TempDir> {
+    let parent = parent(output);
+    let made = tempfile::Builder::new().prefix(".uc-train-").tempdir_in(parent);
+    made.map_err(|e| Error::io("can't write here", e).in_file(parent.display().to_string()))
+}
+
+fn check_calibration(calibration: &Calibration, source_root: Digest) -> Result<()> {
+    if calibration.record().model_root != source_root.to_string() {
+        let e = Error::source_file("is the calibration of another model than the source");
+        return Err(calibration.locate(e));
+    }
+    Ok(())
 }
 
 /// The text for training, and its end, which is looked at only. Cut where a line ends.
