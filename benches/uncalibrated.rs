@@ -10,6 +10,8 @@
 //! the source. Then the whole model is packed on one thread, five times. Without the `--bench` that
 //! `cargo bench` passes, everything runs once.
 
+mod support;
+
 use std::error::Error;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ use std::time::Instant;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
+use support::{commit, cpu};
 use ultracompress::codec::convert_raw;
 use ultracompress::manifest::PackStats;
 use ultracompress::pack::{Decision, PackOptions, Plan, Recipe};
@@ -145,16 +148,6 @@ fn speed(path: &Path, runs: usize) -> Result<Value> {
     }))
 }
 
-fn cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |key: &str| {
-        let line = info.lines().find(|l| l.starts_with(key))?;
-        Some(line.split(':').nth(1)?.trim().to_owned())
-    };
-    let part = |key| field(key).unwrap_or_else(|| "unknown".into());
-    format!("{} (family {}, model {})", part("model name"), part("cpu family"), part("model\t"))
-}
-
 fn main() -> Result<()> {
     let (mut record, mut models, mut timed) = (None, vec![], false);
     let mut args = std::env::args().skip(1);
@@ -182,7 +175,7 @@ fn main() -> Result<()> {
         let record = json!({
             "what": "uncalibrated encoder: error and bits of body tensors beside candle 0.11 in one run; packing speed on one thread",
             "command": "cargo bench --bench uncalibrated -- --record FILE MODEL...",
-            "commit": std::env::var("UC_COMMIT").unwrap_or_else(|_| "unknown".into()),
+            "commit": commit(),
             "cpu": cpu(),
             "flags": "release profile, no target-cpu",
             "models": rows,

@@ -1,40 +1,34 @@
 //! The exact rung: any bits of any float type and shape come back, whatever the planes are.
 #![cfg(feature = "checkpoints")]
 
-#[path = "support/random.rs"]
-mod random;
+mod support;
 
 use std::collections::HashMap;
-use std::io::Cursor;
 use std::path::Path;
 
 use proptest::prelude::*;
-use safetensors::tensor::TensorView as Tensor;
 use ultracompress::codec::{PlaneCounts, PlaneLayout};
 use ultracompress::edit::{ExactOptions, ReshardOptions, StripOptions};
 use ultracompress::pack::{Exact, PackOptions, Recipe};
 use ultracompress::source::Source;
 use ultracompress::unpack::UnpackOptions;
 use ultracompress::{
-    Check, Container, DecodeOptions, Dtype, EncodedTensor, ErrorKind, Kernel, Manifest, Pack,
-    PackWriter, PlaneParts, Role, VerifyOptions,
+    Check, Container, DecodeOptions, Dtype, EncodedTensor, ErrorKind, Kernel, Pack, PlaneParts,
+    Role, VerifyOptions,
 };
 
-use random::{Rng, size};
-
-const FLOATS: [Dtype; 4] = [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::F64];
+use support::checkpoint::{Tensor, f32s, number};
+use support::folder::Desk;
+use support::pack::NewPack;
+use support::planes::{FLOATS, steps_and_planes};
+use support::random::{Rng, size};
 
 /// Elements of one type: near one another, or anything.
 fn elements(rng: &mut Rng, dtype: Dtype, n: usize, wild: u64) -> Vec<u8> {
     let mut all = vec![];
     for _ in 0..n {
         let value = rng.bell() * (0.02 + 0.001 * rng.bell() * rng.bell());
-        let mut bytes = match dtype {
-            Dtype::Bf16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
-            Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
-            Dtype::F32 => value.to_le_bytes().to_vec(),
-            _ => f64::from(value).to_le_bytes().to_vec(),
-        };
+        let mut bytes = number(value.into(), dtype);
         if wild > 0 && rng.below(wild) == 0 {
             let n = bytes.len();
             bytes = rng.bytes(n);
@@ -44,18 +38,9 @@ fn elements(rng: &mut Rng, dtype: Dtype, n: usize, wild: u64) -> Vec<u8> {
     all
 }
 
-/// Name, type, shape, bytes.
-type Given = (String, Dtype, Vec<usize>, Vec<u8>);
-
-fn write(path: &Path, tensors: &[Given]) {
-    let views: HashMap<String, Tensor<'_>> = tensors
-        .iter()
-        .map(|(name, dtype, shape, bytes)| {
-            let dtype = serde_json::from_value(dtype.name().into()).expect("a known type");
-            (name.clone(), Tensor::new(dtype, shape.clone(), bytes).expect("fits"))
-        })
-        .collect();
+fn write(path: &Path, tensors: &[Tensor]) {
     let metadata = HashMap::from([("made by".to_owned(), "a test".to_owned())]);
+    let views = tensors.iter().map(Tensor::view);
     safetensors::serialize_to_file(views, Some(metadata), path).expect("writes");
 }
 
@@ -64,11 +49,11 @@ fn exact() -> DecodeOptions {
 }
 
 /// Every tensor's exact bytes, whole and by rows, from every kernel.
-fn check_decoded(pack: &Path, tensors: &[Given]) {
+fn check_decoded(pack: &Path, tensors: &[Tensor]) {
     let pack = Pack::open_path(pack).expect("valid");
     let report = VerifyOptions::new().verify_pack(&pack).expect("readable");
     assert!(report.is_ok(), "{:?}", report.failures);
-    for (name, dtype, shape, source) in tensors {
+    for Tensor { name, dtype, shape, bytes: source } in tensors {
         let view = pack.tensor(name).expect("packed");
         for kernel in Kernel::available() {
             let found = exact().with_kernel(kernel).decode(&view).expect("valid");
@@ -84,9 +69,9 @@ fn check_decoded(pack: &Path, tensors: &[Given]) {
         assert!(tiles == *source, "{name} {dtype} {shape:?} by tiles");
         // Rows of the first dimension, as long as rows are that.
         let n = shape.first().copied().unwrap_or(1);
-        let row = source.len() / n.max(1);
+        let row = source.len() / size(n.max(1));
         if shape.len() > 1 {
-            let rows = n as u64 / 3..n as u64 - n as u64 / 4;
+            let rows = n / 3..n - n / 4;
             let options = exact().with_rows(rows.clone());
             if options.output_bytes(&view).ok() == Some(size(rows.end - rows.start) * row) {
                 let found = options.decode(&view).expect("valid");
@@ -106,29 +91,30 @@ proptest! {
         bits in 3u8..=8,
         group in prop::sample::select(vec![0u32, 16, 32, 256]),
         shapes in prop::collection::vec(
-            (0usize..4, prop::collection::vec(1usize..90, 1..4), prop::sample::select(vec![0u64, 3, 50])), 1..5),
+            (0usize..4, prop::collection::vec(1u64..90, 1..4), prop::sample::select(vec![0u64, 3, 50])), 1..5),
     ) {
         let mut rng = Rng(seed);
         let mut tensors = vec![];
         for (i, (dtype, shape, wild)) in shapes.into_iter().enumerate() {
-            let n = shape.iter().product();
+            let n = size(shape.iter().product());
             let dtype = FLOATS[dtype];
-            tensors.push((format!("layers.{i}.weight"), dtype, shape, elements(&mut rng, dtype, n, wild)));
+            let bytes = elements(&mut rng, dtype, n, wild);
+            tensors.push(Tensor::new(format!("layers.{i}.weight"), dtype, &shape, bytes));
         }
         let big = elements(&mut rng, Dtype::Bf16, 130 * 96, 0);
-        tensors.push(("layers.9.weight".to_owned(), Dtype::Bf16, vec![130, 96], big));
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("model.safetensors");
+        tensors.push(Tensor::new("layers.9.weight", Dtype::Bf16, &[130, 96], big));
+        let desk = Desk::new();
+        let path = desk.path("model.safetensors");
         write(&path, &tensors);
         let source = Source::open(&path).expect("valid");
         let mut recipe = Recipe::default();
         (recipe.bits, recipe.group) = (bits, group);
         for mode in [Exact::Residual, Exact::Only] {
-            let file = folder.path().join(format!("{mode:?}.uc"));
+            let file = desk.path(format!("{mode:?}.uc"));
             let options = PackOptions::new().with_recipe(recipe.clone()).with_exact(mode);
             options.pack(&source, &file).expect("packs");
             check_decoded(&file, &tensors);
-            let out = folder.path().join(format!("{mode:?}"));
+            let out = desk.path(format!("{mode:?}"));
             let pack = Pack::open_path(&file).expect("valid");
             let report = UnpackOptions::new().with_exact(true).unpack(&pack, &out).expect("unpacks");
             prop_assert_eq!(report.files_recreated, 1);
@@ -162,21 +148,7 @@ proptest! {
             true => PlaneCounts::Uniform(counts[0]),
             false => PlaneCounts::PerRow(counts),
         };
-        let with = counts.rows_with(layout.rows);
-        let mut plane = |rows: u64| -> Vec<u8> {
-            let bytes = size(layout.row_bytes());
-            let mut all = rng.bytes(bytes * size(rows));
-            if cols % 8 != 0 {
-                all.chunks_mut(bytes).for_each(|row| row[bytes - 1] &= (1 << (cols % 8)) - 1);
-            }
-            all
-        };
-        let planes: Vec<Vec<u8>> = with.iter().filter(|n| **n > 0).map(|n| plane(*n)).collect();
-        let steps = size(layout.steps_row_bytes());
-        let mut all_steps = rng.bytes(steps * rows);
-        if layout.n_groups() % 2 == 1 {
-            all_steps.chunks_mut(steps).for_each(|row| row[steps - 1] &= 15);
-        }
+        let (steps, planes) = steps_and_planes(&mut rng, &layout, &counts);
         let scales = (0..rows).flat_map(|_| {
             let exponent = 100 + u16::from(rng.byte() % 25);
             (exponent << 7 | u16::from(rng.byte() & 127)).to_le_bytes()
@@ -187,22 +159,20 @@ proptest! {
             counts,
             level_ids: [0; 6],
             scales: scales.collect(),
-            steps: all_steps,
+            steps,
             planes,
         };
         let tensor = EncodedTensor::from_planes("w", dtype, &shape, Role::Body, parts, &[]);
-        let mut manifest = Manifest::new("a test");
-        manifest.add_tensor("w", &source, "a test");
-        let mut writer = PackWriter::new(Cursor::new(vec![])).expect("starts");
-        writer.add_tensor(tensor.expect("valid")).expect("fits");
-        let (summary, file) = writer.finish(&manifest.to_bytes().expect("valid")).expect("ends");
+        let mut pack = NewPack::new();
+        pack.add("w", tensor.expect("valid"), &source);
+        let (summary, file) = pack.finish();
 
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("model.safetensors");
-        let tensors = [("w".to_owned(), dtype, vec![rows, cols], source)];
+        let desk = Desk::new();
+        let path = desk.path("model.safetensors");
+        let tensors = [Tensor::new("w", dtype, &shape, source)];
         write(&path, &tensors);
-        let base = Pack::from(Container::open(file.into_inner()).expect("valid"));
-        let output = folder.path().join("exact.uc");
+        let base = Pack::from(Container::open(file).expect("valid"));
+        let output = desk.path("exact.uc");
         let options = ExactOptions::new();
         let report = options.add(&base, &Source::open(&path).expect("valid"), &output);
         prop_assert_eq!(report.expect("adds").decoded_root, summary.decoded_root);
@@ -214,7 +184,6 @@ proptest! {
 #[test]
 fn long_rows_are_cut() {
     let mut rng = Rng(5);
-    let shape = |cols: usize| vec![2, cols];
     let tensors: Vec<_> = [(Dtype::Bf16, 70_001), (Dtype::F32, 140_000), (Dtype::F16, 65_536)]
         .into_iter()
         .enumerate()
@@ -229,15 +198,15 @@ fn long_rows_are_cut() {
                     e.copy_from_slice(&one);
                 }
             }
-            (format!("layers.{i}.weight"), dtype, shape(cols), bytes)
+            Tensor::new(format!("layers.{i}.weight"), dtype, &[2, cols as u64], bytes)
         })
         .collect();
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("model.safetensors");
+    let desk = Desk::new();
+    let path = desk.path("model.safetensors");
     write(&path, &tensors);
     let source = Source::open(&path).expect("valid");
     for mode in [Exact::Residual, Exact::Only] {
-        let file = folder.path().join(format!("{mode:?}.uc"));
+        let file = desk.path(format!("{mode:?}.uc"));
         PackOptions::new().with_exact(mode).pack(&source, &file).expect("packs");
         let pack = Pack::open_path(&file).expect("valid");
         for t in pack.tensors() {
@@ -250,26 +219,27 @@ fn long_rows_are_cut() {
 }
 
 /// A small checkpoint, and its pack with residuals.
-fn desk() -> (tempfile::TempDir, Source) {
+fn desk() -> (Desk, Source) {
     let mut rng = Rng(11);
     let tensors: Vec<_> = (0..4)
         .map(|i| {
             let bytes = elements(&mut rng, Dtype::Bf16, 200 * 256, 0);
-            (format!("model.layers.{i}.mlp.up_proj.weight"), Dtype::Bf16, vec![200, 256], bytes)
+            let name = format!("model.layers.{i}.mlp.up_proj.weight");
+            Tensor::new(name, Dtype::Bf16, &[200, 256], bytes)
         })
         .collect();
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("model.safetensors");
+    let desk = Desk::new();
+    let path = desk.path("model.safetensors");
     write(&path, &tensors);
     let source = Source::open(&path).expect("valid");
-    (folder, source)
+    (desk, source)
 }
 
 #[test]
 fn residuals_come_and_go_without_a_trace() {
-    let (folder, source) = desk();
-    let at = |name: &str| folder.path().join(name);
-    let read = |name: &str| std::fs::read(at(name)).expect("written");
+    let (desk, source) = desk();
+    let at = |name: &str| desk.path(name);
+    let read = |name: &str| desk.read(name);
     PackOptions::new().pack(&source, &at("plain.uc")).expect("packs");
     let with = PackOptions::new().with_exact(Exact::Residual);
     with.pack(&source, &at("exact.uc")).expect("packs");
@@ -305,14 +275,14 @@ fn residuals_come_and_go_without_a_trace() {
 
 #[test]
 fn another_source_is_refused() {
-    let (folder, source) = desk();
-    let at = |name: &str| folder.path().join(name);
+    let (desk, source) = desk();
+    let at = |name: &str| desk.path(name);
     PackOptions::new().pack(&source, &at("plain.uc")).expect("packs");
     let pack = Pack::open_path(at("plain.uc")).expect("valid");
-    let mut bytes = std::fs::read(at("model.safetensors")).expect("written");
+    let mut bytes = desk.read("model.safetensors");
     *bytes.last_mut().expect("not empty") ^= 1;
-    std::fs::create_dir(at("other")).expect("a folder");
-    std::fs::write(at("other/model.safetensors"), bytes).expect("writes");
+    desk.folder("other");
+    desk.write("other/model.safetensors", bytes);
     let other = Source::open(&at("other/model.safetensors")).expect("valid");
     let e = ExactOptions::new().add(&pack, &other, &at("exact.uc")).expect_err("another source");
     assert_eq!(*e.kind(), ErrorKind::Integrity);
@@ -322,10 +292,10 @@ fn another_source_is_refused() {
 
 #[test]
 fn a_damaged_residual_costs_only_the_exact_rung() {
-    let (folder, source) = desk();
-    let path = folder.path().join("exact.uc");
+    let (desk, source) = desk();
+    let path = desk.path("exact.uc");
     PackOptions::new().with_exact(Exact::Residual).pack(&source, &path).expect("packs");
-    let mut bytes = std::fs::read(&path).expect("written");
+    let mut bytes = desk.read("exact.uc");
     let whole = Container::open(bytes.clone()).expect("valid");
     let name = "model.layers.2.mlp.up_proj.weight";
     let view = whole.tensor(name).expect("there");
@@ -353,13 +323,13 @@ fn rungs_have_tables_and_roots_of_their_own() {
             half::bf16::from_f32(value).to_le_bytes()
         })
         .collect();
-    let tensors =
-        [("model.layers.0.mlp.up_proj.weight".to_owned(), Dtype::Bf16, vec![300, 128], bytes)];
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("model.safetensors");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let tensors = [Tensor::new(name, Dtype::Bf16, &[300, 128], bytes)];
+    let desk = Desk::new();
+    let path = desk.path("model.safetensors");
     write(&path, &tensors);
     let source = Source::open(&path).expect("valid");
-    let at = |name: &str| folder.path().join(name);
+    let at = |name: &str| desk.path(name);
     PackOptions::new().pack(&source, &at("plain.uc")).expect("packs");
     PackOptions::new().with_rungs(vec![3, 4]).pack(&source, &at("rungs.uc")).expect("packs");
     let both = PackOptions::new().with_rungs(vec![4, 3]).with_exact(Exact::Residual);
@@ -368,12 +338,11 @@ fn rungs_have_tables_and_roots_of_their_own() {
     let rungs = Pack::open_path(at("rungs.uc")).expect("valid");
     assert_eq!(plain.decoded_root(), rungs.decoded_root(), "the top rung is the same");
     let error = |pack: &Pack<_>, planes: u8| -> f64 {
-        let view = pack.tensor(&tensors[0].0).expect("there");
+        let view = pack.tensor(name).expect("there");
         let options = DecodeOptions::new().with_planes(planes).with_dtype(Dtype::F32);
-        let found = options.decode(&view).expect("valid");
+        let found = f32s(&options.decode(&view).expect("valid"));
         let wanted =
-            tensors[0].3.chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32());
-        let found = found.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            tensors[0].bytes.chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32());
         wanted.zip(found).map(|(a, b)| f64::from(a - b).powi(2)).sum()
     };
     for planes in [3, 4] {

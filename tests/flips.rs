@@ -6,33 +6,22 @@
 
 #![cfg(feature = "zstd")]
 
-use std::path::Path;
+mod support;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use ultracompress::{Container, VerifyOptions};
+
+use support::vectors::valid_containers;
 
 /// Longer vectors take too long bit by bit.
 const MOST_BYTES: usize = 32 << 10;
 
 fn packs() -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/vectors/container/valid");
-    let mut packs = vec![];
-    for entry in std::fs::read_dir(folder).expect("vectors are there") {
-        let path = entry.expect("readable").path();
-        let text = std::fs::read_to_string(&path).expect("readable");
-        let json: Value = serde_json::from_str(&text).expect("JSON");
-        let hex = json["input"].as_str().expect("hexadecimal");
-        if hex.len() / 2 > MOST_BYTES {
-            continue;
-        }
-        let digit = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).expect("hexadecimal");
-        let bytes = (0..hex.len()).step_by(2).map(digit).collect();
-        packs.push((path.file_stem().expect("a name").to_string_lossy().into_owned(), bytes));
-    }
-    packs.sort();
-    packs
+    let all = valid_containers().into_iter();
+    all.filter(|(_, file)| file.len() <= MOST_BYTES).collect()
 }
 
 /// Whether the file is refused, or found to be damaged.

@@ -1,86 +1,29 @@
 //! Damaged and hostile input: every cut and every flipped bit of a pack is noticed, claims cost no
 //! memory, and broken checkpoints are refused with a reason.
+//!
+//! In a binary of its own, for the allocator counts what all threads take. Tests take turns, so that each sees its own
+//! memory alone.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::io::Cursor;
+mod support;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 use ultracompress::codec::PlaneCounts;
-use ultracompress::format::{Attachment, AttachmentKind, Storage, TreeHasher};
+use ultracompress::format::{Attachment, AttachmentKind, Storage};
 use ultracompress::{
     Container, DecodeOptions, Dtype, EncodeOptions, EncodedTensor, Error, ErrorKind, Manifest,
-    PackWriter, PlaneParts, Role, Rule, StoredFile, VerifyOptions,
+    PlaneParts, Role, Rule, StoredFile, VerifyOptions,
 };
 
-// ---- Memory -----------------------------------------------------------------------------------
-
-/// The system's allocator, counting.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator with its arguments unchanged.
-#[allow(unsafe_code, reason = "an allocator can't be written without")]
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-fn count(bytes: usize) {
-    let now = NOW.fetch_add(bytes, Ordering::SeqCst) + bytes;
-    PEAK.fetch_max(now, Ordering::SeqCst);
-}
+use support::allocator::{Counting, alone, peak_of};
+use support::damage::{patched, patched_index, resealed, word};
+use support::pack::{MemoryWriter, NewPack, writer};
+use support::random::{Rng, size};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Tests run one at a time, so that each sees its own memory only.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// Runs `work` and returns how far it raised the memory in use.
-fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    let before = NOW.load(Ordering::SeqCst);
-    PEAK.store(before, Ordering::SeqCst);
-    let result = work();
-    (result, PEAK.load(Ordering::SeqCst).saturating_sub(before))
-}
-
 // ---- A small pack with everything in it -------------------------------------------------------
-
-type Memory = PackWriter<Cursor<Vec<u8>>>;
-
-fn numbers(n: usize) -> Vec<u8> {
-    numbers_of(n, 1)
-}
-
-fn numbers_of(n: usize, mut state: u32) -> Vec<u8> {
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state.to_le_bytes()[3]
-    };
-    (0..n).map(|_| next()).collect()
-}
 
 fn attachment(name: &str, data: &[u8]) -> Attachment {
     Attachment { kind: AttachmentKind::Receipt, name: name.into(), data: data.to_vec() }
@@ -92,18 +35,18 @@ fn small_pack() -> Vec<u8> {
 }
 
 /// Other numbers for another `seed`.
-fn small_pack_of(seed: u32) -> Vec<u8> {
-    let numbers = |n: usize| numbers_of(n, seed);
-    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
-    let mut manifest = Manifest::new("test");
+fn small_pack_of(seed: u64) -> Vec<u8> {
+    let numbers = |n: usize| Rng(seed).bytes(n);
+    let mut pack = NewPack::new();
     let levels = (-4..4).map(|l: i8| 30 * l).collect();
-    let id = writer.add_levels(3, levels).expect("one table");
+    let id = pack.writer.add_levels(3, levels).expect("one table");
 
     let weights: Vec<u8> = numbers(60).into_iter().flat_map(|b| [b, 0x3c | (b & 0x80)]).collect();
     let options = EncodeOptions::new().with_group(16).with_role(Role::Body);
     let uniform = EncodedTensor::planes("uniform", Dtype::Bf16, &[3, 20], &weights, &options);
     let uniform = uniform.expect("valid");
-    manifest.add_tensor("uniform", &weights, "test");
+    let alias = EncodedTensor::alias("alias", &uniform).expect("valid");
+    pack.add("uniform", uniform, &weights);
 
     let parts = PlaneParts {
         row_dims: 1,
@@ -116,39 +59,24 @@ fn small_pack_of(seed: u32) -> Vec<u8> {
             .map(|rows| numbers(3 * rows).chunks(3).flat_map(|b| [b[0], b[1], b[2] & 15]).collect())
             .into(),
     };
-    let per_row = EncodedTensor::from_planes(
-        "per row",
-        Dtype::F32,
-        &[3, 20],
-        Role::Other,
-        parts,
-        writer.levels(),
-    );
-    manifest.add_tensor("per row", b"", "test");
+    let levels = pack.writer.levels();
+    let per_row =
+        EncodedTensor::from_planes("per row", Dtype::F32, &[3, 20], Role::Other, parts, levels);
+    pack.add("per row", per_row.expect("valid"), b"");
 
-    let plain = EncodedTensor::raw("plain", Dtype::I16, &[9], &numbers(18), &EncodeOptions::new());
-    manifest.add_tensor("plain", &numbers(18), "test");
-    let alias = EncodedTensor::alias("alias", &uniform).expect("valid");
-    manifest.add_tensor("alias", &weights, "test");
+    pack.add_raw("plain", Dtype::I16, &[9], &numbers(18));
+    pack.add("alias", alias, &weights);
 
     let zstd = cfg!(feature = "zstd").then_some(3);
     let options = EncodeOptions::new().with_zstd_level(zstd);
     let packed = EncodedTensor::raw("zstd", Dtype::U8, &[100], &[7; 100], &options);
-    manifest.add_tensor("zstd", &[7; 100], "test");
-    let tensors =
-        [uniform, per_row.expect("valid"), plain.expect("valid"), alias, packed.expect("valid")];
-    for tensor in tensors {
-        writer.add_tensor(tensor).expect("memory");
-    }
+    pack.add("zstd", packed.expect("valid"), &[7; 100]);
     for (path, bytes) in [("a/config.json", &b"{}"[..]), ("empty", b""), ("text", &[b'x'; 90])] {
-        let file = StoredFile::new(path, bytes, zstd).expect("valid");
-        manifest.add_file(&file);
-        writer.add_file(file).expect("memory");
+        pack.add_file(StoredFile::new(path, bytes, zstd).expect("valid"));
     }
-    writer.add_attachment(attachment("receipt", b"{\"kld\":1}"));
-    writer.add_attachment(attachment("empty", b""));
-    let manifest = manifest.to_bytes().expect("canonical");
-    writer.finish(&manifest).expect("valid").1.into_inner()
+    pack.writer.add_attachment(attachment("receipt", b"{\"kld\":1}"));
+    pack.writer.add_attachment(attachment("empty", b""));
+    pack.bytes()
 }
 
 /// What a careful reader does: opens, verifies everything, reads everything.
@@ -239,45 +167,19 @@ fn every_flipped_bit_is_noticed() {
     assert!(failed.is_empty(), "{} of {bits}: {:?}", failed.len(), &failed[..failed.len().min(9)]);
 }
 
-/// Sets bytes of the preamble and makes its checksum right again.
-fn patched(file: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
-    let mut file = file.to_vec();
-    file[at..at + bytes.len()].copy_from_slice(bytes);
-    let crc = crc32fast::hash(&file[..252]);
-    file[252..256].copy_from_slice(&crc.to_le_bytes());
-    file
-}
-
-/// Sets bytes of the index and makes both checksums right again.
-fn patched_index(file: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
-    let word = |at: usize| {
-        let bytes = file[at..at + 8].try_into().expect("8 bytes");
-        usize::try_from(u64::from_le_bytes(bytes)).expect("a small file")
-    };
-    let (start, len) = (word(40), word(48));
-    let mut file = file.to_vec();
-    file[start + at..start + at + bytes.len()].copy_from_slice(bytes);
-    let crc = crc32fast::hash(&file[start..start + len]);
-    patched(&file, 76, &crc.to_le_bytes())
-}
-
 #[test]
 fn preamble_fields_lie_where_these_tests_patch_them() {
     let _one = alone();
     let file = small_pack();
     let pack = Container::open(&file[..]).expect("valid");
     let p = pack.preamble();
-    let word = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().expect("8 bytes"));
     let fields =
         [p.core_len, p.index_offset, p.index_len, p.manifest_offset, p.manifest_len, p.file_len];
-    assert_eq!([32, 40, 48, 56, 64, 160].map(word), fields);
+    assert_eq!([32, 40, 48, 56, 64, 160].map(|at| word(&file, at)), fields);
     assert_eq!(file[72..76], p.n_records.to_le_bytes());
     assert_eq!(file[76..80], p.index_crc32.to_le_bytes());
     assert_eq!(patched(&file, 0, &file[..8]), file);
-    assert_eq!(
-        patched_index(&file, 0, &file[usize::try_from(p.index_offset).unwrap()..][..8]),
-        file
-    );
+    assert_eq!(patched_index(&file, 0, &file[size(p.index_offset)..][..8]), file);
 }
 
 #[test]
@@ -286,7 +188,7 @@ fn huge_claims_in_the_preamble_are_errors_and_cost_no_memory() {
     let file = small_pack();
     let ceiling = 16 * file.len() + (1 << 20);
     for at in [32, 40, 48, 56, 64, 160] {
-        let old = u64::from_le_bytes(file[at..at + 8].try_into().expect("8 bytes"));
+        let old = word(&file, at);
         for value in [
             0,
             1,
@@ -323,8 +225,7 @@ fn huge_claims_in_the_preamble_are_errors_and_cost_no_memory() {
 fn every_byte_of_the_index_can_lie_without_panic_or_memory() {
     let _one = alone();
     let file = small_pack();
-    let len = usize::try_from(Container::open(&file[..]).expect("valid").preamble().index_len)
-        .expect("a small file");
+    let len = size(Container::open(&file[..]).expect("valid").preamble().index_len);
     // A zstd chunk may hold 1 MiB whatever its stored size: two threads decode two of them.
     let ceiling = 16 * file.len() + (4 << 20);
     for at in 0..len {
@@ -346,28 +247,13 @@ fn every_byte_of_the_index_can_lie_without_panic_or_memory() {
     }
 }
 
-/// Makes every digest and checksum of a changed file right again, as a hostile author would: only
-/// what the bytes mean can give it away.
-fn resealed(file: &[u8]) -> Vec<u8> {
-    let mut file = patched_index(file, 0, &[]);
-    let word = file[32..40].try_into().expect("8 bytes");
-    let core_len = usize::try_from(u64::from_le_bytes(word)).expect("a small file");
-    let mut core = file[..core_len].to_vec();
-    core[128..256].fill(0);
-    let mut tree = TreeHasher::new();
-    core.chunks(1 << 20).for_each(|leaf| tree.push(TreeHasher::leaf(leaf)));
-    file[128..160].copy_from_slice(&tree.root().0);
-    patched(&file, 0, &[])
-}
-
 #[test]
 fn an_index_of_a_hostile_author_causes_no_panic_and_no_memory() {
     let _one = alone();
     let file = small_pack();
     assert_eq!(resealed(&file), file);
     let p = Container::open(&file[..]).expect("valid").preamble().clone();
-    let [start, len] =
-        [p.index_offset, p.index_len].map(|n| usize::try_from(n).expect("a small file"));
+    let [start, len] = [p.index_offset, p.index_len].map(size);
     let ceiling = 16 * file.len() + (4 << 20);
     for at in start..start + len {
         for flip in [0x01, 0x04, 0x80, 0xff] {
@@ -390,8 +276,7 @@ fn changed_values_behind_right_checksums_are_noticed_by_decoding() {
     let mut tried = 0;
     for t in &pack.index().tensors {
         for part in &t.parts {
-            let from = usize::try_from(part.offset).expect("a small file");
-            let len = usize::try_from(part.stored_len).expect("a small file");
+            let (from, len) = (size(part.offset), size(part.stored_len));
             // In the part's header the offset stands 24 bytes before the chunk's checksum.
             let (offset, crc) = (part.offset.to_le_bytes(), part.chunks[0].crc32.to_le_bytes());
             let is_here = |i: &usize| file[*i..i + 8] == offset && file[i + 24..i + 28] == crc;
@@ -442,8 +327,7 @@ fn sections_and_parts_of_another_pack_are_noticed() {
     sections.extend(parts.map(|part| (part.offset, part.stored_len)));
     let mut spliced = 0;
     for (from, len) in sections {
-        let range =
-            usize::try_from(from).expect("small")..usize::try_from(from + len).expect("small");
+        let range = size(from)..size(from + len);
         if a[range.clone()] == b[range.clone()] {
             continue;
         }
@@ -459,15 +343,11 @@ fn sections_and_parts_of_another_pack_are_noticed() {
 
 /// A file of `n` raw tensors of 64 bytes.
 fn many_tensors(n: usize) -> Vec<u8> {
-    let mut manifest = Manifest::new("test");
-    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+    let mut pack = NewPack::new();
     for i in 0..n {
-        let (name, bytes) = (format!("{i:06}"), numbers(64));
-        manifest.add_tensor(&name, &bytes, "test");
-        let tensor = EncodedTensor::raw(&name, Dtype::U8, &[64], &bytes, &EncodeOptions::new());
-        writer.add_tensor(tensor.expect("valid")).expect("memory");
+        pack.add_raw(&format!("{i:06}"), Dtype::U8, &[64], &Rng(1).bytes(64));
     }
-    writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1.into_inner()
+    pack.bytes()
 }
 
 #[test]
@@ -480,7 +360,7 @@ fn thousands_of_entries_with_one_payload_are_refused_within_memory() {
     let places: Vec<[u8; 8]> =
         pack.index().tensors.iter().map(|t| t.parts[0].offset.to_le_bytes()).collect();
     let crc = pack.index().tensors[0].parts[0].chunks[0].crc32.to_le_bytes();
-    let mut at = usize::try_from(pack.preamble().index_offset).expect("small");
+    let mut at = size(pack.preamble().index_offset);
     for place in &places {
         // In the part's header the offset stands 24 bytes before the chunk's checksum.
         let here = |w: &[u8]| w[..8] == *place && w[24..] == crc;
@@ -497,19 +377,14 @@ fn thousands_of_entries_with_one_payload_are_refused_within_memory() {
 #[test]
 fn thousands_of_aliases_are_decoded_once() {
     let _one = alone();
-    let (n, bytes) = (5000, numbers(1 << 20));
-    let mut manifest = Manifest::new("test");
-    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
-    let tensor = EncodedTensor::raw("a", Dtype::U8, &[1 << 20], &bytes, &EncodeOptions::new());
-    writer.add_tensor(tensor.expect("valid")).expect("memory");
-    manifest.add_tensor("a", &bytes, "test");
-    for i in 0..n {
+    let mut pack = NewPack::new();
+    pack.add_raw("a", Dtype::U8, &[1 << 20], &Rng(1).bytes(1 << 20));
+    for i in 0..5000 {
         let name = format!("b{i:06}");
-        writer.add_alias(&name, "a").expect("valid");
-        manifest.tensors.insert(name, manifest.tensors["a"].clone());
+        pack.writer.add_alias(&name, "a").expect("valid");
+        pack.manifest.tensors.insert(name, pack.manifest.tensors["a"].clone());
     }
-    let file = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1;
-    let file = file.into_inner();
+    let file = pack.bytes();
     // Five gigabytes of tensors in a few megabytes.
     let (found, peak) = peak_of(|| read_all(&file));
     assert_eq!(found, Ok(()));
@@ -521,18 +396,13 @@ fn thousands_of_aliases_are_decoded_once() {
 fn what_expands_a_thousandfold_is_read_in_pieces() {
     let _one = alone();
     let bytes = vec![0; 64 << 20];
-    let mut manifest = Manifest::new("test");
-    manifest.add_tensor("a", &bytes, "test");
-    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+    let mut pack = NewPack::new();
     let options = EncodeOptions::new().with_zstd_level(Some(19));
     let tensor = EncodedTensor::raw("a", Dtype::U8, &[64 << 20], &bytes, &options);
-    writer.add_tensor(tensor.expect("valid")).expect("memory");
-    let file = StoredFile::new("zeros", &bytes, Some(19)).expect("valid");
-    manifest.add_file(&file);
-    writer.add_file(file).expect("memory");
+    pack.add("a", tensor.expect("valid"), &bytes);
+    pack.add_file(StoredFile::new("zeros", &bytes, Some(19)).expect("valid"));
     drop(bytes);
-    let file = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1;
-    let file = file.into_inner();
+    let file = pack.bytes();
     assert!(file.len() < 64 << 10, "{} bytes", file.len());
     let (found, peak) = peak_of(|| read_all(&file));
     assert_eq!(found, Ok(()));
@@ -586,13 +456,9 @@ fn other_versions_and_unknown_features_are_refused_by_kind() {
 fn an_empty_tensor_of_endless_rows_is_read_at_once() {
     let _one = alone();
     let rows = i64::MAX.unsigned_abs();
-    let tensor = EncodedTensor::raw("w", Dtype::U8, &[rows, 0], b"", &EncodeOptions::new());
-    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
-    writer.add_tensor(tensor.expect("holds nothing")).expect("memory");
-    let mut manifest = Manifest::new("test");
-    manifest.add_tensor("w", b"", "test");
-    let (_, file) = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid");
-    let pack = Container::open(file.into_inner()).expect("valid");
+    let mut pack = NewPack::new();
+    pack.add_raw("w", Dtype::U8, &[rows, 0], b"");
+    let pack = Container::open(pack.bytes()).expect("valid");
     let view = pack.tensor("w").expect("written");
     assert_eq!(view.decode().expect("nothing"), b"");
     let mut calls = 0;
@@ -617,8 +483,8 @@ fn the_writer_refuses_what_a_reader_refuses() {
         let e = StoredFile::new(path, b"", None).expect_err("a bad path");
         assert_eq!(e.kind(), &ErrorKind::Malformed(Rule::NAM_2), "{path:?}");
     }
-    let finish = |add: &dyn Fn(&mut Memory)| {
-        let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+    let finish = |add: &dyn Fn(&mut MemoryWriter)| {
+        let mut writer = writer();
         add(&mut writer);
         writer.finish(b"{}").expect_err("refused").kind().clone()
     };
@@ -660,7 +526,7 @@ fn the_writer_refuses_what_a_reader_refuses() {
 fn a_manifest_that_disagrees_with_the_index_is_noticed() {
     let _one = alone();
     let pack_with = |manifest: &[u8]| {
-        let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
+        let mut writer = writer();
         let tensor = EncodedTensor::raw("w", Dtype::U8, &[1], &[1], &EncodeOptions::new());
         writer.add_tensor(tensor.expect("valid")).expect("memory");
         let file = writer.finish(manifest).expect("the manifest is the caller's").1;
@@ -718,6 +584,8 @@ mod checkpoints {
     use ultracompress::pack::{PackOptions, Recipe};
     use ultracompress::source::Source;
 
+    use super::support::checkpoint::{safetensors, shard_name};
+    use super::support::folder::Desk;
     use super::*;
 
     /// Zeros coded without planes take next to no bytes: 16 MiB come back in pieces.
@@ -726,14 +594,14 @@ mod checkpoints {
     fn coded_tensors_that_expand_a_thousandfold_are_read_in_pieces() {
         use ultracompress::pack::Exact;
         let _one = alone();
-        let folder = tempfile::tempdir().expect("a folder");
+        let desk = Desk::new();
         let header =
             r#"{"w.weight":{"dtype":"BF16","shape":[2048,4096],"data_offsets":[0,16777216]}}"#;
-        let (source, path) = (folder.path().join("model.safetensors"), folder.path().join("m.uc"));
-        fs::write(&source, file(header, 16 << 20)).expect("can write");
-        let source = Source::open(&source).expect("valid");
-        PackOptions::new().with_exact(Exact::Only).pack(&source, &path).expect("packs");
-        let bytes = fs::read(&path).expect("there");
+        desk.write("model.safetensors", file(header, 16 << 20));
+        let source = Source::open(&desk.path("model.safetensors")).expect("valid");
+        let options = PackOptions::new().with_exact(Exact::Only);
+        options.pack(&source, &desk.path("m.uc")).expect("packs");
+        let bytes = desk.read("m.uc");
         assert!(bytes.len() < 8192, "{} bytes", bytes.len());
         let (found, peak) = peak_of(|| read_all(&bytes));
         assert_eq!(found, Ok(()));
@@ -742,16 +610,13 @@ mod checkpoints {
 
     /// A safetensors file with this header and `data` zero bytes.
     fn file(header: &str, data: usize) -> Vec<u8> {
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend_from_slice(header.as_bytes());
-        bytes.resize(bytes.len() + data, 0);
-        bytes
+        safetensors(header, &vec![0; data])
     }
 
     fn open(bytes: &[u8]) -> (Result<Source, Error>, usize) {
-        let dir = tempfile::tempdir().expect("can write");
-        let path = dir.path().join("model.safetensors");
-        fs::write(&path, bytes).expect("can write");
+        let desk = Desk::new();
+        let path = desk.path("model.safetensors");
+        desk.write("model.safetensors", bytes);
         let opened = peak_of(|| catch_unwind(|| Source::open(&path)));
         (opened.0.expect("no panic"), opened.1)
     }
@@ -885,7 +750,7 @@ mod checkpoints {
 
     /// A folder with one sound shard and this index.
     fn folder_with_index(folder: &Path, index: &str) {
-        let shard = folder.join("model-00001-of-00001.safetensors");
+        let shard = folder.join(shard_name(0, 1));
         fs::write(shard, file(&format!("{{{A}}}"), 4)).expect("can write");
         fs::write(folder.join("model.safetensors.index.json"), index).expect("can write");
     }
@@ -893,15 +758,13 @@ mod checkpoints {
     #[test]
     fn indexes_that_leave_the_folder_or_name_missing_shards_are_refused() {
         let _one = alone();
-        let dir = tempfile::tempdir().expect("can write");
-        let folder = dir.path().join("model");
-        fs::create_dir(&folder).expect("can write");
-        fs::write(dir.path().join("secret.safetensors"), file(&format!("{{{A}}}"), 4))
-            .expect("can write");
+        let desk = Desk::new();
+        let folder = desk.folder("model");
+        desk.write("secret.safetensors", file(&format!("{{{A}}}"), 4));
         let good = r#"{"weight_map":{"a":"model-00001-of-00001.safetensors"}}"#;
         folder_with_index(&folder, good);
         Source::open(&folder).expect("the sound neighbour of what follows");
-        let absolute = dir.path().join("secret.safetensors");
+        let absolute = desk.path("secret.safetensors");
         let absolute = format!(r#"{{"weight_map":{{"a":{absolute:?}}}}}"#);
         for (index, hint) in [
             (r#"{"weight_map":{"a":"../secret.safetensors"}}"#, "plain file name"),
@@ -932,36 +795,35 @@ mod checkpoints {
     #[test]
     fn a_tensor_in_two_shards_is_refused() {
         let _one = alone();
-        let dir = tempfile::tempdir().expect("can write");
+        let desk = Desk::new();
         let index =
             r#"{"weight_map":{"a":"model-00001-of-00001.safetensors","b":"x.safetensors"}}"#;
-        folder_with_index(dir.path(), index);
+        folder_with_index(desk.root(), index);
         let b = A.replace("\"a\"", "\"b\"").replace("[0,4]", "[4,8]");
-        fs::write(dir.path().join("x.safetensors"), file(&format!("{{{A},{b}}}"), 8))
-            .expect("can write");
-        let e = Source::open(dir.path()).expect_err("twice");
+        desk.write("x.safetensors", file(&format!("{{{A},{b}}}"), 8));
+        let e = Source::open(desk.root()).expect_err("twice");
         assert_eq!((e.kind(), e.tensor()), (&ErrorKind::Source, Some("a")), "{e}");
     }
 
     #[test]
     fn folders_without_weights_or_with_several_are_refused() {
         let _one = alone();
-        let dir = tempfile::tempdir().expect("can write");
+        let desk = Desk::new();
         let kind = |hint: &str| {
-            let e = Source::open(dir.path()).expect_err(hint);
+            let e = Source::open(desk.root()).expect_err(hint);
             assert!(e.to_string().contains(hint), "{e}");
             e.kind().clone()
         };
         assert_eq!(kind("no .safetensors"), ErrorKind::Source);
-        fs::write(dir.path().join("pytorch_model.bin"), b"x").expect("can write");
+        desk.write("pytorch_model.bin", b"x");
         assert_eq!(kind(".bin"), ErrorKind::Source);
         for name in ["a.safetensors", "b.safetensors"] {
-            fs::write(dir.path().join(name), file("{}", 0)).expect("can write");
+            desk.write(name, file("{}", 0));
         }
         assert_eq!(kind("a.safetensors, b.safetensors"), ErrorKind::Source);
-        let e = Source::open(&dir.path().join("nothing")).expect_err("not there");
+        let e = Source::open(&desk.path("nothing")).expect_err("not there");
         assert_eq!(e.kind(), &ErrorKind::Io);
-        let e = Source::open(&dir.path().join("pytorch_model.bin")).expect_err("no checkpoint");
+        let e = Source::open(&desk.path("pytorch_model.bin")).expect_err("no checkpoint");
         assert_eq!(e.kind(), &ErrorKind::Source);
     }
 
@@ -973,20 +835,18 @@ mod checkpoints {
         for (config, header, hint) in
             [(gptq, A, "gptq"), ("{}", qweight.as_str(), "q_proj.qweight")]
         {
-            let dir = tempfile::tempdir().expect("can write");
-            let folder = dir.path().join("model");
-            fs::create_dir(&folder).expect("can write");
-            fs::write(folder.join("config.json"), config).expect("can write");
-            let weights = file(&format!("{{{header}}}"), 4);
-            fs::write(folder.join("model.safetensors"), weights).expect("can write");
+            let desk = Desk::new();
+            let folder = desk.folder("model");
+            desk.write("model/config.json", config);
+            desk.write("model/model.safetensors", file(&format!("{{{header}}}"), 4));
             let source = Source::open(&folder).expect("sound");
-            let out = dir.path().join("out.uc");
+            let out = desk.path("out.uc");
             let e = PackOptions::new().pack(&source, &out).expect_err("quantized");
             assert_eq!(e.kind(), &ErrorKind::Source);
             assert!(e.to_string().contains("already quantized"), "{e}");
             assert!(e.to_string().contains(hint), "{e}");
             assert!(!out.exists());
-            assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 1, "nothing is left");
+            assert_eq!(desk.names(), ["model"], "nothing is left");
 
             let mut recipe = Recipe::default();
             recipe.raw_all = true;

@@ -1,7 +1,6 @@
 //! Every kernel that this CPU runs, against the literal reference decoder and the scalar kernel.
 
-#[path = "support/random.rs"]
-mod random;
+mod support;
 
 use proptest::prelude::*;
 use ultracompress::codec::{
@@ -10,10 +9,8 @@ use ultracompress::codec::{
 use ultracompress::format::LevelsEntry;
 use ultracompress::{Dtype, Kernel};
 
-use random::{Rng, size};
-
-const FLOATS: [Dtype; 4] = [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::F64];
-const GROUPS: [u32; 6] = [0, 16, 32, 64, 128, 256];
+use support::planes::{FLOATS, GROUPS, clear_plane, clear_steps, reference_bytes};
+use support::random::{Rng, size};
 
 /// Columns around every edge of units, blocks and vectors.
 fn widths() -> Vec<u64> {
@@ -43,17 +40,10 @@ impl Case {
         let rows = size(layout.rows);
         let (row_bytes, steps_row) = (size(layout.row_bytes()), size(layout.steps_row_bytes()));
         let mut steps = fill(0, steps_row * rows);
-        if layout.n_groups() % 2 == 1 {
-            steps.chunks_mut(steps_row).for_each(|row| row[steps_row - 1] &= 15);
-        }
+        clear_steps(&layout, &mut steps);
         let mut planes: Vec<_> =
             (1..=usize::from(native)).map(|p| fill(p, row_bytes * rows)).collect();
-        if !layout.cols.is_multiple_of(8) {
-            let mask = (1u8 << (layout.cols % 8)) - 1;
-            for row in planes.iter_mut().flat_map(|p| p.chunks_mut(row_bytes)) {
-                row[row_bytes - 1] &= mask;
-            }
-        }
+        planes.iter_mut().for_each(|plane| clear_plane(&layout, plane));
         let highest = if source == Dtype::F16 { 128 } else { 240 };
         let scales = fill(9, 2 * rows);
         let scales = scales.chunks(2).flat_map(|b| {
@@ -114,14 +104,7 @@ impl Case {
             steps: &self.steps,
             planes: &self.planes,
         };
-        let mut out = Vec::new();
-        for row in 0..size(self.layout.rows) {
-            for col in 0..size(self.layout.cols) {
-                let bits = reference::decode_weight(&stored, row, col, rung, to);
-                out.extend_from_slice(&bits.to_le_bytes()[..size(to.bits() / 8)]);
-            }
-        }
-        out
+        reference_bytes(&stored, 0..self.layout.rows, rung, to)
     }
 
     /// Compares all kernels with each other, and with the reference where `literally`.

@@ -2,6 +2,10 @@
 //! evaluation of a pack against its source. `tests/models/make_models.py` made the models.
 #![cfg(feature = "lm")]
 
+mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
+
 use std::path::{Path, PathBuf};
 
 use ultracompress::lm::{ARCHITECTURES, Baseline, EvalOptions, LanguageModel};
@@ -11,13 +15,11 @@ use ultracompress::source::{Model, Source};
 use ultracompress::unpack::UnpackOptions;
 use ultracompress::{Container, ErrorKind, NoProgress, Pack};
 
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models")
-}
-
-fn tiny_llama() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/tiny-llama")
-}
+use support::checkpoint::header_of;
+use support::folder::{Desk, copy_files, models, tiny_llama};
+use support::in_pool;
+use support::random::size;
+use tiny::tiny_pack;
 
 /// A tensor of a safetensors file: shape, and values of little-endian `N` bytes.
 fn values<T, const N: usize>(
@@ -95,11 +97,9 @@ fn text() -> Vec<u8> {
     line.repeat(24).into_bytes()
 }
 
-fn packed(dir: &Path, name: &str) -> PathBuf {
-    let out = dir.join(name);
-    let source = Source::open(&tiny_llama()).expect("the example");
-    PackOptions::new().pack(&source, &out).expect("packs");
-    out
+fn packed(desk: &Desk, name: &str) -> PathBuf {
+    desk.write(name, tiny_pack());
+    desk.path(name)
 }
 
 fn options() -> EvalOptions {
@@ -114,8 +114,8 @@ fn eval(options: &EvalOptions, model: &Path) -> Result<EvalRecord, ultracompress
 
 #[test]
 fn a_pack_is_close_to_its_source_and_the_source_to_itself() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let pack = packed(dir.path(), "tiny.uc");
+    let desk = Desk::new();
+    let pack = packed(&desk, "tiny.uc");
     let found = eval(&options(), &pack).expect("evaluates");
     assert_eq!(found.metric, Metric::Kld);
     assert_eq!(found.protocol.tokens, found.protocol.sequences * 63);
@@ -130,7 +130,7 @@ fn a_pack_is_close_to_its_source_and_the_source_to_itself() {
     assert!(found.baselines[0].body_bpw.is_some_and(|b| (b - 8.5).abs() < 1e-9));
     assert!(found.baselines[1].body_bpw.is_some_and(|b| (b - 5.5).abs() < 1e-9));
     // What was unpacked is the pack.
-    let folder = dir.path().join("unpacked");
+    let folder = desk.path("unpacked");
     UnpackOptions::new().unpack(&Pack::open_path(&pack).expect("opens"), &folder).expect("unpacks");
     let again = eval(&options(), &folder).expect("evaluates");
     assert_eq!(again.rows, found.rows);
@@ -145,8 +145,8 @@ fn a_pack_is_close_to_its_source_and_the_source_to_itself() {
 
 #[test]
 fn fewer_planes_cost_more() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let pack = packed(dir.path(), "tiny.uc");
+    let desk = Desk::new();
+    let pack = packed(&desk, "tiny.uc");
     let at = |rung| {
         let options =
             EvalOptions::new().with_seq_len(64).with_max_tokens(Some(500)).with_rung(rung);
@@ -165,11 +165,10 @@ fn fewer_planes_cost_more() {
 
 #[test]
 fn records_do_not_depend_on_threads() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let pack = packed(dir.path(), "tiny.uc");
+    let desk = Desk::new();
+    let pack = packed(&desk, "tiny.uc");
     let with = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        let record = pool.install(|| eval(&options(), &pack)).expect("evaluates");
+        let record = in_pool(threads, || eval(&options(), &pack)).expect("evaluates");
         record.to_bytes().expect("finite")
     };
     assert_eq!(with(1), with(3));
@@ -180,12 +179,12 @@ fn receipts_travel_with_the_pack() {
     use ultracompress::edit::add_receipt;
     use ultracompress::receipt::check;
 
-    let dir = tempfile::tempdir().expect("a folder");
-    let pack = packed(dir.path(), "tiny.uc");
+    let desk = Desk::new();
+    let pack = packed(&desk, "tiny.uc");
     let record = eval(&options(), &pack).expect("evaluates").to_bytes().expect("finite");
     let open = |path: &Path| Pack::open_path(path).expect("opens");
     let add = |from: &Path, record: &[u8], to: &str| {
-        let to = dir.path().join(to);
+        let to = desk.path(to);
         add_receipt(&open(from), record, &to, false, &NoProgress).map(|_| to)
     };
     let with = add(&pack, &record, "with.uc").expect("its own record");
@@ -201,7 +200,7 @@ fn receipts_travel_with_the_pack() {
     let kind = |r: Result<PathBuf, ultracompress::Error>| r.expect_err("refused").kind().clone();
     assert_eq!(kind(add(&with, &record, "twice.uc")), ErrorKind::InvalidArgument);
     assert_eq!(kind(add(&pack, &record, "with.uc")), ErrorKind::Io);
-    let other = dir.path().join("other.uc");
+    let other = desk.path("other.uc");
     let source = Source::open(&tiny_llama()).expect("the example");
     let mut recipe = ultracompress::pack::Recipe::default();
     recipe.bits = 6;
@@ -214,24 +213,20 @@ fn receipts_travel_with_the_pack() {
         ErrorKind::Integrity
     );
     for name in ["twice.uc", "wrong.uc", "better.uc"] {
-        assert!(!dir.path().join(name).exists(), "{name}");
+        assert!(!desk.path(name).exists(), "{name}");
     }
     // A pack whose stored bytes are damaged gets no receipt.
-    let mut bytes = std::fs::read(&pack).expect("readable");
-    bytes[600] ^= 1;
-    let damaged = dir.path().join("damaged.uc");
-    std::fs::write(&damaged, &bytes).expect("writable");
+    let damaged = desk.path("damaged.uc");
+    std::fs::copy(&pack, &damaged).expect("copies");
+    desk.flip("damaged.uc", 600, 1);
     assert_eq!(kind(add(&damaged, &record, "copy.uc")), ErrorKind::Integrity);
-    assert!(!dir.path().join("copy.uc").exists());
+    assert!(!desk.path("copy.uc").exists());
 }
 
 /// A copy of the example, changed.
-fn copy(dir: &Path, name: &str, change: impl Fn(&Path)) -> PathBuf {
-    let to = dir.join(name);
-    std::fs::create_dir(&to).expect("a folder");
-    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
-        std::fs::copy(tiny_llama().join(file), to.join(file)).expect("copies");
-    }
+fn copy(desk: &Desk, name: &str, change: impl Fn(&Path)) -> PathBuf {
+    let to = desk.path(name);
+    copy_files(&tiny_llama(), &["config.json", "model.safetensors", "tokenizer.json"], &to);
     change(&to);
     to
 }
@@ -244,10 +239,9 @@ fn edit(file: &Path, from: &str, to: &str) {
 
 #[test]
 fn what_cannot_be_evaluated_is_refused_with_the_reason() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let dir = dir.path();
+    let desk = Desk::new();
     let config = |name: &str, from: &'static str, to: &'static str| {
-        copy(dir, name, |folder| edit(&folder.join("config.json"), from, to))
+        copy(&desk, name, |folder| edit(&folder.join("config.json"), from, to))
     };
     let short = EvalOptions::new().with_seq_len(64);
     let run = |options: &EvalOptions, model: &Path, source: &Path, text: &[u8]| {
@@ -271,11 +265,11 @@ fn what_cannot_be_evaluated_is_refused_with_the_reason() {
         "rungs",
     );
 
-    let bare = copy(dir, "no-tokenizer", |f| {
+    let bare = copy(&desk, "no-tokenizer", |f| {
         std::fs::remove_file(f.join("tokenizer.json")).expect("there");
     });
     says(&run(&short, &tiny, &bare, &text()), "no tokenizer.json");
-    let other = copy(dir, "other-tokenizer", |f| {
+    let other = copy(&desk, "other-tokenizer", |f| {
         edit(&f.join("tokenizer.json"), "\"version\"", " \"version\"");
     });
     says(&run(&short, &other, &tiny, &text()), "not the reference's");
@@ -290,20 +284,18 @@ fn what_cannot_be_evaluated_is_refused_with_the_reason() {
     let flatter =
         config("flatter", "\"num_hidden_layers\": ", "\"num_hidden_layers\": 1 , \"was\": ");
     says(&run(&short, &flatter, &flatter, &text()), "has no place for it");
-    let none = copy(dir, "no-config", |f| {
+    let none = copy(&desk, "no-config", |f| {
         std::fs::remove_file(f.join("config.json")).expect("there");
     });
     says(&run(&short, &none, &none, &text()), "no config.json");
 
     // A norm of NaN: all logits are.
-    let nan = copy(dir, "nan", |f| {
+    let nan = copy(&desk, "nan", |f| {
         let file = f.join("model.safetensors");
         let mut bytes = std::fs::read(&file).expect("readable");
-        let head = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().expect("eight")))
-            .expect("small");
-        let header: serde_json::Value = serde_json::from_slice(&bytes[8..head]).expect("JSON");
+        let (header, data) = header_of(&bytes);
         let at = header["model.norm.weight"]["data_offsets"][0].as_u64().expect("an offset");
-        let at = head + usize::try_from(at).expect("small");
+        let at = data + size(at);
         bytes[at..at + 2].copy_from_slice(&[0xc0, 0x7f]);
         std::fs::write(&file, &bytes).expect("writable");
     });
@@ -325,14 +317,14 @@ fn what_cannot_be_evaluated_is_refused_with_the_reason() {
             "\"continuing_subword_prefix\": \"longer than any token\"".to_owned(),
         ),
     ] {
-        let damaged = copy(dir, name, |f| edit(&f.join("tokenizer.json"), from, &to));
+        let damaged = copy(&desk, name, |f| edit(&f.join("tokenizer.json"), from, &to));
         says(&run(&short, &damaged, &damaged, &text()), "tokenizer.json: ");
     }
     let scaled =
         config("scaling", "\"rope_parameters\": ", "\"rope_parameters\": \"linear\", \"was\": ");
     says(&run(&short, &scaled, &scaled, &text()), "an object is expected");
     // A head that config.json ties to the embedding, and that is another.
-    let untied = copy(dir, "untied", |f| {
+    let untied = copy(&desk, "untied", |f| {
         let file = f.join("model.safetensors");
         let bytes = std::fs::read(&file).expect("readable");
         let all = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
@@ -351,12 +343,9 @@ fn what_cannot_be_evaluated_is_refused_with_the_reason() {
 }
 
 /// The encoder of the fixtures with a tokenizer of single letters.
-fn encoder(dir: &Path) -> PathBuf {
-    let to = dir.join("bert");
-    std::fs::create_dir(&to).expect("a folder");
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(models().join("bert").join(file), to.join(file)).expect("copies");
-    }
+fn encoder(desk: &Desk) -> PathBuf {
+    let to = desk.path("bert");
+    copy_files(&models().join("bert"), &["config.json", "model.safetensors"], &to);
     let special = ["[UNK]", "[CLS]", "[SEP]"].map(str::to_owned);
     let letters = ('a'..='z').flat_map(|c| [c.to_string(), format!("##{c}")]);
     let vocab: serde_json::Map<_, _> =
@@ -379,8 +368,8 @@ fn encoder(dir: &Path) -> PathBuf {
 
 #[test]
 fn encoders_are_compared_by_cosines() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let folder = encoder(dir.path());
+    let desk = Desk::new();
+    let folder = encoder(&desk);
     let source = Model::open(&folder).expect("opens");
     let text = "some words of letters and more of them ".repeat(12);
     let options = EvalOptions::new().with_seq_len(24);
@@ -393,7 +382,7 @@ fn encoders_are_compared_by_cosines() {
     }
     assert_eq!(same.figure("kld_mean"), None);
     // Rows of 32 are kept raw unless a recipe says otherwise.
-    let pack = dir.path().join("bert.uc");
+    let pack = desk.path("bert.uc");
     let mut recipe = ultracompress::pack::Recipe::default();
     let rule = ultracompress::pack::RecipeRule::parse("dense.weight|self=4");
     recipe.tensors.push(rule.expect("a rule"));

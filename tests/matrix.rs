@@ -1,17 +1,17 @@
 //! Products straight from the planes, against the decoded matrix in binary64 and the documented bounds.
 
-#[path = "support/random.rs"]
-mod random;
-
-use std::io::Cursor;
+mod support;
 
 use ultracompress::codec::{PlaneCounts, PlaneLayout};
 use ultracompress::{
-    Container, DecodeOptions, Dtype, EncodedTensor, Int8Activations, Kernel, Manifest, PackWriter,
-    PlaneMatrix, PlaneParts, Role,
+    Container, DecodeOptions, Dtype, EncodedTensor, Int8Activations, Kernel, PlaneMatrix,
+    PlaneParts, Role,
 };
 
-use random::{Rng, size};
+use support::checkpoint::f32s;
+use support::pack::pack_of_one;
+use support::planes::{GROUPS, steps_and_planes};
+use support::random::{Rng, size};
 
 /// One rounding of binary32.
 const U: f64 = 1.0 / (1 << 24) as f64;
@@ -20,40 +20,12 @@ const U: f64 = 1.0 / (1 << 24) as f64;
 fn pack(rows: u64, cols: u64, group: u32, counts: PlaneCounts, seed: u64) -> Container<Vec<u8>> {
     let mut rng = Rng(seed);
     let layout = PlaneLayout::new(&[rows, cols], 1, group).expect("valid");
-    let mut steps: Vec<u8> =
-        (0..layout.steps_row_bytes() * rows).map(|_| (rng.next() & 255) as u8).collect();
-    if layout.n_groups() % 2 == 1 {
-        steps.chunks_mut(size(layout.steps_row_bytes())).for_each(|r| {
-            *r.last_mut().expect("groups") &= 15;
-        });
-    }
-    let mask = if cols.is_multiple_of(8) { 255 } else { (1u8 << (cols % 8)) - 1 };
-    let planes = counts.rows_with(rows).map(|with| {
-        let mut bytes: Vec<u8> =
-            (0..with * layout.row_bytes()).map(|_| (rng.next() & 255) as u8).collect();
-        bytes
-            .chunks_mut(size(layout.row_bytes()))
-            .for_each(|r| *r.last_mut().expect("columns") &= mask);
-        bytes
-    });
-    let parts = PlaneParts {
-        row_dims: 1,
-        group,
-        level_ids: [0; 6],
-        counts,
-        scales: (0..rows)
-            .flat_map(|_| (0x3c00 + (rng.next() % 256) as u16).to_le_bytes())
-            .collect(),
-        steps,
-        planes: planes.into_iter().filter(|p| !p.is_empty()).collect(),
-    };
+    let (steps, planes) = steps_and_planes(&mut rng, &layout, &counts);
+    let scale = |_| (0x3c00 + u16::from(rng.byte())).to_le_bytes();
+    let scales = (0..rows).flat_map(scale).collect();
+    let parts = PlaneParts { row_dims: 1, group, level_ids: [0; 6], counts, scales, steps, planes };
     let tensor = EncodedTensor::from_planes("w", Dtype::F32, &[rows, cols], Role::Body, parts, &[]);
-    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
-    writer.add_tensor(tensor.expect("fits")).expect("memory");
-    let mut manifest = Manifest::new("test");
-    manifest.add_tensor("w", &[], "test");
-    let (_, file) = writer.finish(&manifest.to_bytes().expect("valid")).expect("valid");
-    Container::open(file.into_inner()).expect("valid")
+    Container::open(pack_of_one(tensor.expect("fits"))).expect("valid")
 }
 
 /// `W x` in binary64, and the sum of the magnitudes.
@@ -78,8 +50,7 @@ fn within(found: &[f32], expected: &[(f64, f64)], units: f64, what: &str) {
 
 fn check(file: &Container<Vec<u8>>, rung: u8, rows_of_x: usize, seed: u64) {
     let view = file.tensor("w").expect("written");
-    let w = DecodeOptions::new().with_planes(rung).decode(&view).expect("valid");
-    let w: Vec<f32> = w.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let w = f32s(&DecodeOptions::new().with_planes(rung).decode(&view).expect("valid"));
     let matrix = PlaneMatrix::read_planes(&view, rung).expect("planes");
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let mut rng = Rng(seed);
@@ -121,7 +92,7 @@ fn check(file: &Container<Vec<u8>>, rung: u8, rows_of_x: usize, seed: u64) {
 fn products_keep_their_bounds() {
     let mut seed = 0;
     for planes in 3..=8 {
-        for group in [0, 16, 32, 64, 128, 256] {
+        for group in GROUPS {
             for cols in [1, 31, 64, 100, 255, 256, 257, 384, 1000] {
                 seed += 1;
                 let rows = 1 + seed % 5;

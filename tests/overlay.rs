@@ -1,13 +1,10 @@
 //! Overlays: in packs and files of their own, added, stacked, removed, refused; adapters in PEFT's format.
 #![cfg(feature = "checkpoints")]
 
-#[path = "support/random.rs"]
-mod random;
+mod support;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::TensorView as Tensor;
 use serde_json::json;
 use ultracompress::audit::same;
 use ultracompress::edit::{
@@ -23,29 +20,23 @@ use ultracompress::{
     VerifyOptions,
 };
 
-use random::Rng;
+use support::checkpoint::{Tensor, f32s, number};
+use support::folder::Desk;
+use support::random::{Rng, size};
 
 const ROWS: usize = 48;
 const COLS: usize = 96;
 const LAYERS: [&str; 2] = ["model.layers.0.a.weight", "model.layers.0.b.weight"];
 
-fn write_bf16(path: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)], dtype: safetensors::Dtype) {
-    let bytes: Vec<Vec<u8>> = tensors
+fn write(path: &Path, dtype: Dtype, tensors: &[(&str, Vec<u64>, Vec<f32>)]) {
+    let tensors: Vec<_> = tensors
         .iter()
-        .map(|(_, _, values)| match dtype {
-            safetensors::Dtype::BF16 => {
-                values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
-            }
-            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        .map(|(name, shape, values)| {
+            let bytes = values.iter().flat_map(|v| number((*v).into(), dtype)).collect();
+            Tensor::new(*name, dtype, shape, bytes)
         })
         .collect();
-    let views: HashMap<&str, Tensor<'_>> = tensors
-        .iter()
-        .zip(&bytes)
-        .map(|((name, shape, _), bytes)| {
-            (*name, Tensor::new(dtype, shape.clone(), bytes).expect("fits"))
-        })
-        .collect();
+    let views = tensors.iter().map(Tensor::view);
     safetensors::serialize_to_file(views, None, path).expect("writes");
 }
 
@@ -54,21 +45,22 @@ fn numbers(rng: &mut Rng, n: usize, size: f32) -> Vec<f32> {
 }
 
 /// A checkpoint of two matrices, an embedding and a norm, and its pack.
-fn packed(folder: &Path) -> (PathBuf, PathBuf) {
-    packed_sized(folder, ROWS, COLS)
+fn packed(desk: &Desk) -> (PathBuf, PathBuf) {
+    packed_sized(desk, ROWS, COLS)
 }
 
-fn packed_sized(folder: &Path, rows: usize, cols: usize) -> (PathBuf, PathBuf) {
+fn packed_sized(desk: &Desk, rows: usize, cols: usize) -> (PathBuf, PathBuf) {
     let mut rng = Rng(3);
-    let source = folder.join("model.safetensors");
+    let source = desk.path("model.safetensors");
     let mut tensors = vec![];
     for name in LAYERS {
-        tensors.push((name, vec![rows, cols], numbers(&mut rng, rows * cols, 0.05)));
+        let shape = vec![rows as u64, cols as u64];
+        tensors.push((name, shape, numbers(&mut rng, rows * cols, 0.05)));
     }
     tensors.push(("model.embed_tokens.weight", vec![16, 64], numbers(&mut rng, 1024, 0.1)));
     tensors.push(("model.norm.weight", vec![64], numbers(&mut rng, 64, 1.0)));
-    write_bf16(&source, &tensors, safetensors::Dtype::BF16);
-    let pack = folder.join("base.uc");
+    write(&source, Dtype::Bf16, &tensors);
+    let pack = desk.path("base.uc");
     let opened = Source::open(&source).expect("readable");
     PackOptions::new().pack(&opened, &pack).expect("packs");
     (source, pack)
@@ -127,9 +119,9 @@ fn read(path: &Path) -> Vec<u8> {
 
 #[test]
 fn overlays_stack_and_come_off_again() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| folder.path().join(name);
-    let (_, base) = packed(folder.path());
+    let desk = Desk::new();
+    let at = |name: &str| desk.path(name);
+    let (_, base) = packed(&desk);
     let (one, two) = (overlay("one", 1, &LAYERS, 4), overlay("another", 2, &LAYERS[..1], 7));
     add(&base, std::slice::from_ref(&one), &at("1.uc"));
     add(&at("1.uc"), std::slice::from_ref(&two), &at("12.uc"));
@@ -168,20 +160,17 @@ fn overlays_stack_and_come_off_again() {
 
 #[test]
 fn values_are_base_and_products() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (_, base) = packed(folder.path());
-    let with = folder.path().join("o.uc");
+    let desk = Desk::new();
+    let (_, base) = packed(&desk);
+    let with = desk.path("o.uc");
     let own = overlay("o", 5, &LAYERS[..1], 6);
     add(&base, std::slice::from_ref(&own), &with);
     let pack = open(&with);
     let tensor = pack.effective_tensor(LAYERS[0], 1).expect("there");
-    let f32s = |bytes: Vec<u8>| -> Vec<f32> {
-        bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-    };
     let options = DecodeOptions::new().with_dtype(Dtype::F32);
     let (found, plain) = (
-        f32s(tensor.decode(&options).expect("decodes")),
-        f32s(options.decode(&pack.tensor(LAYERS[0]).expect("there")).expect("decodes")),
+        f32s(&tensor.decode(&options).expect("decodes")),
+        f32s(&options.decode(&pack.tensor(LAYERS[0]).expect("there")).expect("decodes")),
     );
     let NewFactors::Int8 { a, b, .. } = &own.blocks[0].factors else { panic!("int8") };
     let scale = half::bf16::from_bits(0x3b00).to_f32() * half::bf16::from_bits(0x3a80).to_f32();
@@ -215,7 +204,7 @@ fn values_are_base_and_products() {
 
     // Both kinds of unpacking.
     let unpack = |overlays: bool, name: &str| {
-        let to = folder.path().join(name);
+        let to = desk.path(name);
         let options = UnpackOptions::new().with_overlays(overlays);
         options.unpack(&pack, &to).expect("unpacks")
     };
@@ -227,9 +216,9 @@ fn values_are_base_and_products() {
 
 #[test]
 fn files_of_overlays_are_for_their_base_alone() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| folder.path().join(name);
-    let (source, base) = packed(folder.path());
+    let desk = Desk::new();
+    let at = |name: &str| desk.path(name);
+    let (source, base) = packed(&desk);
     add(&base, &[overlay("one", 1, &LAYERS, 4), overlay("two", 2, &LAYERS, 3)], &at("12.uc"));
     options().export(&open(&at("12.uc")), "two", &at("two.uc"), &NoProgress).expect("exports");
     let file = open(&at("two.uc"));
@@ -269,11 +258,11 @@ fn files_of_overlays_are_for_their_base_alone() {
 
 #[test]
 fn shards_and_the_exact_rung_keep_overlays() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| folder.path().join(name);
+    let desk = Desk::new();
+    let at = |name: &str| desk.path(name);
     // Shards have a megabyte at least.
     let (rows, cols) = (1000, 1100);
-    let (source, base) = packed_sized(folder.path(), rows, cols);
+    let (source, base) = packed_sized(&desk, rows, cols);
     let own = [overlay_sized("o", 1, &LAYERS, 4, [rows, cols])];
     add(&base, &own, &at("o.uc"));
     let cut = ReshardOptions::new().with_shard_size(Some(1 << 20));
@@ -305,15 +294,15 @@ fn shards_and_the_exact_rung_keep_overlays() {
 
 #[test]
 fn damaged_overlays_are_noticed() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (_, base) = packed(folder.path());
-    let with = folder.path().join("o.uc");
+    let desk = Desk::new();
+    let (_, base) = packed(&desk);
+    let with = desk.path("o.uc");
     add(&base, &[overlay("o", 1, &LAYERS, 4)], &with);
     let bytes = read(&with);
     let pack = open(&with);
     let part = &pack.overlays()[0].parts[0];
-    let from = usize::try_from(part.offset).expect("small");
-    for at in [from, from + 200, from + usize::try_from(part.len).expect("small") - 70] {
+    let from = size(part.offset);
+    for at in [from, from + 200, from + size(part.len) - 70] {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1;
         let pack = Pack::from(ultracompress::Container::open(damaged).expect("only payload"));
@@ -326,9 +315,9 @@ fn damaged_overlays_are_noticed() {
 
 #[test]
 fn factors_that_do_not_fit_are_refused() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (_, base) = packed(folder.path());
-    let output = folder.path().join("x.uc");
+    let desk = Desk::new();
+    let (_, base) = packed(&desk);
+    let output = desk.path("x.uc");
     let refused = |change: &dyn Fn(&mut NewOverlay)| {
         let mut own = overlay("o", 1, &LAYERS[..1], 4);
         change(&mut own);
@@ -357,17 +346,17 @@ fn factors_that_do_not_fit_are_refused() {
 }
 
 /// A folder as PEFT saves it.
-fn lora(folder: &Path, config: &serde_json::Value, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
+fn lora(folder: &Path, config: &serde_json::Value, tensors: &[(&str, Vec<u64>, Vec<f32>)]) {
     std::fs::create_dir_all(folder).expect("a folder");
     std::fs::write(folder.join("adapter_config.json"), config.to_string()).expect("writes");
     let path = folder.join("adapter_model.safetensors");
-    write_bf16(&path, tensors, safetensors::Dtype::F32);
+    write(&path, Dtype::F32, tensors);
 }
 
 #[test]
 fn adapters_become_overlays() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (_, base) = packed(folder.path());
+    let desk = Desk::new();
+    let (_, base) = packed(&desk);
     let mut rng = Rng(4);
     let rank = 3;
     // Values that binary16 holds.
@@ -388,31 +377,29 @@ fn adapters_become_overlays() {
         format!("{prefix}.embed_tokens.lora_embedding_B"),
     ];
     let copy = format!("{prefix}.embed_tokens.base_layer.weight");
+    let [rows, cols, r] = [ROWS, COLS, rank].map(|n| n as u64);
     let tensors = [
         (copy.as_str(), vec![16, 64], vec![0.5; 1024]),
-        (names[0].as_str(), vec![rank, COLS], a.clone()),
-        (names[1].as_str(), vec![ROWS, rank], b.clone()),
-        (names[2].as_str(), vec![rank, 16], ea.clone()),
-        (names[3].as_str(), vec![64, rank], eb.clone()),
+        (names[0].as_str(), vec![r, cols], a.clone()),
+        (names[1].as_str(), vec![rows, r], b.clone()),
+        (names[2].as_str(), vec![r, 16], ea.clone()),
+        (names[3].as_str(), vec![64, r], eb.clone()),
     ];
-    let adapter = folder.path().join("adapter");
+    let adapter = desk.path("adapter");
     lora(&adapter, &config, &tensors);
     let pack = open(&base);
     let found = read_lora(&adapter, "adapter", &pack).expect("an adapter");
     assert_eq!((found.rounded, found.overlay.blocks.len()), (0, 2));
     assert_eq!(found.left_out, [copy.as_str()]);
-    let with = folder.path().join("o.uc");
+    let with = desk.path("o.uc");
     add(&base, &[found.overlay], &with);
     assert_eq!(verified(&with), 2);
     let with = open(&with);
     let options = DecodeOptions::new().with_dtype(Dtype::F32);
     let check = |name: &str, cols: usize, product: &dyn Fn(usize, usize) -> f64| {
-        let f32s = |bytes: Vec<u8>| -> Vec<f32> {
-            bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-        };
-        let plain = f32s(options.decode(&pack.tensor(name).expect("there")).expect("decodes"));
+        let plain = f32s(&options.decode(&pack.tensor(name).expect("there")).expect("decodes"));
         let tensor = with.effective_tensor(name, 1).expect("there");
-        let found = f32s(tensor.decode(&options).expect("decodes"));
+        let found = f32s(&tensor.decode(&options).expect("decodes"));
         for (i, (found, plain)) in found.iter().zip(&plain).enumerate() {
             let expected = f64::from(*plain) + product(i / cols, i % cols);
             assert!((f64::from(*found) - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{i}");
@@ -430,7 +417,7 @@ fn adapters_become_overlays() {
     let refused = |change: &dyn Fn(&mut serde_json::Value), tensors: &[_]| {
         let mut config = config.clone();
         change(&mut config);
-        let adapter = folder.path().join("refused");
+        let adapter = desk.path("refused");
         lora(&adapter, &config, tensors);
         read_lora(&adapter, "x", &pack).expect_err("refused").to_string()
     };
@@ -442,17 +429,17 @@ fn adapters_become_overlays() {
     let other = [(("base_model.model.lm_head.weight"), vec![2, 2], vec![0.0; 4])];
     assert!(refused(&|_| (), &other).contains("no factor"));
     let unknown = [
-        ("base_model.model.x.lora_A.weight", vec![rank, 4], vec![0.0; rank * 4]),
-        ("base_model.model.x.lora_B.weight", vec![4, rank], vec![0.0; rank * 4]),
+        ("base_model.model.x.lora_A.weight", vec![r, 4], vec![0.0; rank * 4]),
+        ("base_model.model.x.lora_B.weight", vec![4, r], vec![0.0; rank * 4]),
     ];
     assert!(refused(&|_| (), &unknown).contains("no such tensor"));
-    let bad = [(names[0].as_str(), vec![rank, COLS], vec![f32::NAN; rank * COLS])];
+    let bad = [(names[0].as_str(), vec![r, cols], vec![f32::NAN; rank * COLS])];
     assert!(refused(&|_| (), &bad).contains("NaN"));
     let transposed = [
-        (names[0].as_str(), vec![rank, ROWS], vec![0.5; rank * ROWS]),
-        (names[1].as_str(), vec![COLS, rank], vec![0.5; COLS * rank]),
+        (names[0].as_str(), vec![r, rows], vec![0.5; rank * ROWS]),
+        (names[1].as_str(), vec![cols, r], vec![0.5; COLS * rank]),
     ];
-    let adapter = folder.path().join("fan");
+    let adapter = desk.path("fan");
     let mut fan = config.clone();
     fan["fan_in_fan_out"] = json!(true);
     lora(&adapter, &fan, &transposed);

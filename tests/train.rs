@@ -1,55 +1,52 @@
 //! Training overlays on a tiny trained model: what is kept and why, interruption, every method and objective.
 #![cfg(feature = "lm")]
 
+mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ultracompress::edit::OverlayOptions;
 use ultracompress::lm::{CalibrateOptions, Method, Objective, TrainOptions, TrainReport};
-use ultracompress::pack::PackOptions;
-use ultracompress::source::{Model, Source};
+use ultracompress::source::Model;
 use ultracompress::{Check, Error, ErrorKind, NoProgress, Pack, Progress, VerifyOptions};
 
-fn tiny_llama() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/tiny-llama")
-}
+use support::folder::{Desk, copy_files, repository, tiny_llama};
+use support::progress::After;
+use tiny::tiny_pack;
 
 /// English text of ours.
 fn text() -> Vec<u8> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     ["README.md", "spec/container.md"]
         .iter()
-        .flat_map(|name| std::fs::read(root.join(name)).expect("the page is there"))
+        .flat_map(|name| read(&repository().join(name)))
         .take(12_000)
         .collect()
 }
 
 /// Other text of ours.
 fn held_out() -> Vec<u8> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/codec.md");
-    std::fs::read(page).expect("the page is there").into_iter().take(3000).collect()
+    read(&repository().join("spec/codec.md")).into_iter().take(3000).collect()
 }
 
-fn packed(folder: &Path) -> PathBuf {
-    let pack = folder.join("base.uc");
-    let recipe = ultracompress::pack::Recipe::default();
-    let source = Source::open(&tiny_llama()).expect("readable");
-    PackOptions::new().with_recipe(recipe).pack(&source, &pack).expect("packs");
-    pack
+fn packed(desk: &Desk) -> PathBuf {
+    desk.write("base.uc", tiny_pack());
+    desk.path("base.uc")
 }
 
 /// Statistics of the model, made once.
 fn calibration() -> PathBuf {
-    static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    static FILE: OnceLock<(Desk, PathBuf)> = OnceLock::new();
     let make = || {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("calibration");
+        let desk = Desk::new();
+        let file = desk.path("calibration");
         let model = Model::open(&tiny_llama()).expect("opens");
         let options = CalibrateOptions::new().with_seq_len(64).with_max_tokens(Some(1536));
         let prepared = options.prepare(&model, &text()).expect("a text");
         prepared.run(&file, &NoProgress).expect("calibrates");
-        (folder, file)
+        (desk, file)
     };
     FILE.get_or_init(make).1.clone()
 }
@@ -95,11 +92,11 @@ fn state_of(output: &Path) -> PathBuf {
 
 #[test]
 fn whitening_beats_plain_vectors_and_training_beats_both() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let base = packed(folder.path());
+    let desk = Desk::new();
+    let base = packed(&desk);
     let mut found = vec![];
     for method in [Method::Svd, Method::Whitened, Method::Gradient] {
-        let output = folder.path().join(method.name());
+        let output = desk.path(method.name());
         let mut options = options(method);
         (options.steps, options.round) = (12, 6);
         let report = train(&options, &base, &output, &NoProgress).expect("trains");
@@ -113,7 +110,7 @@ fn whitening_beats_plain_vectors_and_training_beats_both() {
             let verified = VerifyOptions::new().verify_pack(&pack).expect("readable");
             assert!(verified.is_ok() && verified.effective == Check::Ok);
             assert_eq!(pack.effective_root(), report.effective_root);
-            let without = folder.path().join("without.uc");
+            let without = desk.path("without.uc");
             let remove = OverlayOptions::new().with_force(true);
             remove.remove(&pack, "trained", &without, &NoProgress).expect("removes");
             assert!(read(&without) == read(&base));
@@ -129,9 +126,9 @@ fn whitening_beats_plain_vectors_and_training_beats_both() {
 
 #[test]
 fn bits_in_the_base_win_and_the_overlay_is_left_out() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let base = packed(folder.path());
-    let output = folder.path().join("o.uc");
+    let desk = Desk::new();
+    let base = packed(&desk);
+    let output = desk.path("o.uc");
     let mut options = options(Method::Whitened);
     options.frozen_base = false;
     let report = train(&options, &base, &output, &NoProgress).expect("trains");
@@ -145,25 +142,12 @@ fn bits_in_the_base_win_and_the_overlay_is_left_out() {
     assert!(read(&output) == read(&base), "the pack as it was");
 }
 
-/// Stops after so many steps.
-struct StopAfter(u64, AtomicU64);
-
-impl Progress for StopAfter {
-    fn advance(&self, steps: u64) {
-        self.1.fetch_add(steps, Ordering::SeqCst);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.1.load(Ordering::SeqCst) >= self.0
-    }
-}
-
 #[test]
 fn interrupted_training_goes_on_to_the_same_bytes() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let base = packed(folder.path());
+    let desk = Desk::new();
+    let base = packed(&desk);
     for objective in [Objective::Kl, Objective::Hidden, Objective::Hybrid] {
-        let at = |name: &str| folder.path().join(format!("{}-{name}", objective.name()));
+        let at = |name: &str| desk.path(format!("{}-{name}", objective.name()));
         let mut options = options(Method::Gradient);
         options.objective = objective;
         options.keep = true;
@@ -177,7 +161,7 @@ fn interrupted_training_goes_on_to_the_same_bytes() {
         for &after in stops {
             let output = at("parts.uc");
             options.force = true;
-            let stop = StopAfter(after, AtomicU64::new(0));
+            let stop = After::stop(after);
             let stopped = train(&options, &base, &output, &stop).expect_err("stopped");
             assert_eq!(*stopped.kind(), ErrorKind::Cancelled);
             assert!(state_of(&output).exists());
@@ -197,16 +181,16 @@ fn interrupted_training_goes_on_to_the_same_bytes() {
 
 #[test]
 fn training_that_has_ended_is_not_gone_on_with() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let base = packed(folder.path());
-    let (whole, parts) = (folder.path().join("whole.uc"), folder.path().join("parts.uc"));
+    let desk = Desk::new();
+    let base = packed(&desk);
+    let (whole, parts) = (desk.path("whole.uc"), desk.path("parts.uc"));
     let mut options = options(Method::Gradient);
     // The first round doesn't gain everything there is.
     (options.min_gain, options.keep) = (0.99, true);
     let report = train(&options, &base, &whole, &NoProgress).expect("trains");
     assert_eq!((report.stopped, report.steps), ("gain", 2));
     // Stopped while what was trained is compared.
-    let stop = StopAfter(2, AtomicU64::new(0));
+    let stop = After::stop(2);
     assert!(train(&options, &base, &parts, &stop).is_err());
     options.resume = true;
     let report = train(&options, &base, &parts, &NoProgress).expect("goes on");
@@ -216,9 +200,9 @@ fn training_that_has_ended_is_not_gone_on_with() {
 
 #[test]
 fn rounds_that_make_it_worse_are_undone() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let base = packed(folder.path());
-    let closed = folder.path().join("closed.uc");
+    let desk = Desk::new();
+    let base = packed(&desk);
+    let closed = desk.path("closed.uc");
     let mut closed_options = options(Method::Whitened);
     closed_options.keep = true;
     let closed = train(&closed_options, &base, &closed, &NoProgress).expect("trains");
@@ -227,7 +211,7 @@ fn rounds_that_make_it_worse_are_undone() {
     // Steps as large as the factors themselves.
     wild.learning_rate = 5.0;
     (wild.steps, wild.round, wild.max_rescues) = (4, 1, 1);
-    let output = folder.path().join("wild.uc");
+    let output = desk.path("wild.uc");
     let found = train(&wild, &base, &output, &NoProgress).expect("trains");
     assert_eq!((found.rescues, found.stopped, found.steps), (2, "rescues", 2));
     assert!(found.probes[1..].iter().all(|p| p.undone && p.loss > found.probes[0].loss));
@@ -243,9 +227,9 @@ fn rounds_that_make_it_worse_are_undone() {
 
 #[test]
 fn options_that_make_no_sense_are_refused() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let base = packed(folder.path());
-    let output = folder.path().join("o.uc");
+    let desk = Desk::new();
+    let base = packed(&desk);
+    let output = desk.path("o.uc");
     let refused = |change: &dyn Fn(&mut TrainOptions)| {
         let mut options = options(Method::Svd);
         change(&mut options);
@@ -266,15 +250,12 @@ fn options_that_make_no_sense_are_refused() {
     assert!(refused(&|o| o.held_out = Some(text())).contains("nothing would be held out"));
     assert!(refused(&|o| o.held_out = Some(b"Short.".to_vec())).contains("too short"));
     // Another model of the same shapes.
-    let other = folder.path().join("other");
-    std::fs::create_dir(&other).expect("a folder");
-    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
-        let mut bytes = read(&tiny_llama().join(file));
-        if file == "model.safetensors" {
-            *bytes.last_mut().expect("weights") ^= 1;
-        }
-        std::fs::write(other.join(file), bytes).expect("writes");
-    }
+    let other = desk.path("other");
+    let files = ["config.json", "tokenizer.json", "model.safetensors"];
+    copy_files(&tiny_llama(), &files, &other);
+    let mut bytes = desk.read("other/model.safetensors");
+    *bytes.last_mut().expect("weights") ^= 1;
+    desk.write("other/model.safetensors", bytes);
     let other = Model::open(&other).expect("opens");
     let pack = Model::open(&base).expect("opens");
     let mixed = options(Method::Svd).train(&pack, &other, &text(), &output, &NoProgress);

@@ -2,10 +2,13 @@
 
 #![allow(dead_code, reason = "each bench uses a part")]
 
-use std::io::Cursor;
+#[path = "../../tests/support/pack.rs"]
+mod pack;
 
-use ultracompress::codec::{EncodedRows, LevelSet, PlaneLayout, RowEncoder, RunBytes};
-use ultracompress::{Container, Dtype, Manifest, PackWriter, PlaneParts, Role};
+use ultracompress::codec::{EncodedRows, LevelSet, PlaneCounts, PlaneLayout, RowEncoder, RunBytes};
+use ultracompress::{Container, Dtype, EncodedTensor, PlaneParts, Role};
+
+use pack::pack_of_one;
 
 /// Weights around zero with a bell shape: sums of uniform numbers from a linear congruential generator.
 pub fn weights(n: usize) -> Vec<f32> {
@@ -47,27 +50,15 @@ impl Layer {
         let parts = PlaneParts {
             row_dims: 1,
             group: 32,
-            counts: ultracompress::codec::PlaneCounts::Uniform(5),
+            counts: PlaneCounts::Uniform(5),
             level_ids: [0; 6],
             scales: self.encoded.scales.clone(),
             steps: self.encoded.steps.clone(),
             planes: self.encoded.planes.clone(),
         };
         let shape = [self.layout.rows, self.layout.cols];
-        let tensor = ultracompress::EncodedTensor::from_planes(
-            "w",
-            Dtype::F32,
-            &shape,
-            Role::Body,
-            parts,
-            &[],
-        );
-        let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
-        writer.add_tensor(tensor.expect("fits")).expect("memory");
-        let mut manifest = Manifest::new("bench");
-        manifest.add_tensor("w", &[], "bench");
-        let (_, file) = writer.finish(&manifest.to_bytes().expect("valid")).expect("valid");
-        Container::open(file.into_inner()).expect("valid")
+        let tensor = EncodedTensor::from_planes("w", Dtype::F32, &shape, Role::Body, parts, &[]);
+        Container::open(pack_of_one(tensor.expect("fits"))).expect("valid")
     }
 }
 

@@ -1,72 +1,47 @@
 //! Receipts of audits: what they say of sound and damaged packs, that they are the same for everybody, and signatures.
 
-#[path = "../../tests/support/random.rs"]
-mod random;
+mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use ultracompress::audit::AuditOptions;
 use ultracompress::pack::{Exact, PackOptions};
 use ultracompress::receipt::AuditReceipt;
 use ultracompress::source::Source;
-use ultracompress::{Container, ErrorKind, Manifest};
+use ultracompress::{Container, Dtype, ErrorKind, Manifest};
 
-use random::Rng;
+use support::checkpoint::{Tensor, write_weights};
+use support::damage::patched;
+use support::folder::{Desk, repository};
+use support::pack::NewPack;
+use support::random::size;
 
-struct Desk(tempfile::TempDir);
+/// A desk with a source of three tensors and two files.
+fn desk() -> Desk {
+    let desk = Desk::new();
+    source(&desk, "source", 1);
+    desk
+}
 
-impl Desk {
-    /// With a source of three tensors and two files.
-    fn new() -> Self {
-        let desk = Self(tempfile::tempdir().expect("a folder"));
-        desk.source("source", 1);
-        desk
-    }
+fn source(desk: &Desk, name: &str, seed: u64) {
+    let folder = desk.folder(name);
+    let mut place = 0;
+    let shapes = [("a.weight", &[64, 256][..]), ("b.weight", &[96, 128]), ("n", &[64])];
+    let tensors = shapes.map(|(name, shape)| {
+        let seed = if name == "n" { 7 } else { seed + place };
+        place += 2 * shape.iter().product::<u64>();
+        Tensor::floats(name, Dtype::Bf16, shape, seed)
+    });
+    write_weights(&folder.join("model.safetensors"), &tensors);
+    fs::write(folder.join("config.json"), "{\"a\":1}").expect("can write");
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn source(&self, name: &str, seed: u64) {
-        let folder = self.path(name);
-        fs::create_dir_all(&folder).expect("a folder");
-        let mut header = serde_json::Map::new();
-        let mut data = vec![];
-        for (name, shape) in
-            [("a.weight", vec![64, 256]), ("b.weight", vec![96, 128]), ("n", vec![64])]
-        {
-            let start = data.len();
-            let bytes = usize::try_from(shape.iter().product::<u64>()).expect("small") * 2;
-            data.extend(Rng(if name == "n" { 7 } else { seed + start as u64 }).words(
-                bytes,
-                0x83ff_83ff_83ff_83ff,
-                0x3c00_3c00_3c00_3c00,
-            ));
-            let place =
-                json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()] });
-            header.insert(name.into(), place);
-        }
-        let header = Value::Object(header).to_string();
-        let mut file = (header.len() as u64).to_le_bytes().to_vec();
-        file.extend(header.as_bytes());
-        file.extend(data);
-        fs::write(folder.join("model.safetensors"), file).expect("can write");
-        fs::write(folder.join("config.json"), "{\"a\":1}").expect("can write");
-    }
-
-    fn pack(&self, name: &str, options: &PackOptions) -> PathBuf {
-        let source = Source::open(&self.path("source")).expect("valid");
-        let report = options.pack(&source, &self.path(name)).expect("packs");
-        report.files.last().expect("a file").0.clone()
-    }
-
-    fn uc(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_uc"));
-        command.current_dir(self.0.path()).args(args).output().expect("runs")
-    }
+fn pack(desk: &Desk, name: &str, options: &PackOptions) -> PathBuf {
+    let source = Source::open(&desk.path("source")).expect("valid");
+    let report = options.pack(&source, &desk.path(name)).expect("packs");
+    report.files.last().expect("a file").0.clone()
 }
 
 fn with_source(desk: &Desk) -> AuditOptions {
@@ -75,7 +50,7 @@ fn with_source(desk: &Desk) -> AuditOptions {
 
 /// Against the schema, and canonical.
 fn check_form(receipt: &AuditReceipt) -> Value {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join("spec/schema/audit.json");
+    let path = repository().join("spec/schema/audit.json");
     let schema = serde_json::from_str(&fs::read_to_string(path).expect("there")).expect("JSON");
     let schema = jsonschema::validator_for(&schema).expect("a schema");
     let bytes = receipt.to_bytes().expect("canonical");
@@ -88,7 +63,7 @@ fn check_form(receipt: &AuditReceipt) -> Value {
 
 #[test]
 fn a_sound_pack_of_each_kind_is_made_again() {
-    let desk = Desk::new();
+    let desk = desk();
     for (i, options) in [
         PackOptions::new(),
         PackOptions::new().with_exact(Exact::Residual),
@@ -99,7 +74,7 @@ fn a_sound_pack_of_each_kind_is_made_again() {
     .into_iter()
     .enumerate()
     {
-        let file = desk.pack(&format!("{i}.uc"), &options);
+        let file = pack(&desk, &format!("{i}.uc"), &options);
         let receipt = with_source(&desk).audit(&file).expect("audits");
         let json = check_form(&receipt);
         assert!(receipt.is_ok(), "{i}: {json:#}");
@@ -118,16 +93,15 @@ fn a_sound_pack_of_each_kind_is_made_again() {
 
 #[test]
 fn equal_packs_have_equal_receipts_wherever_they_are() {
-    let desk = Desk::new();
-    let file = desk.pack("a.uc", &PackOptions::new());
-    let other = Desk::new();
+    let (desk, other) = (desk(), desk());
+    let file = pack(&desk, "a.uc", &PackOptions::new());
     let copy = other.path("an other name.bin");
     fs::copy(&file, &copy).expect("can copy");
     let a = with_source(&desk).audit(&file).expect("audits").to_bytes().expect("canonical");
     let b = with_source(&other).audit(&copy).expect("audits").to_bytes().expect("canonical");
     assert!(a == b);
     let text = String::from_utf8(a).expect("UTF-8");
-    for secret in [desk.0.path(), other.0.path()] {
+    for secret in [desk.root(), other.root()] {
         assert!(!text.contains(&secret.display().to_string()) && !text.contains("a.uc"), "{text}");
     }
     // Damaged ones too: no name of a file in them.
@@ -146,13 +120,10 @@ fn equal_packs_have_equal_receipts_wherever_they_are() {
 
 #[test]
 fn what_does_not_open_has_a_receipt() {
-    let desk = Desk::new();
-    let file = desk.pack("a.uc", &PackOptions::new());
+    let desk = desk();
+    let file = pack(&desk, "a.uc", &PackOptions::new());
     let bytes = fs::read(&file).expect("there");
-    let mut version = bytes.clone();
-    version[8] = 9;
-    let crc = crc32fast::hash(&version[..252]);
-    version[252..256].copy_from_slice(&crc.to_le_bytes());
+    let version = patched(&bytes, 8, &[9]);
     for (bytes, kind) in [
         (b"GGUF".to_vec(), "malformed"),
         (bytes[..bytes.len() / 2].to_vec(), "truncated"),
@@ -172,9 +143,9 @@ fn what_does_not_open_has_a_receipt() {
 
 #[test]
 fn another_source_and_another_root_are_told() {
-    let desk = Desk::new();
-    let file = desk.pack("a.uc", &PackOptions::new());
-    desk.source("other", 99);
+    let desk = desk();
+    let file = pack(&desk, "a.uc", &PackOptions::new());
+    source(&desk, "other", 99);
     let options = AuditOptions::new().with_source(Some(desk.path("other")));
     let receipt = options.audit(&file).expect("audits");
     check_form(&receipt);
@@ -204,16 +175,15 @@ impl ParseRoot for String {
 
 /// The pack with another manifest, everything else as it was.
 fn with_manifest(file: &Path, change: impl Fn(&mut Manifest)) {
-    use ultracompress::{EncodedTensor, PackWriter, PlaneParts, StoredFile};
+    use ultracompress::{EncodedTensor, PlaneParts, StoredFile};
     let pack = Container::open_path(file).expect("valid");
-    let mut manifest = Manifest::read(&pack).expect("valid");
-    change(&mut manifest);
+    let mut new = NewPack::new();
+    new.manifest = Manifest::read(&pack).expect("valid");
+    change(&mut new.manifest);
     // Tensors as they are stored, read part by part.
     let bytes = fs::read(file).expect("there");
-    let mut writer = PackWriter::new(std::io::Cursor::new(vec![])).expect("memory");
     let stored = |p: &ultracompress::format::Part| {
-        let at = usize::try_from(p.offset).expect("small");
-        bytes[at..at + usize::try_from(p.stored_len).expect("small")].to_vec()
+        bytes[size(p.offset)..size(p.offset + p.stored_len)].to_vec()
     };
     for t in pack.tensors() {
         use ultracompress::codec::PlaneCounts;
@@ -242,20 +212,19 @@ fn with_manifest(file: &Path, change: impl Fn(&mut Manifest)) {
                 &EncodeOptions::new(),
             ),
         };
-        writer.add_tensor(tensor.expect("valid")).expect("memory");
+        new.writer.add_tensor(tensor.expect("valid")).expect("memory");
     }
     for f in &pack.index().files {
         let file = StoredFile::new(&f.path, &pack.read_file(f).expect("there"), None);
-        writer.add_file(file.expect("valid")).expect("memory");
+        new.writer.add_file(file.expect("valid")).expect("memory");
     }
-    let written = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1;
-    fs::write(file, written.into_inner()).expect("can write");
+    fs::write(file, new.bytes()).expect("can write");
 }
 
 #[test]
 fn a_pack_that_its_source_does_not_give_is_told() {
-    let desk = Desk::new();
-    let file = desk.pack("a.uc", &PackOptions::new());
+    let desk = desk();
+    let file = pack(&desk, "a.uc", &PackOptions::new());
     // Another encoder: the bytes are not compared, the values are counted.
     with_manifest(&file, |m| m.encoder = "another-1".into());
     let receipt = with_source(&desk).audit(&file).expect("audits");
@@ -264,25 +233,25 @@ fn a_pack_that_its_source_does_not_give_is_told() {
     assert_eq!((&json["verdict"], &json["failures"]), (&json!("incomplete"), &json!([])));
     assert_eq!(json["checks"]["rederived"], "not_checked");
     assert_eq!(json["rederived"]["same_encoder"], false);
-    let ran = desk.uc(&["-q", "audit", "a.uc", "--source", "source"]);
-    assert_eq!(ran.status.code(), Some(3), "what isn't told is no success");
-    let ran = desk.uc(&["-q", "audit", "a.uc"]);
-    assert_eq!(ran.status.code(), Some(0), "nothing else was asked for");
+    let ran = desk.run(&["-q", "audit", "a.uc", "--source", "source"]);
+    assert_eq!(ran.code, Some(3), "what isn't told is no success");
+    let ran = desk.run(&["-q", "audit", "a.uc"]);
+    assert_eq!(ran.code, Some(0), "nothing else was asked for");
     assert_eq!(
         (&json["rederived"]["tensors_equal"], &json["rederived"]["bytes_compared"]),
         (&json!(3), &json!(0))
     );
     // Values that this encoder doesn't make of the source, under its name: an honest manifest, another model inside.
-    desk.source("source", 5);
-    let theirs = desk.pack("theirs.uc", &PackOptions::new());
+    source(&desk, "source", 5);
+    let theirs = pack(&desk, "theirs.uc", &PackOptions::new());
     let manifest = Manifest::read(&Container::open_path(&theirs).expect("valid")).expect("valid");
-    desk.source("source", 1);
-    let forged = desk.pack("forged.uc", &PackOptions::new());
+    source(&desk, "source", 1);
+    let forged = pack(&desk, "forged.uc", &PackOptions::new());
     with_manifest(&forged, |m| {
         m.tensors = manifest.tensors.clone();
         m.files = manifest.files.clone();
     });
-    desk.source("source", 5);
+    source(&desk, "source", 5);
     let receipt = with_source(&desk).audit(&forged).expect("audits");
     let json = check_form(&receipt);
     // Every digest in the file is right, and what it claims of its source is so; making it again shows the lie.
@@ -298,8 +267,8 @@ fn a_pack_that_its_source_does_not_give_is_told() {
 
 #[test]
 fn a_wrong_recipe_in_the_manifest_is_told_by_the_bytes() {
-    let desk = Desk::new();
-    let file = desk.pack("a.uc", &PackOptions::new());
+    let desk = desk();
+    let file = pack(&desk, "a.uc", &PackOptions::new());
     with_manifest(&file, |m| m.recipe["bits"] = json!(6));
     let receipt = with_source(&desk).audit(&file).expect("audits");
     let json = check_form(&receipt);
@@ -326,17 +295,12 @@ fn a_wrong_recipe_in_the_manifest_is_told_by_the_bytes() {
 
 #[test]
 fn dimensions_beyond_what_json_holds_are_digits() {
-    use ultracompress::{Dtype, EncodeOptions, EncodedTensor, PackWriter};
-    let desk = Desk::new();
-    let mut manifest = Manifest::new("test");
-    let mut writer = PackWriter::new(std::io::Cursor::new(vec![])).expect("memory");
+    let desk = desk();
+    let mut pack = NewPack::new();
     for (name, n) in [("a", (1u64 << 53) - 1), ("b", 1 << 53), ("c", 1 << 60)] {
-        manifest.add_tensor(name, b"", "test");
-        let tensor = EncodedTensor::raw(name, Dtype::U8, &[0, n], b"", &EncodeOptions::new());
-        writer.add_tensor(tensor.expect("valid")).expect("memory");
+        pack.add_raw(name, Dtype::U8, &[0, n], b"");
     }
-    let file = writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1;
-    fs::write(desk.path("a.uc"), file.into_inner()).expect("can write");
+    desk.write("a.uc", pack.bytes());
     let receipt = AuditOptions::new().audit(&desk.path("a.uc")).expect("audits");
     let json = check_form(&receipt);
     assert!(receipt.is_ok(), "{json:#}");
@@ -352,15 +316,12 @@ fn dimensions_beyond_what_json_holds_are_digits() {
 
 #[test]
 fn sharded_packs_are_joined_and_their_files_named() {
-    let desk = Desk::new();
+    let desk = desk();
     // Larger, so that there are shards.
-    let folder = desk.path("source");
-    let header = r#"{"w":{"dtype":"BF16","shape":[1024,1024],"data_offsets":[0,2097152]},"v":{"dtype":"BF16","shape":[1024,1024],"data_offsets":[2097152,4194304]},"u":{"dtype":"BF16","shape":[1024,1024],"data_offsets":[4194304,6291456]}}"#;
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend(Rng(3).words(6_291_456, 0x83ff_83ff_83ff_83ff, 0x3c00_3c00_3c00_3c00));
-    fs::write(folder.join("model.safetensors"), bytes).expect("can write");
-    let index = desk.pack("m.uc", &PackOptions::new().with_shard_size(Some(1 << 20)));
+    let tensor = |(name, seed)| Tensor::floats(name, Dtype::Bf16, &[1024, 1024], seed);
+    let tensors = [("w", 3), ("v", 4), ("u", 5)].map(tensor);
+    write_weights(&desk.path("source/model.safetensors"), &tensors);
+    let index = pack(&desk, "m.uc", &PackOptions::new().with_shard_size(Some(1 << 20)));
     assert!(index.to_string_lossy().ends_with(".json"), "{}", index.display());
     let receipt = with_source(&desk).audit(&index).expect("audits");
     let json = check_form(&receipt);
@@ -374,9 +335,7 @@ fn sharded_packs_are_joined_and_their_files_named() {
     assert_eq!(alone.shard.as_ref().map(|s| (s.number, s.count)), Some((2, 3)));
     let e = with_source(&desk).audit(&shard).expect_err("one shard has no source");
     assert_eq!(*e.kind(), ErrorKind::InvalidArgument, "{e}");
-    let mut bytes = fs::read(&shard).expect("there");
-    bytes[5000] ^= 4;
-    fs::write(&shard, bytes).expect("can write");
+    desk.flip("m-00002-of-00003.uc", 5000, 4);
     for options in [AuditOptions::new(), with_source(&desk)] {
         let json = check_form(&options.audit(&index).expect("audits"));
         assert_eq!(json["failures"][0]["file"], "m-00002-of-00003.uc", "{json:#}");
@@ -389,52 +348,44 @@ fn sharded_packs_are_joined_and_their_files_named() {
 
 #[test]
 fn the_command_writes_receipts_and_statements() {
-    let desk = Desk::new();
-    desk.pack("a.uc", &PackOptions::new());
-    let ran = desk.uc(&["audit", "a.uc", "--source", "source", "-o", "a.json"]);
+    let desk = desk();
+    pack(&desk, "a.uc", &PackOptions::new());
+    let ran = desk.run(&["audit", "a.uc", "--source", "source", "-o", "a.json"]).expect(0);
+    assert!(ran.stdout.is_empty(), "{}", ran.stderr);
+    let receipt = desk.read("a.json");
+    let printed = desk.run(&["-q", "audit", "a.uc", "--source", "source"]);
     assert!(
-        ran.status.success() && ran.stdout.is_empty(),
-        "{}",
-        String::from_utf8_lossy(&ran.stderr)
+        printed.stdout.as_bytes() == [&receipt[..], b"\n"].concat() && printed.stderr.is_empty()
     );
-    let receipt = fs::read(desk.path("a.json")).expect("written");
-    let printed = desk.uc(&["-q", "audit", "a.uc", "--source", "source"]);
-    assert!(printed.stdout == [&receipt[..], b"\n"].concat() && printed.stderr.is_empty());
-    let ran = desk.uc(&["audit", "a.uc", "-o", "a.json"]);
-    assert_eq!(ran.status.code(), Some(1), "it is there");
-    let ran = desk.uc(&["--json", "-q", "audit", "a.uc", "--source", "source", "-o", "b.json"]);
-    let json: Value = serde_json::from_slice(&ran.stdout).expect("one JSON object");
+    let ran = desk.run(&["audit", "a.uc", "-o", "a.json"]);
+    assert_eq!(ran.code, Some(1), "it is there");
+    let ran = desk.run(&["--json", "-q", "audit", "a.uc", "--source", "source", "-o", "b.json"]);
+    let json = ran.json();
     assert_eq!(json["verdict"], "ok");
     assert_eq!(json["sha256"], ultracompress::Digest::of(&receipt).to_string());
-    let statement = desk.uc(&["-q", "audit", "a.uc", "--source", "source", "--format", "in-toto"]);
-    let json: Value = serde_json::from_slice(&statement.stdout).expect("JSON");
+    let statement = desk.run(&["-q", "audit", "a.uc", "--source", "source", "--format", "in-toto"]);
+    let json = statement.json();
     let own: Value = serde_json::from_slice(&receipt).expect("JSON");
     assert_eq!(json["_type"], "https://in-toto.io/Statement/v1");
     assert_eq!(json["predicate"], own);
     assert_eq!(json["subject"][0]["digest"]["sha256"], own["files"][0]["sha256"]);
     assert_eq!(json["subject"][1]["digest"]["uc_decoded_root"], own["roots"]["decoded"]);
     // A failure: a receipt all the same, and the exit code of a mismatch.
-    let mut bytes = fs::read(desk.path("a.uc")).expect("there");
-    bytes[4000] ^= 1;
-    fs::write(desk.path("a.uc"), &bytes).expect("can write");
-    let ran = desk.uc(&["-q", "audit", "a.uc"]);
-    assert_eq!(ran.status.code(), Some(3));
-    let json: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    desk.flip("a.uc", 4000, 1);
+    let ran = desk.run(&["-q", "audit", "a.uc"]);
+    assert_eq!(ran.code, Some(3));
+    let json = ran.json();
     assert_eq!(json["verdict"], "failed");
-    fs::write(desk.path("a.uc"), "no pack").expect("can write");
-    assert_eq!(desk.uc(&["-q", "audit", "a.uc"]).status.code(), Some(1));
-    assert_eq!(desk.uc(&["audit", "a.uc", "--calibration", "x"]).status.code(), Some(2));
+    desk.write("a.uc", "no pack");
+    assert_eq!(desk.run(&["-q", "audit", "a.uc"]).code, Some(1));
+    assert_eq!(desk.run(&["audit", "a.uc", "--calibration", "x"]).code, Some(2));
 }
 
 #[test]
 fn signatures_are_made_and_compared() {
-    let desk = Desk::new();
-    desk.pack("a.uc", &PackOptions::new());
-    let ok = |args: &[&str]| {
-        let ran = desk.uc(args);
-        assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
-        ran
-    };
+    let desk = desk();
+    pack(&desk, "a.uc", &PackOptions::new());
+    let ok = |args: &[&str]| desk.run(args).expect(0);
     ok(&["sign", "--new-key", "k", "--no-password"]);
     ok(&["sign", "--new-key", "other", "--no-password"]);
     #[cfg(unix)]
@@ -445,52 +396,47 @@ fn signatures_are_made_and_compared() {
     }
     ok(&["sign", "a.uc", "--secret-key", "k.key"]);
     let ran = ok(&["--json", "verify", "a.uc", "--key", "k.pub"]);
-    let json: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    let json = ran.json();
     assert_eq!((&json["signature"], &json["compared_with"]), (&json!("ok"), &json!("ok")));
     let root = json["decoded_root"].as_str().expect("a root");
     assert!(json["signature_comment"].as_str().is_some_and(|c| c.contains(root)));
     let line = fs::read_to_string(desk.path("k.pub")).expect("written");
     ok(&["verify", "a.uc", "--key", line.lines().nth(1).expect("a key")]);
     // It is there; another key; no signature.
-    assert_eq!(desk.uc(&["sign", "a.uc", "--secret-key", "k.key"]).status.code(), Some(1));
-    let ran = desk.uc(&["--json", "verify", "a.uc", "--key", "other.pub"]);
-    assert_eq!(ran.status.code(), Some(3));
-    let json: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    assert_eq!(desk.run(&["sign", "a.uc", "--secret-key", "k.key"]).code, Some(1));
+    let ran = desk.run(&["--json", "verify", "a.uc", "--key", "other.pub"]);
+    assert_eq!(ran.code, Some(3));
+    let json = ran.json();
     assert_eq!(
         (&json["signature"], &json["compared_with"]),
         (&json!("mismatch"), &json!("mismatch"))
     );
-    assert_eq!(
-        desk.uc(&["verify", "a.uc", "--key", "k.pub", "--signature", "no"]).status.code(),
-        Some(1)
-    );
-    assert_eq!(desk.uc(&["verify", "a.uc", "--key", "no key"]).status.code(), Some(2));
+    assert_eq!(desk.run(&["verify", "a.uc", "--key", "k.pub", "--signature", "no"]).code, Some(1));
+    assert_eq!(desk.run(&["verify", "a.uc", "--key", "no key"]).code, Some(2));
     let ran = ok(&["-q", "audit", "a.uc", "--key", "k.pub"]);
-    let json: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    let json = ran.json();
     assert_eq!(json["checks"]["signature"], "ok");
     assert_eq!(json["against"]["signature_key"].as_str().map(str::len), Some(16));
     // The receipt of a signature that isn't one says by which key.
     let id = json["against"]["signature_key"].clone();
-    fs::write(desk.path("bad.minisig"), [0xff, 0xfe]).expect("can write");
+    desk.write("bad.minisig", [0xff, 0xfe]);
     for signature in ["bad.minisig", "other.pub"] {
-        let ran = desk.uc(&["-q", "audit", "a.uc", "--key", "k.pub", "--signature", signature]);
-        assert_eq!(ran.status.code(), Some(3), "{signature}");
-        let json: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+        let ran = desk.run(&["-q", "audit", "a.uc", "--key", "k.pub", "--signature", signature]);
+        assert_eq!(ran.code, Some(3), "{signature}");
+        let json = ran.json();
         assert_eq!(
             (&json["checks"]["signature"], &json["against"]["signature_key"]),
             (&json!("mismatch"), &id)
         );
     }
     // One bit that no rule of the format speaks of would do: here one that all checks notice.
-    let mut bytes = fs::read(desk.path("a.uc")).expect("there");
-    bytes[4000] ^= 1;
-    fs::write(desk.path("a.uc"), &bytes).expect("can write");
-    let ran = desk.uc(&["--json", "verify", "a.uc", "--key", "k.pub", "--fast"]);
-    assert_eq!(ran.status.code(), Some(3));
-    let json: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    desk.flip("a.uc", 4000, 1);
+    let ran = desk.run(&["--json", "verify", "a.uc", "--key", "k.pub", "--fast"]);
+    assert_eq!(ran.code, Some(3));
+    let json = ran.json();
     assert_eq!(json["signature"], "mismatch");
     // A damaged pack isn't signed.
-    let ran = desk.uc(&["sign", "a.uc", "--secret-key", "k.key", "-o", "new.minisig"]);
-    assert_eq!(ran.status.code(), Some(3));
+    let ran = desk.run(&["sign", "a.uc", "--secret-key", "k.key", "-o", "new.minisig"]);
+    assert_eq!(ran.code, Some(3));
     assert!(!desk.path("new.minisig").exists());
 }

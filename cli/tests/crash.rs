@@ -3,100 +3,82 @@
 //!
 //! `UC_KILLS=50 cargo test --release --test crash` kills fifty times; the default is a few. `UC_KILLS_REPORT=FILE` writes
 //! what was counted.
+//!
+//! Processes of `uc` are killed and interrupted, not this one, so these tests run beside others; what they check doesn't
+//! depend on how far a run had come. Where they wait for one that has come far enough, they try again if it was faster.
 
-#[path = "../../tests/support/random.rs"]
-mod random;
+mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use ultracompress::pack::{Exact, PackOptions, PackReport, Recipe};
 use ultracompress::source::Source;
-use ultracompress::{Error, ErrorKind, Progress};
+use ultracompress::{Dtype, Error, ErrorKind};
 
-use random::Rng;
+use support::checkpoint::{Tensor, header_of, safetensors, write_weights};
+use support::folder::{Desk, files, repository, tiny_llama};
+use support::progress::After;
+use support::random::Rng;
+use support::uc::{Ran, source};
 
 /// A safetensors file of `n` matrices; `seed` decides their values, that of the first one alone if `one` is given.
 fn weights(path: &Path, n: usize, one: Option<u64>) {
-    let (rows, cols) = (64, 2048);
-    let bytes = rows * cols * 2;
-    let mut header = serde_json::Map::new();
-    let mut data = vec![];
-    for i in 0..n {
-        let name = match i % 8 {
-            7 => format!("model.layers.{i}.norm.weight"),
-            _ => format!("model.layers.{i}.mlp.up_proj.weight"),
-        };
+    let tensor = |i: usize| {
         // Tensors of rank 1 are kept as they are.
-        let shape = if i % 8 == 7 { json!([rows * cols]) } else { json!([rows, cols]) };
-        let start = data.len();
+        let (name, shape) = match i % 8 {
+            7 => (format!("model.layers.{i}.norm.weight"), &[64 * 2048][..]),
+            _ => (format!("model.layers.{i}.mlp.up_proj.weight"), &[64, 2048][..]),
+        };
         let seed = one.filter(|_| i == 0).unwrap_or(i as u64 + 1);
-        data.extend(Rng(seed).words(bytes, 0x83ff_83ff_83ff_83ff, 0x3c00_3c00_3c00_3c00));
-        header.insert(
-            name,
-            json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()] }),
-        );
-    }
-    let header = Value::Object(header).to_string();
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend(header.as_bytes());
-    file.extend(data);
-    fs::write(path, file).expect("can write");
+        Tensor::floats(name, Dtype::Bf16, shape, seed)
+    };
+    let tensors: Vec<_> = (0..n).map(tensor).collect();
+    write_weights(path, &tensors);
 }
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let desk = tempfile::tempdir().expect("a folder");
-    let source = desk.path().join("source");
-    fs::create_dir(&source).expect("a folder");
+/// A desk with a checkpoint on it.
+fn folder() -> (Desk, PathBuf) {
+    let desk = Desk::new();
+    let source = desk.folder("source");
     weights(&source.join("model.safetensors"), 24, None);
-    fs::write(source.join("config.json"), "{}").expect("can write");
+    desk.write("source/config.json", "{}");
     (desk, source)
 }
 
-fn names(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder).expect("there");
-    entries.map(|e| e.expect("readable").file_name().to_string_lossy().into_owned()).collect()
+fn names(desk: &Desk) -> BTreeSet<String> {
+    desk.names().into_iter().collect()
 }
 
-fn uc(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_uc"));
-    command.current_dir(folder).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn done(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
-
-fn contents(folder: &Path, names: &BTreeSet<String>) -> Vec<Vec<u8>> {
-    names.iter().map(|name| fs::read(folder.join(name)).expect("there")).collect()
+fn contents(desk: &Desk, names: &BTreeSet<String>) -> Vec<Vec<u8>> {
+    names.iter().map(|name| desk.read(name)).collect()
 }
 
 /// Packs without interruption, then with kills, until `kills` of them have happened. Gives how often items were taken over.
 fn kill_loop(args: &[&str], kills: u64, rng: &mut Rng) -> (u64, u64) {
     let (desk, _) = folder();
-    let folder = desk.path();
-    let before = names(folder);
+    let before = names(&desk);
     let all: Vec<&str> =
         ["--json", "-q", "pack", "source", "-o", "m.uc"].iter().chain(args).copied().collect();
     let started = Instant::now();
-    done(&uc(folder, &all).output().expect("runs"));
+    desk.run(&all).expect(0).json();
     let whole = started.elapsed();
-    let written: BTreeSet<String> = names(folder).difference(&before).cloned().collect();
+    let written: BTreeSet<String> = names(&desk).difference(&before).cloned().collect();
     assert!(!written.is_empty());
-    let expected = contents(folder, &written);
+    let expected = contents(&desk, &written);
     let resume: Vec<&str> = all.iter().copied().chain(["--resume"]).collect();
     let (mut killed, mut resumed) = (0, 0);
     while killed < kills {
-        written.iter().for_each(|name| fs::remove_file(folder.join(name)).expect("there"));
+        written.iter().for_each(|name| fs::remove_file(desk.path(name)).expect("there"));
         loop {
-            let mut run = uc(folder, &resume).spawn().expect("runs");
+            let mut command = desk.command(&resume);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut run = command.spawn().expect("runs");
             // Anywhere in a run, every third time near its end, and sometimes behind it.
             let from = if killed % 3 == 2 { 800 } else { 0 };
             let share = u32::try_from(from + rng.below(1000 - from)).expect("at most 1000");
@@ -106,16 +88,17 @@ fn kill_loop(args: &[&str], kills: u64, rng: &mut Rng) -> (u64, u64) {
             run.kill().expect("can be killed");
             let output = run.wait_with_output().expect("ends");
             if ended || output.status.success() {
-                resumed += done(&output)["resumed"].as_u64().expect("a count");
+                let json = Ran::from(output).expect(0).json();
+                resumed += json["resumed"].as_u64().expect("a count");
                 break;
             }
             killed += 1;
-            let there = names(folder);
+            let there = names(&desk);
             let finished: Vec<_> = written.iter().filter(|name| there.contains(*name)).collect();
             // Files get their names when all of them are complete, one after the other.
             for name in finished {
                 let at = written.iter().position(|w| w == name).expect("listed");
-                assert!(fs::read(folder.join(name)).expect("there") == expected[at], "{name}");
+                assert!(desk.read(name) == expected[at], "{name}");
             }
             // It was over, and had only to end.
             if there.is_superset(&written) && !there.contains("m.uc.pack-state") {
@@ -123,10 +106,10 @@ fn kill_loop(args: &[&str], kills: u64, rng: &mut Rng) -> (u64, u64) {
             }
         }
         assert!(
-            contents(folder, &written) == expected,
+            contents(&desk, &written) == expected,
             "{args:?}: other bytes after {killed} kills"
         );
-        let left = names(folder);
+        let left = names(&desk);
         let left: Vec<_> = left.difference(&before).filter(|n| !written.contains(*n)).collect();
         assert!(left.is_empty(), "{left:?} is left");
     }
@@ -155,55 +138,40 @@ fn killed_runs_end_in_the_same_bytes() {
     }
 }
 
-/// Asks the run to stop, or does something to it, after so many bytes.
-struct After<'a> {
-    bytes: u64,
-    seen: AtomicU64,
-    act: &'a (dyn Fn() + Sync),
-    stop: bool,
-}
-
-impl<'a> After<'a> {
-    fn new(bytes: u64, stop: bool, act: &'a (dyn Fn() + Sync)) -> Self {
-        Self { bytes, seen: AtomicU64::new(0), act, stop }
-    }
-}
-
-impl Progress for After<'_> {
-    fn advance(&self, bytes: u64) {
-        let before = self.seen.fetch_add(bytes, Ordering::SeqCst);
-        if before < self.bytes && before + bytes >= self.bytes {
-            (self.act)();
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.stop && self.seen.load(Ordering::SeqCst) >= self.bytes
-    }
-}
-
 fn pack(source: &Path, output: &Path, options: &PackOptions) -> Result<PackReport, Error> {
     options.pack(&Source::open(source)?, output)
 }
 
-/// A run that is cancelled when it has encoded about half.
-fn interrupted(source: &Path, output: &Path, options: &PackOptions) {
-    let source = Source::open(source).expect("valid");
-    let after = After::new(source.bytes() * 3 / 2, true, &|| {});
-    let e = options.pack_with(&source, output, &after).expect_err("cancelled");
-    assert_eq!(*e.kind(), ErrorKind::Cancelled, "{e}");
+/// Leaves on the desk what a run to `m.uc` leaves that is cancelled when it has encoded about half of the checkpoint. It is
+/// made once for the same options.
+fn interrupted(desk: &Desk, options: &PackOptions) {
+    static MADE: Mutex<BTreeMap<String, BTreeMap<PathBuf, Vec<u8>>>> = Mutex::new(BTreeMap::new());
+    let key = format!("{options:?}");
+    let made = MADE.lock().expect("no panic").get(&key).cloned();
+    let left = made.unwrap_or_else(|| {
+        let (desk, source) = folder();
+        let source = Source::open(&source).expect("valid");
+        let after = After::stop(source.bytes() * 3 / 2);
+        let e = options.pack_with(&source, &desk.path("m.uc"), &after).expect_err("cancelled");
+        assert_eq!(*e.kind(), ErrorKind::Cancelled, "{e}");
+        let mut left = files(desk.root());
+        left.retain(|name, _| !name.starts_with("source"));
+        MADE.lock().expect("no panic").insert(key, left.clone());
+        left
+    });
+    left.iter().for_each(|(name, bytes)| desk.write(name, bytes));
 }
 
 #[test]
 fn resuming_does_only_what_is_missing() {
     let (desk, source) = folder();
-    let out = desk.path().join("m.uc");
+    let out = desk.path("m.uc");
     let resume = PackOptions::new().with_resume(true);
     for options in [PackOptions::new(), PackOptions::new().with_shard_size(Some(1 << 20))] {
-        let whole = pack(&source, &desk.path().join("whole.uc"), &options).expect("packs");
+        let whole = pack(&source, &desk.path("whole.uc"), &options).expect("packs");
         let options = options.with_resume(true);
-        interrupted(&source, &out, &options);
-        let state = desk.path().join("m.uc.pack-state");
+        interrupted(&desk, &options);
+        let state = desk.path("m.uc.pack-state");
         let lines = fs::read_to_string(&state).expect("kept").lines().count();
         assert!(lines > 5 && !out.exists(), "{lines} lines");
         let report = pack(&source, &out, &options).expect("goes on");
@@ -220,7 +188,7 @@ fn resuming_does_only_what_is_missing() {
         for (file, _) in report.files.iter().chain(&whole.files) {
             fs::remove_file(file).expect("there");
         }
-        assert_eq!(names(desk.path()).len(), 1, "{:?}", names(desk.path()));
+        assert_eq!(names(&desk).len(), 1, "{:?}", names(&desk));
     }
     // With nothing to go on with it starts at the beginning.
     assert_eq!(pack(&source, &out, &resume).expect("packs").resumed, 0);
@@ -229,17 +197,15 @@ fn resuming_does_only_what_is_missing() {
 #[test]
 fn what_an_interrupted_run_left_is_not_trusted() {
     let (desk, source) = folder();
-    let out = desk.path().join("m.uc");
-    let (state, partial) = (desk.path().join("m.uc.pack-state"), desk.path().join("m.uc.partial"));
+    let out = desk.path("m.uc");
+    let (state, partial) = (desk.path("m.uc.pack-state"), desk.path("m.uc.partial"));
     let resume = PackOptions::new().with_resume(true);
-    let whole = desk.path().join("whole.uc");
+    let whole = desk.path("whole.uc");
     pack(&source, &whole, &PackOptions::new()).expect("packs");
     let whole = fs::read(whole).expect("there");
     let damage: [(&str, &dyn Fn()); 6] = [
         ("a byte of the first part", &|| {
-            let mut bytes = fs::read(&partial).expect("kept");
-            bytes[300] ^= 1;
-            fs::write(&partial, bytes).expect("can write");
+            desk.flip("m.uc.partial", 300, 1);
         }),
         ("the end is missing", &|| {
             let len = fs::metadata(&partial).expect("kept").len();
@@ -270,7 +236,7 @@ fn what_an_interrupted_run_left_is_not_trusted() {
         }),
     ];
     for (what, damage) in damage {
-        interrupted(&source, &out, &resume);
+        interrupted(&desk, &resume);
         let lines = fs::read_to_string(&state).expect("kept").lines().count();
         damage();
         let report = pack(&source, &out, &resume).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -283,18 +249,18 @@ fn what_an_interrupted_run_left_is_not_trusted() {
 #[test]
 fn records_that_lie_behind_right_checksums_are_noticed_by_decoding() {
     let (desk, source) = folder();
-    let out = desk.path().join("m.uc");
+    let out = desk.path("m.uc");
     let resume = PackOptions::new().with_resume(true);
-    let whole = desk.path().join("whole.uc");
+    let whole = desk.path("whole.uc");
     pack(&source, &whole, &PackOptions::new()).expect("packs");
     let whole = ultracompress::Container::open(fs::read(whole).expect("there")).expect("valid");
     let digest = |t: &ultracompress::TensorEntry| t.decoded_sha256.to_string();
     let tensors = &whole.index().tensors;
     let planes = tensors.iter().find(|t| t.shape.len() == 2).map(digest).expect("planes");
     let raw = tensors.iter().find(|t| t.shape.len() == 1).map(digest).expect("raw");
-    let state = desk.path().join("m.uc.pack-state");
+    let state = desk.path("m.uc.pack-state");
     for digest in [planes, raw.clone()] {
-        interrupted(&source, &out, &resume);
+        interrupted(&desk, &resume);
         let text = fs::read_to_string(&state).expect("kept");
         assert!(text.contains(&digest));
         let other = text.replace(&digest, &"0".repeat(64));
@@ -320,12 +286,12 @@ fn records_that_lie_behind_right_checksums_are_noticed_by_decoding() {
 #[test]
 fn another_run_is_not_gone_on_with() {
     let (desk, source) = folder();
-    let out = desk.path().join("m.uc");
+    let out = desk.path("m.uc");
     let resume = PackOptions::new().with_resume(true);
     let mut six = Recipe::default();
     six.bits = 6;
-    interrupted(&source, &out, &resume);
-    let left = names(desk.path());
+    interrupted(&desk, &resume);
+    let left = names(&desk);
     // Another recipe, another exact rung, other rungs, another cut.
     for options in [
         resume.clone().with_rungs(vec![4]),
@@ -335,7 +301,7 @@ fn another_run_is_not_gone_on_with() {
     ] {
         let e = pack(&source, &out, &options).expect_err("another run");
         assert!(e.to_string().contains("state of another run"), "{e}");
-        assert_eq!(names(desk.path()), left, "all stays as it was");
+        assert_eq!(names(&desk), left, "all stays as it was");
     }
     // Another source.
     weights(&source.join("model.safetensors"), 24, Some(77));
@@ -343,7 +309,7 @@ fn another_run_is_not_gone_on_with() {
     assert!(e.to_string().contains("state of another run"), "{e}");
     // Without the flag a run starts anew, and clears up.
     pack(&source, &out, &PackOptions::new()).expect("packs");
-    assert_eq!(names(desk.path()), BTreeSet::from(["m.uc".into(), "source".into()]));
+    assert_eq!(names(&desk), BTreeSet::from(["m.uc".into(), "source".into()]));
 }
 
 /// A line of the state.
@@ -365,7 +331,7 @@ fn id(bytes: &[u8]) -> String {
 #[test]
 fn a_run_that_was_killed_while_files_got_their_names_is_ended() {
     let (desk, source) = folder();
-    let path = |name: &str| desk.path().join(name);
+    let path = |name: &str| desk.path(name);
     let plain = PackOptions::new;
     for (options, stage) in [
         (plain(), ".partial"),
@@ -387,7 +353,7 @@ fn a_run_that_was_killed_while_files_got_their_names_is_ended() {
             .collect();
         let resume = options.clone().with_resume(true);
         for n in 0..=files.len() {
-            interrupted(&source, &path("m.uc"), &resume);
+            interrupted(&desk, &resume);
             let mut state = fs::read_to_string(path("m.uc.pack-state")).expect("kept");
             state.push_str(&line(&json!({ "named": named })));
             fs::write(path("m.uc.pack-state"), &state).expect("can write");
@@ -397,17 +363,17 @@ fn a_run_that_was_killed_while_files_got_their_names_is_ended() {
                 }
                 fs::write(if i < n { f.clone() } else { from(f) }, bytes).expect("can write");
             }
-            let left = names(desk.path());
+            let left = names(&desk);
             // Another source, or a run without the flag, changes nothing of what has its name.
             if n == 1 {
                 weights(&source.join("model.safetensors"), 24, Some(77));
                 let e = pack(&source, &path("m.uc"), &resume).expect_err("another source");
                 assert!(e.to_string().contains("state of another run"), "{e}");
-                assert_eq!(names(desk.path()), left, "{n} named");
+                assert_eq!(names(&desk), left, "{n} named");
                 weights(&source.join("model.safetensors"), 24, None);
                 let e = pack(&source, &path("m.uc"), &options).expect_err("is there");
                 assert!(e.to_string().contains("already exists"), "{e}");
-                assert_eq!(names(desk.path()), left, "{n} named");
+                assert_eq!(names(&desk), left, "{n} named");
             }
             let report = pack(&source, &path("m.uc"), &resume).expect("goes on");
             assert_eq!((report.resumed, report.stored_root), (25, whole.stored_root), "{n} named");
@@ -415,10 +381,10 @@ fn a_run_that_was_killed_while_files_got_their_names_is_ended() {
                 assert!(fs::read(f).expect("there") == *bytes, "{}, {n} named", f.display());
                 fs::remove_file(f).expect("there");
             }
-            assert_eq!(names(desk.path()), BTreeSet::from(["source".into()]), "{n} named");
+            assert_eq!(names(&desk), BTreeSet::from(["source".into()]), "{n} named");
         }
         // A file of somebody else's under one of the names stays, and stands in the way.
-        interrupted(&source, &path("m.uc"), &resume);
+        interrupted(&desk, &resume);
         let mut state = fs::read_to_string(path("m.uc.pack-state")).expect("kept");
         state.push_str(&line(&json!({ "named": named })));
         fs::write(path("m.uc.pack-state"), &state).expect("can write");
@@ -438,8 +404,8 @@ fn a_run_that_was_killed_while_files_got_their_names_is_ended() {
 #[test]
 fn files_of_others_are_not_removed() {
     let (desk, source) = folder();
-    let out = desk.path().join("m.uc");
-    let path = |name: &str| desk.path().join(name);
+    let out = desk.path("m.uc");
+    let path = |name: &str| desk.path(name);
     let resume = PackOptions::new().with_resume(true);
     let exact = PackOptions::new().with_exact(Exact::Residual);
     for (name, options) in [
@@ -454,7 +420,7 @@ fn files_of_others_are_not_removed() {
         assert!(e.to_string().contains("is in the way"), "{name}: {e}");
         assert_eq!(fs::read_to_string(path(name)).expect("there"), "precious");
         fs::remove_file(path(name)).expect("there");
-        assert_eq!(names(desk.path()), BTreeSet::from(["source".into()]), "{name}");
+        assert_eq!(names(&desk), BTreeSet::from(["source".into()]), "{name}");
     }
     // What a state names outside of its folder, or that isn't called after a stage, isn't touched.
     fs::write(path("precious"), "precious").expect("can write");
@@ -467,76 +433,60 @@ fn files_of_others_are_not_removed() {
     assert!(path("precious").exists() && path("folder/a.partial").exists());
     // A run that fails before it writes anything leaves an interrupted one as it is.
     fs::remove_file(&out).expect("there");
-    interrupted(&source, &out, &resume);
-    let left = names(desk.path());
+    interrupted(&desk, &resume);
+    let left = names(&desk);
     fs::write(path("folder/no.cal"), "no calibration").expect("can write");
     for options in [PackOptions::new(), resume.clone()] {
         let options = options.with_calibration(Some(path("folder/no.cal")));
         pack(&source, &out, &options).expect_err("no calibration");
-        assert_eq!(names(desk.path()), left);
+        assert_eq!(names(&desk), left);
     }
     assert!(pack(&source, &out, &resume).expect("goes on").resumed > 0);
 }
 
 #[test]
 fn a_calibrated_run_goes_on_with_what_it_found_out() {
-    let desk = tempfile::tempdir().expect("a folder");
-    let model =
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join("examples/data/tiny-llama");
-    let model = model.to_str().expect("UTF-8");
-    let text = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join("spec/codec.md");
-    let calibrate = [
-        "-q",
-        "calibrate",
-        model,
-        "--text",
-        text.to_str().expect("UTF-8"),
-        "--seq-len",
-        "64",
-        "--max-tokens",
-        "512",
-        "-o",
-        "m.cal",
-    ];
-    assert!(uc(desk.path(), &calibrate).output().expect("runs").status.success());
+    let desk = Desk::new();
+    let model = tiny_llama();
+    let text = repository().join("spec/codec.md");
+    let text = text.to_str().expect("UTF-8");
+    let calibrate = ["-q", "calibrate", &source(), "--text", text, "--seq-len", "64"];
+    desk.run(&[&calibrate[..], &["--max-tokens", "512", "-o", "m.cal"]].concat()).expect(0);
     let recipe: Recipe =
         serde_json::from_value(json!({ "calibrated": { "bpw": "5.2" } })).expect("a recipe");
-    let options =
-        PackOptions::new().with_recipe(recipe).with_calibration(Some(desk.path().join("m.cal")));
-    let (whole, out) = (desk.path().join("whole.uc"), desk.path().join("m.uc"));
-    pack(Path::new(model), &whole, &options).expect("packs");
+    let options = PackOptions::new().with_recipe(recipe).with_calibration(Some(desk.path("m.cal")));
+    let (whole, out) = (desk.path("whole.uc"), desk.path("m.uc"));
+    pack(&model, &whole, &options).expect("packs");
     let whole = fs::read(whole).expect("there");
     let options = options.with_resume(true);
-    let state = desk.path().join("m.uc.pack-state");
-    let interrupt = || {
-        let source = Source::open(Path::new(model)).expect("valid");
-        // Scanned, surveyed, and half encoded.
-        let after = After::new(source.bytes() * 2, true, &|| {});
-        options.pack_with(&source, &out, &after).expect_err("cancelled");
-        fs::read_to_string(&state).expect("kept")
-    };
-    let text = interrupt();
+    let state = desk.path("m.uc.pack-state");
+    let stopped = Source::open(&model).expect("valid");
+    // Scanned, surveyed, and half encoded.
+    let after = After::stop(stopped.bytes() * 2);
+    options.pack_with(&stopped, &out, &after).expect_err("cancelled");
+    let left = ["m.uc.pack-state", "m.uc.partial"].map(|name| (name, desk.read(name)));
+    let text = fs::read_to_string(&state).expect("kept");
     assert!(text.contains("\"calibrated\"") && text.contains("\"done\""), "{}", text.len());
-    let report = pack(Path::new(model), &out, &options).expect("goes on");
+    let report = pack(&model, &out, &options).expect("goes on");
     assert!(report.resumed > 0 && fs::read(&out).expect("there") == whole);
     fs::remove_file(&out).expect("there");
     // One digit of it changed.
-    let text = interrupt();
+    left.iter().for_each(|(name, bytes)| desk.write(name, bytes));
     let at = text.find("\"counts\":[").expect("counts") + 10;
     let digit = if text.as_bytes()[at] == b'5' { "7" } else { "5" };
     fs::write(&state, format!("{}{digit}{}", &text[..at], &text[at + 1..])).expect("can write");
-    let e = pack(Path::new(model), &out, &options).expect_err("nobody knows whose it is");
+    let e = pack(&model, &out, &options).expect_err("nobody knows whose it is");
     assert!(e.to_string().contains("m.uc.partial: is in the way"), "{e}");
-    fs::remove_file(desk.path().join("m.uc.partial")).expect("there");
-    let report = pack(Path::new(model), &out, &options).expect("goes on");
+    fs::remove_file(desk.path("m.uc.partial")).expect("there");
+    let report = pack(&model, &out, &options).expect("goes on");
     assert!(report.resumed == 0 && fs::read(&out).expect("there") == whole);
 }
 
 #[test]
 fn two_runs_do_not_write_one_pack() {
     let (desk, source) = folder();
-    let out = desk.path().join("m.uc");
-    let state = File::create_new(desk.path().join("m.uc.pack-state")).expect("new");
+    let out = desk.path("m.uc");
+    let state = File::create_new(desk.path("m.uc.pack-state")).expect("new");
     state.lock().expect("can lock");
     for resume in [false, true] {
         let e = pack(&source, &out, &PackOptions::new().with_resume(resume)).expect_err("locked");
@@ -550,11 +500,11 @@ fn two_runs_do_not_write_one_pack() {
 #[test]
 fn links_in_the_way_are_not_followed() {
     let (desk, source) = folder();
-    let out = desk.path().join("m.uc");
-    let precious = desk.path().join("precious");
+    let out = desk.path("m.uc");
+    let precious = desk.path("precious");
     fs::write(&precious, "precious").expect("can write");
     let link = |name: &str| {
-        std::os::unix::fs::symlink(&precious, desk.path().join(name)).expect("a link");
+        std::os::unix::fs::symlink(&precious, desk.path(name)).expect("a link");
     };
     for name in ["m.uc.partial", "m.uc.pack-state"] {
         link(name);
@@ -563,7 +513,7 @@ fn links_in_the_way_are_not_followed() {
                 pack(&source, &out, &PackOptions::new().with_resume(resume)).expect_err("a link");
             assert!(e.to_string().contains("is in the way"), "{e}");
         }
-        fs::remove_file(desk.path().join(name)).expect("the link");
+        fs::remove_file(desk.path(name)).expect("the link");
     }
     pack(&source, &out, &PackOptions::new()).expect("packs");
     assert_eq!(fs::read_to_string(&precious).expect("there"), "precious");
@@ -572,30 +522,25 @@ fn links_in_the_way_are_not_followed() {
 #[test]
 fn a_folder_that_vanishes_is_an_error() {
     let (desk, source) = folder();
-    let folder = desk.path().join("out");
+    let folder = desk.path("out");
     fs::create_dir(&folder).expect("a folder");
     let source = Source::open(&source).expect("valid");
     let remove = || fs::remove_dir_all(&folder).expect("can be removed");
-    let after = After::new(source.bytes() * 3 / 2, false, &remove);
+    let after = After::act(source.bytes() * 3 / 2, &remove);
     let e = PackOptions::new().pack_with(&source, &folder.join("m.uc"), &after);
     let e = e.expect_err("there is no folder");
     assert_eq!(*e.kind(), ErrorKind::Io, "{e}");
     assert!(e.to_string().contains("m.uc"), "{e}");
-    assert_eq!(names(desk.path()), BTreeSet::from(["source".into()]));
+    assert_eq!(names(&desk), BTreeSet::from(["source".into()]));
 }
 
 #[test]
 fn tensors_that_did_not_change_are_copied_from_an_older_pack() {
     let (desk, source) = folder();
-    let path = |name: &str| desk.path().join(name);
+    let path = |name: &str| desk.path(name);
     let old = pack(&source, &path("old.uc"), &PackOptions::new()).expect("packs");
     let reuse = |name: &str| PackOptions::new().with_reuse(Some(path(name)));
-    let same = |name: &str, fresh: &str| {
-        assert!(
-            fs::read(path(name)).expect("there") == fs::read(path(fresh)).expect("there"),
-            "{name}"
-        );
-    };
+    let same = |name: &str, fresh: &str| assert!(desk.read(name) == desk.read(fresh), "{name}");
     // Nothing changed; one tensor changed.
     let report = pack(&source, &path("a.uc"), &reuse("old.uc")).expect("packs");
     assert_eq!((report.reused, report.stored_root), (24, old.stored_root));
@@ -627,20 +572,14 @@ fn tensors_that_did_not_change_are_copied_from_an_older_pack() {
     assert_eq!(pack(&source, &path("f.uc"), &other).expect("packs").reused, 3);
     same("f.uc", "six.uc");
     // The same bytes as other elements, and in another shape.
-    let reshaped = desk.path().join("reshaped");
-    fs::create_dir(&reshaped).expect("a folder");
-    fs::write(reshaped.join("config.json"), "{}").expect("can write");
-    let bytes = fs::read(source.join("model.safetensors")).expect("there");
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let end = 8 + text[8..].find("}}").expect("a header") + 2;
-    let end = bytes[..end + 64].windows(2).rposition(|w| w == b"}}").expect("a header") + 2;
-    let header = String::from_utf8(bytes[8..end].to_vec()).expect("JSON");
+    let reshaped = desk.folder("reshaped");
+    desk.write("reshaped/config.json", "{}");
+    let bytes = desk.read("source/model.safetensors");
+    let (header, data) = header_of(&bytes);
+    let header = header.to_string();
     let header = header.replace("[64,2048]", "[128,1024]").replace("[131072]", "[2,65536]");
     let header = header.replacen("BF16", "F16", 3);
-    let mut other = (header.len() as u64).to_le_bytes().to_vec();
-    other.extend(header.as_bytes());
-    other.extend(&bytes[end..]);
-    fs::write(reshaped.join("model.safetensors"), other).expect("can write");
+    desk.write("reshaped/model.safetensors", safetensors(&header, &bytes[data..]));
     pack(&reshaped, &path("reshaped.uc"), &PackOptions::new()).expect("packs");
     assert_eq!(pack(&reshaped, &path("h.uc"), &reuse("fresh.uc")).expect("packs").reused, 0);
     same("h.uc", "reshaped.uc");
@@ -648,24 +587,18 @@ fn tensors_that_did_not_change_are_copied_from_an_older_pack() {
     let mut raw = Recipe::default();
     raw.raw_all = true;
     let large = path("large.safetensors");
-    let header = r#"{"w":{"dtype":"BF16","shape":[3000,1024],"data_offsets":[0,6144000]}}"#;
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend(Rng(9).words(6_144_000, 0x83ff_83ff_83ff_83ff, 0x3c00_3c00_3c00_3c00));
-    fs::write(&large, bytes).expect("can write");
+    write_weights(&large, [&Tensor::floats("w", Dtype::Bf16, &[3000, 1024], 9)]);
     let options = PackOptions::new().with_recipe(raw);
     pack(&large, &path("large.uc"), &options).expect("packs");
     let options = options.with_reuse(Some(path("large.uc")));
     assert_eq!(pack(&large, &path("i.uc"), &options).expect("packs").reused, 1);
     same("i.uc", "large.uc");
     // A damaged one is refused, and nothing is left.
-    let mut bytes = fs::read(path("old.uc")).expect("there");
-    bytes[1_000_000] ^= 1;
-    fs::write(path("old.uc"), bytes).expect("can write");
-    let before = names(desk.path());
+    desk.flip("old.uc", 1_000_000, 1);
+    let before = names(&desk);
     let e = pack(&source, &path("g.uc"), &reuse("old.uc")).expect_err("damaged");
     assert_eq!(*e.kind(), ErrorKind::Integrity, "{e}");
-    assert_eq!(names(desk.path()), before);
+    assert_eq!(names(&desk), before);
     // An old pack isn't written over while it is read.
     let e = pack(&source, &path("a.uc"), &reuse("a.uc").with_force(true)).expect_err("the input");
     assert!(e.to_string().contains("output is the input"), "{e}");
@@ -674,25 +607,22 @@ fn tensors_that_did_not_change_are_copied_from_an_older_pack() {
 #[test]
 fn the_flags_work_from_the_command_line() {
     let (desk, _) = folder();
-    let json = done(
-        &uc(desk.path(), &["--json", "pack", "source", "-o", "a.uc", "--resume"])
-            .output()
-            .expect("runs"),
-    );
+    let json = desk.run(&["--json", "pack", "source", "-o", "a.uc", "--resume"]).expect(0).json();
     assert_eq!((&json["resumed"], &json["reused"]), (&json!(0), &json!(0)));
     let args = ["--json", "pack", "source", "-o", "b.uc", "--reuse", "a.uc"];
-    let run = uc(desk.path(), &args).output().expect("runs");
-    assert_eq!(done(&run)["reused"], 24);
-    assert!(String::from_utf8_lossy(&run.stderr).contains("reused: 24 tensors"));
+    let run = desk.run(&args).expect(0);
+    assert_eq!(run.json()["reused"], 24);
+    run.says("reused: 24 tensors");
     // Ctrl-C of a run that may be gone on with leaves its work.
     #[cfg(unix)]
     {
         let mut kept = 0;
         for i in 0..5 {
-            let (name, state) =
-                (format!("c{i}.uc"), desk.path().join(format!("c{i}.uc.pack-state")));
+            let (name, state) = (format!("c{i}.uc"), desk.path(format!("c{i}.uc.pack-state")));
             let args = ["-q", "pack", "source", "-o", name.as_str(), "--resume", "-j", "1"];
-            let mut child = uc(desk.path(), &args).spawn().expect("runs");
+            let mut command = desk.command(&args);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().expect("runs");
             let lines = || fs::read_to_string(&state).map_or(0, |text| text.lines().count());
             while lines() < 4 && child.try_wait().expect("can wait").is_none() {
                 std::thread::sleep(Duration::from_millis(1));
@@ -705,17 +635,11 @@ fn the_flags_work_from_the_command_line() {
                 continue;
             }
             assert_eq!(code, Some(130));
-            assert!(!desk.path().join(&name).exists() && lines() >= 4);
-            let ended = done(
-                &uc(desk.path(), &["--json", "pack", "source", "-o", &name, "--resume"])
-                    .output()
-                    .expect("runs"),
-            );
+            assert!(!desk.path(&name).exists() && lines() >= 4);
+            let args = ["--json", "pack", "source", "-o", &name, "--resume"];
+            let ended = desk.run(&args).expect(0).json();
             assert!(ended["resumed"].as_u64() > Some(0));
-            assert!(
-                fs::read(desk.path().join(&name)).expect("there")
-                    == fs::read(desk.path().join("a.uc")).expect("there")
-            );
+            assert!(desk.read(&name) == desk.read("a.uc"));
             kept += 1;
         }
         assert!(kept > 0, "five runs were over before they were interrupted");

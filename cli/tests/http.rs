@@ -1,87 +1,45 @@
 //! Packs behind a web server: what reading them costs, and what becomes of servers that misbehave.
+//!
+//! In a binary of its own, for the allocator remembers the largest piece that any thread asks for: none of these tests may
+//! ask for as much as a server claims. Each has servers of its own, so they run beside one another.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod support;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::Cursor;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use safetensors::tensor::{Dtype as StDtype, TensorView as StView};
-use ultracompress::codec::PlaneCounts;
+use ultracompress::codec::{PlaneCounts, PlaneLayout};
 use ultracompress::format::{CHUNK_BYTES, PREAMBLE_BYTES, Part};
 use ultracompress::pack::{Exact, PackOptions, Recipe};
 use ultracompress::source::Source;
 use ultracompress::storage::HttpFile;
 use ultracompress::{
-    Container, DecodeOptions, Dtype, EncodeOptions, EncodedTensor, Encoding, Error, ErrorKind,
-    Input, Limit, Manifest, Pack, PackWriter, PlaneParts, ReadAt, Role, Rule, TensorEntry,
-    VerifyOptions,
+    Container, DecodeOptions, Dtype, EncodedTensor, Encoding, Error, ErrorKind, Input, Limit, Pack,
+    PlaneParts, ReadAt, Role, Rule, TensorEntry, VerifyOptions,
 };
 
-#[path = "../../tests/support/range_server.rs"]
-mod range_server;
-
-use range_server::{Count, Fault, RangeServer};
-
-// ---- Memory -----------------------------------------------------------------------------------
-
-/// The system's allocator, which remembers the largest piece it gave.
-struct Largest;
-
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator with its arguments unchanged.
-#[allow(unsafe_code, reason = "an allocator can't be written without")]
-unsafe impl GlobalAlloc for Largest {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
+use support::allocator::{Counting, largest};
+use support::checkpoint::{Tensor, write_weights};
+use support::damage::seal_preamble;
+use support::folder::{Desk, tiny_llama};
+use support::pack::NewPack;
+use support::planes::steps_and_planes;
+use support::random::{Rng, size};
+use support::range_server::{Count, Fault, RangeServer};
+use support::uc::{Ran, tiny_pack as tiny};
 
 #[global_allocator]
-static ALLOCATOR: Largest = Largest;
+static ALLOCATOR: Counting = Counting;
 
 // ---- Packs ------------------------------------------------------------------------------------
 
 fn numbers(n: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state.to_le_bytes()[3]
-    };
-    (0..n).map(|_| next()).collect()
-}
-
-/// The pack of examples/data/tiny-llama: planes, raw tensors, an alias, files.
-fn tiny() -> &'static [u8] {
-    static PACK: OnceLock<Vec<u8>> = OnceLock::new();
-    PACK.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("can write");
-        let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-            .join(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/tiny-llama"));
-        let source = Source::open(&source).expect("valid");
-        let file = dir.path().join("model.uc");
-        PackOptions::new().pack(&source, &file).expect("valid");
-        fs::read(file).expect("packed")
-    })
+    Rng(1).bytes(n)
 }
 
 /// A pack with parts of several chunks: `raw` of 1024 columns, `planes` of 4096.
@@ -92,26 +50,18 @@ fn chunked() -> &'static [u8] {
 
 fn write_chunked() -> Vec<u8> {
     const ROWS: usize = 2080;
-    let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("memory");
-    let mut manifest = Manifest::new("test");
-    let bytes = numbers(1600 * 1024 * 2);
-    let raw = EncodedTensor::raw("raw", Dtype::I16, &[1600, 1024], &bytes, &EncodeOptions::new());
-    manifest.add_tensor("raw", &bytes, "test");
-    let parts = PlaneParts {
-        row_dims: 1,
-        group: 0,
-        counts: PlaneCounts::Uniform(3),
-        level_ids: [0; 6],
-        scales: [0x80, 0x3f].repeat(ROWS),
-        steps: vec![],
-        planes: vec![numbers(ROWS * 4096 / 8); 3],
-    };
+    let mut pack = NewPack::new();
+    pack.add_raw("raw", Dtype::I16, &[1600, 1024], &numbers(1600 * 1024 * 2));
     let shape = [ROWS as u64, 4096];
+    let layout = PlaneLayout::new(&shape, 1, 0).expect("valid");
+    let counts = PlaneCounts::Uniform(3);
+    let (steps, planes) = steps_and_planes(&mut Rng(1), &layout, &counts);
+    let scales = [0x80, 0x3f].repeat(ROWS);
+    let parts =
+        PlaneParts { row_dims: 1, group: 0, counts, level_ids: [0; 6], scales, steps, planes };
     let planes = EncodedTensor::from_planes("planes", Dtype::Bf16, &shape, Role::Body, parts, &[]);
-    manifest.add_tensor("planes", b"", "test");
-    writer.add_tensor(raw.expect("valid")).expect("memory");
-    writer.add_tensor(planes.expect("valid")).expect("memory");
-    writer.finish(&manifest.to_bytes().expect("canonical")).expect("valid").1.into_inner()
+    pack.add("planes", planes.expect("valid"), b"");
+    pack.bytes()
 }
 
 /// Bytes of each large tensor of the sharded pack.
@@ -122,23 +72,21 @@ const SHARD_TENSOR: usize = 384 * 1024 * 2;
 fn shards() -> &'static HashMap<String, Vec<u8>> {
     static FILES: OnceLock<HashMap<String, Vec<u8>>> = OnceLock::new();
     FILES.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("can write");
-        let (large, small) = (numbers(SHARD_TENSOR + 2), numbers(1024));
+        let desk = Desk::new();
+        let large = numbers(SHARD_TENSOR + 2);
         // Others bytes each, as equal tensors are stored once.
         let of = |name, skip: usize| {
-            let bytes = &large[skip..skip + SHARD_TENSOR];
-            (name, StView::new(StDtype::BF16, vec![384, 1024], bytes).expect("fits"))
+            let bytes = large[skip..skip + SHARD_TENSOR].to_vec();
+            Tensor::new(name, Dtype::Bf16, &[384, 1024], bytes)
         };
-        let tensors = [of("a.1", 0), of("b.1", 1), of("c.1", 2)];
-        let norm = StView::new(StDtype::BF16, vec![512], &small).expect("fits");
-        let weights = dir.path().join("model.safetensors");
-        let all = tensors.into_iter().chain([("a.norm", norm)]);
-        safetensors::serialize_to_file(all, None, &weights).expect("can write");
+        let norm = Tensor::new("a.norm", Dtype::Bf16, &[512], numbers(1024));
+        let weights = desk.path("model.safetensors");
+        write_weights(&weights, &[of("a.1", 0), of("b.1", 1), of("c.1", 2), norm]);
         let mut recipe = Recipe::default();
         (recipe.raw_all, recipe.zstd_level) = (true, 0);
         let options = PackOptions::new().with_recipe(recipe).with_shard_size(Some(1 << 20));
         let source = Source::open(&weights).expect("valid");
-        let report = options.pack(&source, &dir.path().join("my model?.uc")).expect("valid");
+        let report = options.pack(&source, &desk.path("my model?.uc")).expect("valid");
         assert_eq!(report.files.len(), 4, "three shards and the index file");
         let read = |(path, _): &(PathBuf, u64)| {
             let name = path.file_name().expect("a name").to_str().expect("UTF-8").to_owned();
@@ -146,10 +94,6 @@ fn shards() -> &'static HashMap<String, Vec<u8>> {
         };
         report.files.iter().map(read).collect()
     })
-}
-
-fn size(n: u64) -> usize {
-    usize::try_from(n).expect("test sizes are small")
 }
 
 /// Bytes from the first part to the end of the last.
@@ -207,54 +151,35 @@ fn open(url: &str) -> Pack<Input> {
 
 // ---- The binary -------------------------------------------------------------------------------
 
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-    /// Names that it left in its folder, temporary ones included.
+/// A run in a folder of its own, which is gone afterwards, and the names that it left there.
+struct Alone {
+    ran: Ran,
     left: Vec<String>,
 }
 
-impl Ran {
+impl Alone {
     #[track_caller]
-    fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
-        self
-    }
-
-    #[track_caller]
-    fn prints(self, text: &str) -> Self {
-        assert!(self.stdout.contains(text), "{text:?} is not in stdout: {}", self.stdout);
-        self
+    fn expect(self, code: i32) -> Ran {
+        self.ran.expect(code)
     }
 
     /// Exit code, the one line of error with these texts, and nothing left on disk.
     #[track_caller]
     fn fails(self, code: i32, texts: &[&str]) {
-        let ran = self.expect(code);
+        let ran = self.ran.expect(code);
         let line = ran.stderr.lines().last().unwrap_or_default();
         assert!(line.starts_with("error: "), "{}", ran.stderr);
         for text in texts {
             assert!(line.contains(text), "{text:?} is not in {line}");
         }
-        assert_eq!(ran.left, [""; 0], "nothing half-written");
+        assert_eq!(self.left, [""; 0], "nothing half-written");
     }
 }
 
-/// Runs the tool in a folder of its own, which is gone afterwards.
-fn uc(args: &[&str]) -> Ran {
-    let dir = tempfile::tempdir().expect("can write");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_uc"));
-    command.args(args).current_dir(dir.path()).env("NO_COLOR", "1").stdin(Stdio::null());
-    let out = command.output().expect("the binary starts");
-    let names = fs::read_dir(dir.path()).expect("a folder");
-    let name = |e: std::io::Result<fs::DirEntry>| e.expect("readable").file_name();
-    Ran {
-        code: out.status.code(),
-        stdout: String::from_utf8(out.stdout).expect("UTF-8"),
-        stderr: String::from_utf8(out.stderr).expect("UTF-8"),
-        left: names.map(|e| name(e).into_string().expect("UTF-8")).collect(),
-    }
+fn uc(args: &[&str]) -> Alone {
+    let desk = Desk::new();
+    let ran = desk.run(args);
+    Alone { ran, left: desk.names() }
 }
 
 // ---- What reading costs -----------------------------------------------------------------------
@@ -314,15 +239,11 @@ fn a_rung_costs_its_planes() {
 
 #[test]
 fn exact_tensors_cost_three_requests() {
-    let (folder, path) = (
-        tempfile::tempdir().expect("a folder"),
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/tiny-llama"),
-    );
-    let file = folder.path().join("exact.uc");
-    let source = Source::open(Path::new(path)).expect("ours");
+    let desk = Desk::new();
+    let source = Source::open(&tiny_llama()).expect("ours");
     let exact = PackOptions::new().with_exact(Exact::Residual);
-    exact.pack(&source, &file).expect("packs");
-    let bytes: &'static [u8] = std::fs::read(&file).expect("written").leak();
+    exact.pack(&source, &desk.path("exact.uc")).expect("packs");
+    let bytes = &*desk.read("exact.uc").leak();
     let (server, url) = serve(bytes);
     let (local, pack) = (Container::open(bytes).expect("valid"), open(&url));
     server.take_count("model.uc");
@@ -420,9 +341,8 @@ fn info_verify_and_same_take_addresses() {
     assert_eq!(server.take_count("model.uc"), opening(tiny()) + manifest(tiny()));
     uc(&["verify", &url, "--root", &root]).expect(0).prints("in agreement with what was given");
 
-    let dir = tempfile::tempdir().expect("can write");
-    let file = dir.path().join("model.uc");
-    fs::write(&file, tiny()).expect("can write");
+    let desk = Desk::with_pack();
+    let file = desk.path("model.uc");
     let file = file.to_str().expect("UTF-8");
     uc(&["same", &url, file]).expect(0).prints("same\n");
     uc(&["same", file, &url]).expect(0).prints("same\n");
@@ -567,9 +487,8 @@ fn lasting_faults_are_named_and_leave_nothing_behind() {
 
 #[test]
 fn a_server_that_is_gone_ends_the_run() {
-    let dir = tempfile::tempdir().expect("can write");
-    let file = dir.path().join("model.uc");
-    fs::write(&file, tiny()).expect("can write");
+    let desk = Desk::with_pack();
+    let file = desk.path("model.uc");
     let file = file.to_str().expect("UTF-8");
     // With one thread, so that it is known which request fails.
     let end = |pack: &[u8], before: u64, args: &[&str]| {
@@ -694,8 +613,7 @@ fn claim(index_len: u64) -> Vec<u8> {
     {
         bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
-    let crc = crc32fast::hash(&bytes[..PREAMBLE_BYTES - 4]);
-    bytes[PREAMBLE_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+    seal_preamble(&mut bytes);
     bytes
 }
 
@@ -715,6 +633,6 @@ fn claims_cost_no_memory() {
     let e = open_claim(1 << 30);
     assert_eq!(*e.kind(), ErrorKind::Io, "{e}");
     assert!(e.message().contains("broke off after 0 of"), "{e}");
-    let largest = LARGEST.load(Ordering::SeqCst);
+    let largest = largest();
     assert!(largest <= 128 << 20, "{largest} bytes at once");
 }

@@ -1,5 +1,4 @@
 //! Numbers that look random and are the same everywhere. For tests.
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
 /// SplitMix64.
 pub struct Rng(pub u64);
