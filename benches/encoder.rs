@@ -1,14 +1,16 @@
-//! Time and memory of the calibrated encoder against the size of a layer, and its share of the core's peak.
+//! Time and memory of the calibrated encoder against the size of a layer, and its share of the
+//! core's peak.
 //!
 //! ```text
 //! cargo bench --bench encoder                         one layer of 4096 x 4096, one thread
 //! cargo bench --bench encoder -- 1024x1024 4096x14336 --json
 //! ```
 //!
-//! Each layer is packed from a checkpoint of its own, as `uc pack --calibration` does it: reading, scanning, moments,
-//! factors, rounding, descent, checking and writing are all in the time. What is counted are the multiplications
-//! and additions of factors (`n^3 / 3` of inputs and outputs each), rounding (`rows cols (rows + cols)`) and descent
-//! (`2 rows cols (rows + cols)` for each pass and `2 rows cols^2` before the first).
+//! Each layer is packed from a checkpoint of its own, as `uc pack --calibration` does it: reading,
+//! scanning, moments, factors, rounding, descent, checking and writing are all in the time. What is
+//! counted are the multiplications and additions of factors (`n^3 / 3` of inputs and outputs each),
+//! rounding (`rows cols (rows + cols)`) and descent (`2 rows cols (rows + cols)` for each pass and
+//! `2 rows cols^2` before the first).
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -4,11 +4,13 @@
 //! cargo bench --bench exact -- [--record FILE] [--rounds N] MODEL...
 //! ```
 //!
-//! Each model (a folder or a safetensors file; `examples/data/tiny-llama` by default) is packed with a residual and without a base. `decode` is what
-//! it takes to decode every tensor that has its exact bytes coded, from a pack in memory to reused buffers (`fresh`: to new
-//! ones, as zipnn does), checksums included;
-//! `encode` is coding with models that are fitted (`fit`), from files in the page cache. Sizes are those of all tensors' parts over the
-//! source's tensors. `benches/exact.py` runs it beside zipnn. Without the `--bench` that `cargo bench` passes, everything runs once.
+//! Each model (a folder or a safetensors file; `examples/data/tiny-llama` by default) is packed
+//! with a residual and without a base. `decode` is what it takes to decode every tensor that has
+//! its exact bytes coded, from a pack in memory to reused buffers (`fresh`: to new ones, as zipnn
+//! does), checksums included; `encode` is coding with models that are fitted (`fit`), from files in
+//! the page cache. Sizes are those of all tensors' parts over the source's tensors.
+//! `benches/exact.py` runs it beside zipnn. Without the `--bench` that `cargo bench` passes,
+//! everything runs once.
 
 #[path = "../cli/src/commands/bench/rounds.rs"]
 mod rounds;

@@ -4,9 +4,9 @@
 //! cargo bench --bench kernels [-- FILTER]
 //! ```
 //!
-//! One thread, buffers reused. `32x4096` decodes to a size that stays in a core's second-level cache,
-//! `256x4096` in the third, `4096x14336` in neither. Ratios that claims are made of come from
-//! `targets`, where jobs take turns.
+//! One thread, buffers reused. `32x4096` decodes to a size that stays in a core's second-level
+//! cache, `256x4096` in the third, `4096x14336` in neither. Ratios that claims are made of come
+//! from `targets`, where jobs take turns.
 
 mod support;
 

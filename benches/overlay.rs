@@ -1,11 +1,12 @@
-//! Applying an overlay while decoding, beside what the core can do: one thread, medians, a JSON object on stdout.
+//! Applying an overlay while decoding, beside what the core can do: one thread, medians, a JSON
+//! object on stdout.
 //!
 //! ```text
 //! cargo bench --bench overlay
 //! ```
 //!
-//! `peak` is the share of the multiplications and additions that the core does in registers (half of each, no memory), with one
-//! of each counted for every weight and rank.
+//! `peak` is the share of the multiplications and additions that the core does in registers (half
+//! of each, no memory), with one of each counted for every weight and rank.
 
 mod support;
 

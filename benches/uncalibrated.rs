@@ -4,11 +4,11 @@
 //! cargo bench --bench uncalibrated -- --record FILE MODEL...
 //! ```
 //!
-//! For each model (folder or safetensors file; `examples/data/tiny-llama` by default) every body tensor
-//! goes through `EncodedTensor::planes` at 5 planes and through candle's Q5_0, Q5K and Q8_0 (flattened
-//! where rows don't divide by the block), and the signal-to-noise ratio over all of them is taken against
-//! the source. Then the whole model is packed on one thread, five times. Without the `--bench` that
-//! `cargo bench` passes, everything runs once.
+//! For each model (folder or safetensors file; `examples/data/tiny-llama` by default) every body
+//! tensor goes through `EncodedTensor::planes` at 5 planes and through candle's Q5_0, Q5K and Q8_0
+//! (flattened where rows don't divide by the block), and the signal-to-noise ratio over all of them
+//! is taken against the source. Then the whole model is packed on one thread, five times. Without
+//! the `--bench` that `cargo bench` passes, everything runs once.
 
 mod support;
 

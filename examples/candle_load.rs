@@ -5,13 +5,14 @@
 //! cargo run --release --example candle_load -- [MODEL] [SOURCE] [--text FILE] [--bf16]
 //! ```
 //!
-//! `MODEL` is a pack (a path or an address, of one file or sharded) or a folder, which is packed to a temporary
-//! file first; `examples/data/tiny-llama` by default. Config and tokenizer come out of the pack. With `SOURCE`,
-//! the folder that the pack was made from, both are run and compared.
+//! `MODEL` is a pack (a path or an address, of one file or sharded) or a folder, which is packed to
+//! a temporary file first; `examples/data/tiny-llama` by default. Config and tokenizer come out of
+//! the pack. With `SOURCE`, the folder that the pack was made from, both are run and compared.
 //!
-//! [`PackTensors`] is all that a program needs to give candle's models a pack; the forward pass below is
-//! there to show that it works. It computes `LlamaForCausalLM` without rope scaling and biases. The text is
-//! cut into windows of the model's context, each run on its own; a last, shorter one counts only when it is alone.
+//! [`PackTensors`] is all that a program needs to give candle's models a pack; the forward pass
+//! below is there to show that it works. It computes `LlamaForCausalLM` without rope scaling and
+//! biases. The text is cut into windows of the model's context, each run on its own; a last,
+//! shorter one counts only when it is alone.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -32,8 +33,9 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 // ---- The backend ------------------------------------------------------------------------------
 
-/// The tensors of a pack for [`VarBuilder::from_backend`]. Each is decoded when it is asked for, tile by
-/// tile into the type that is asked for, so that no more than the tensor and a tile is held.
+/// The tensors of a pack for [`VarBuilder::from_backend`]. Each is decoded when it is asked for,
+/// tile by tile into the type that is asked for, so that no more than the tensor and a tile is
+/// held.
 struct PackTensors<'a>(&'a Pack<Input>);
 
 impl PackTensors<'_> {

@@ -1,4 +1,5 @@
-//! What a model packs and decodes to, as digests: run it on two machines, or with two kernels, and compare the output.
+//! What a model packs and decodes to, as digests: run it on two machines, or with two kernels, and
+//! compare the output.
 //!
 //! ```text
 //! cargo run --release --example digests -- ./model

@@ -1,8 +1,9 @@
 //! Fits the default level tables (UC-LVL-4) and prints `src/codec/default_levels.rs`.
 //!
 //! Samples are Gaussian, in groups of 32 that each choose the best of a logarithmic grid of scales,
-//! as the encoder does. Native tables come from Lloyd iterations over that choice, then whole-number
-//! coordinate descent; tables for fewer planes read are the centroids of the codes they merge.
+//! as the encoder does. Native tables come from Lloyd iterations over that choice, then
+//! whole-number coordinate descent; tables for fewer planes read are the centroids of the codes
+//! they merge.
 //!
 //! ```text
 //! cargo run --release --example fit_levels > src/codec/default_levels.rs
@@ -157,7 +158,8 @@ fn coarse(samples: &[Vec<f64>], phases: &[f64], levels: &[f64], drop: u32) -> Ve
             weights[code] += scale * scale;
         }
     }
-    // Symmetric up to sampling noise: both halves are averaged, except where the native table isn't.
+    // Symmetric up to sampling noise: both halves are averaged, except where the native table
+    // isn't.
     let mean: Vec<f64> =
         sums.iter().zip(&weights).map(|(s, w)| s / w.max(f64::MIN_POSITIVE)).collect();
     let mut out: Vec<f64> = (0..n)

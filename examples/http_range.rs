@@ -4,8 +4,8 @@
 //! cargo run --example http_range -- model.uc [TENSOR] [--serve]
 //! ```
 //!
-//! The server runs inside the example, on this machine. With `--serve` it goes on until it is stopped,
-//! so that `uc info http://127.0.0.1:PORT/model.uc` can be tried.
+//! The server runs inside the example, on this machine. With `--serve` it goes on until it is
+//! stopped, so that `uc info http://127.0.0.1:PORT/model.uc` can be tried.
 
 use std::error::Error;
 use std::fs::File;

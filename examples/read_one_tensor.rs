@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     };
     let view = pack.tensor(&name).ok_or_else(|| format!("no tensor is called {name}"))?;
-    // Checksums of the chunks that are read are compared on the way; the digest is `uc verify`'s job.
+    // Checksums of the chunks that are read are compared on the way; the digest is `uc verify`'s
+    // job.
     let bytes = DecodeOptions::new().with_dtype(Dtype::F32).decode(&view)?;
     let values: Vec<f32> =
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();

@@ -2,8 +2,8 @@
 //! reproducible on any CPU.
 //!
 //! A `.uc` file holds the tensors of a model as bit planes with scales (or as they were), the files
-//! that belong to it, and digests of all of it. The format is specified in the `spec/` folder of the
-//! repository; items here cite its rules as `UC-IDX-3`.
+//! that belong to it, and digests of all of it. The format is specified in the `spec/` folder of
+//! the repository; items here cite its rules as `UC-IDX-3`.
 //!
 //! # Reading
 //!
@@ -24,13 +24,15 @@
 //!
 //! Where a pack has overlays, [`Pack::effective_tensor`] decodes a tensor with them.
 //!
-//! Where a pack holds the source's own bits (`uc pack --exact`), `DecodeOptions::new().with_exact(true)` gives them.
+//! Where a pack holds the source's own bits (`uc pack --exact`),
+//! `DecodeOptions::new().with_exact(true)` gives them.
 //!
 //! # Writing from memory
 //!
 //! ```
 //! use std::io::Cursor;
-//! use ultracompress::{Container, Dtype, EncodeOptions, EncodedTensor, Manifest, PackWriter, VerifyOptions};
+//! use ultracompress::{Container, Dtype, EncodeOptions, EncodedTensor, Manifest, PackWriter};
+//! use ultracompress::VerifyOptions;
 //!
 //! let weights: Vec<u8> = (0..4 * 64).flat_map(|i| (i as f32 * 0.01).to_le_bytes()).collect();
 //! let tensor = EncodedTensor::planes("w", Dtype::F32, &[4, 64], &weights, &EncodeOptions::new())?;
@@ -52,13 +54,13 @@
 //! |---|---|---|
 //! | `zstd` | parts stored as zstd frames | yes |
 //! | `rayon` | threads; results never depend on them | yes |
-//! | `checkpoints` | `source`, `pack`, `unpack`, `edit`, `audit`, `calibration`: checkpoints in and out, the calibrated encoder | |
+//! | `checkpoints` | `source`, `pack`, `unpack`, `edit`, `audit`, `calibration` | |
 //! | `http` | packs on web servers, read by ranges | |
 //! | `sign` | `sign`: signatures in minisign's format | |
 //! | `lm` | `lm`: running language models, calibration, evaluation, training overlays | |
 //!
-//! The crate reads, decodes, multiplies, verifies and writes packs without any of them. The tool `uc` (package
-//! `ultracompress-cli`) turns on all.
+//! The crate reads, decodes, multiplies, verifies and writes packs without any of them. The tool
+//! `uc` (package `ultracompress-cli`) turns on all.
 //!
 //! # Rooms
 //!
@@ -70,10 +72,11 @@
 //! | `audit` | checks of a pack against its source, its recipe, another model |
 //! | `pack` | from a checkpoint to a pack |
 //! | `edit`, `unpack` | packs out of packs; checkpoints out of packs |
+//! | `calibration` | files of statistics that steer the encoder |
 //! | `source`, `output` | checkpoints in; new files, sets of shards, states of runs |
 //! | [`receipt`] | records of measurements and audits |
 //! | [`manifest`] | provenance, packs of several files, verification |
-//! | [`matrix`], `encoder`, `calibration` | products with a tensor as it is stored; the calibrated encoder; what steers it |
+//! | [`matrix`], `encoder` | products with a tensor as it is stored; the calibrated encoder |
 //! | [`container`] | one file: opening, reading, writing |
 //! | [`codec`], [`storage`] | codes to values and back; positioned reads |
 //! | [`mod@format`] | bytes to typed headers and back |

@@ -55,7 +55,8 @@ pub struct Limits {
     pub max_manifest_bytes: u64,
     /// Largest attachment section, in bytes. Default 256 MiB.
     pub max_attachment_bytes: u64,
-    /// Largest carried file after decompression, in bytes. Default 1 GiB: tokenizers are megabytes.
+    /// Largest carried file after decompression, in bytes. Default 1 GiB: tokenizers are
+    /// megabytes.
     pub max_file_bytes: u64,
 }
 
@@ -71,7 +72,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The default limits, lowered so that what they allow can be read within `max_ram` bytes of memory.
+    /// The default limits, lowered so that what they allow can be read within `max_ram` bytes of
+    /// memory.
     pub fn within(max_ram: u64) -> Self {
         let default = Self::default();
         Self {

@@ -1,4 +1,5 @@
-//! Memory: buffers that are refused where there is no room, and how much long operations may take (`--max-ram`).
+//! Memory: buffers that are refused where there is no room, and how much long operations may take
+//! (`--max-ram`).
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limit;
@@ -11,8 +12,8 @@ pub const DEFAULT_MAX_RAM: u64 = 1 << 30;
 /// What a process takes before it does any work: code, stacks, buffers of libraries.
 const BASE: u64 = 32 << 20;
 
-/// What is left of `max_ram` for work in progress when `held` bytes of tables stay in memory, of which
-/// one job needs `one_job`.
+/// What is left of `max_ram` for work in progress when `held` bytes of tables stay in memory, of
+/// which one job needs `one_job`.
 ///
 /// # Errors
 /// `InvalidArgument` with the least value that would do.
@@ -35,8 +36,8 @@ pub(crate) fn reserve(n: usize) -> Result<Vec<u8>> {
     Ok(buffer)
 }
 
-/// A buffer of `n` zeros, of which no more is touched than what is written later, or an error where there is
-/// no such memory.
+/// A buffer of `n` zeros, of which no more is touched than what is written later, or an error where
+/// there is no such memory.
 pub(crate) fn zeroed(n: usize) -> Result<Vec<u8>> {
     crate::kernels::zeroed(n).ok_or_else(|| {
         Error::new(

@@ -1,5 +1,5 @@
-//! Work on all threads, in order; on one thread without the `rayon` feature. Results never depend on
-//! which.
+//! Work on all threads, in order; on one thread without the `rayon` feature. Results never depend
+//! on which.
 
 use crate::error::Result;
 

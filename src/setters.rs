@@ -1,7 +1,7 @@
 //! Chainable setters of options.
 
-/// Makes setters inside an `impl` block: `with_force: force = bool` sets the field `force` to a `bool`,
-/// `with_kernel: kernel = Some(Kernel)` wraps the argument.
+/// Makes setters inside an `impl` block: `with_force: force = bool` sets the field `force` to a
+/// `bool`, `with_kernel: kernel = Some(Kernel)` wraps the argument.
 macro_rules! setters {
     () => {};
     ($name:ident: $field:ident = Some($of:ty), $($rest:tt)*) => {

@@ -1,5 +1,6 @@
-//! Detached signatures of files in minisign's format: Ed25519 over BLAKE2b-512, with a key's number and a comment that is
-//! signed too. What is signed here the `minisign` tool verifies, and the other way round.
+//! Detached signatures of files in minisign's format: Ed25519 over BLAKE2b-512, with a key's number
+//! and a comment that is signed too. What is signed here the `minisign` tool verifies, and the
+//! other way round.
 
 use std::io::{Read, Seek};
 
@@ -20,7 +21,8 @@ pub struct Signed {
     pub comment: String,
 }
 
-/// A new pair of keys, as the texts of minisign's files: public and secret. With a password the secret key is encrypted by it.
+/// A new pair of keys, as the texts of minisign's files: public and secret. With a password the
+/// secret key is encrypted by it.
 ///
 /// # Errors
 /// `Io` without a source of random numbers.
@@ -35,13 +37,14 @@ pub fn generate(password: Option<String>) -> Result<(String, String)> {
     make().map_err(|e: minisign::PError| Error::argument(format!("can't make keys: {e}")))
 }
 
-/// Signs the bytes of `file` with a secret key, given as the text of minisign's file. The signature is the text of a
-/// `.minisig` file, and other each time: Ed25519 is hedged with random bits here.
+/// Signs the bytes of `file` with a secret key, given as the text of minisign's file. The signature
+/// is the text of a `.minisig` file, and other each time: Ed25519 is hedged with random bits here.
 ///
 /// `password` opens an encrypted key; without one it is asked for on the terminal.
 ///
 /// # Errors
-/// `InvalidArgument` for what is no secret key, a wrong password, or a comment of several lines; `Io`.
+/// `InvalidArgument` for what is no secret key, a wrong password, or a comment of several lines;
+/// `Io`.
 pub fn sign(
     file: impl Read,
     secret_key: &str,
@@ -76,8 +79,8 @@ fn open(secret_key: &str, password: Option<String>) -> Result<SecretKey> {
     }
 }
 
-/// The key that `minisign -G -W` writes: not encrypted, and zeros where the library expects a checksum. That the two halves of
-/// the key belong together shows when what it signs is verified.
+/// The key that `minisign -G -W` writes: not encrypted, and zeros where the library expects a
+/// checksum. That the two halves of the key belong together shows when what it signs is verified.
 fn without_checksum(text: &str) -> Option<SecretKey> {
     const CHECKSUM_BYTES: usize = 32;
     let bytes = Base64::decode_to_vec(text.lines().nth(1)?.trim(), None).ok()?;
@@ -89,11 +92,12 @@ fn without_checksum(text: &str) -> Option<SecretKey> {
     SecretKey::from_bytes(&bytes).ok()
 }
 
-/// Compares a signature, the text of a `.minisig` file, with the bytes of `file` and a public key: the text of minisign's
-/// file, or its second line alone.
+/// Compares a signature, the text of a `.minisig` file, with the bytes of `file` and a public key:
+/// the text of minisign's file, or its second line alone.
 ///
 /// # Errors
-/// `InvalidArgument` for what is no public key; `Integrity` for a signature that isn't one of this file by this key; `Io`.
+/// `InvalidArgument` for what is no public key; `Integrity` for a signature that isn't one of this
+/// file by this key; `Io`.
 pub fn verify_signature(
     file: impl Read + Seek,
     public_key: &str,

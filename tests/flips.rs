@@ -1,8 +1,9 @@
 //! Every single bit of packs of every kind: flipped, it is noticed by a complete verification.
 //!
-//! The packs are the valid vectors of the spec: planes, raw and coded tensors, zstd, exact rungs, overlays, carried files,
-//! attachments, parts and records that this reader skips. One bit of each byte is flipped, another one in each; with
-//! `UC_FLIPS=all` all of them. `UC_FLIPS_REPORT=FILE` writes what was counted.
+//! The packs are the valid vectors of the spec: planes, raw and coded tensors, zstd, exact rungs,
+//! overlays, carried files, attachments, parts and records that this reader skips. One bit of each
+//! byte is flipped, another one in each; with `UC_FLIPS=all` all of them. `UC_FLIPS_REPORT=FILE`
+//! writes what was counted.
 
 #![cfg(feature = "zstd")]
 

@@ -1,8 +1,8 @@
 //! Damaged and hostile input: every cut and every flipped bit of a pack is noticed, claims cost no
 //! memory, and broken checkpoints are refused with a reason.
 //!
-//! In a binary of its own, for the allocator counts what all threads take. Tests take turns, so that each sees its own
-//! memory alone.
+//! In a binary of its own, for the allocator counts what all threads take. Tests take turns, so
+//! that each sees its own memory alone.
 
 mod support;
 
@@ -302,7 +302,8 @@ fn changed_values_behind_right_checksums_are_noticed_by_decoding() {
     assert!(tried > 1000, "{tried} bits");
 }
 
-/// Memory that opening and verifying may take: so many bytes for each byte of the file, and a working set.
+/// Memory that opening and verifying may take: so many bytes for each byte of the file, and a
+/// working set.
 const PER_BYTE: usize = 16;
 const WORKING_SET: usize = 8 << 20;
 
@@ -310,7 +311,8 @@ const WORKING_SET: usize = 8 << 20;
 fn sections_and_parts_of_another_pack_are_noticed() {
     let _one = alone();
     let a = small_pack();
-    // The same records with other values: every section has its place and its length, but not its bytes.
+    // The same records with other values: every section has its place and its length, but not its
+    // bytes.
     let b = small_pack_of(2);
     assert_eq!(a.len(), b.len());
     let pack = Container::open(&a[..]).expect("valid");

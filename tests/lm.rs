@@ -1,5 +1,6 @@
-//! Language models: outputs of small models of every known architecture against those of transformers, and
-//! evaluation of a pack against its source. `tests/models/make_models.py` made the models.
+//! Language models: outputs of small models of every known architecture against those of
+//! transformers, and evaluation of a pack against its source. `tests/models/make_models.py` made
+//! the models.
 #![cfg(feature = "lm")]
 
 mod support;

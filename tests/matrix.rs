@@ -1,4 +1,5 @@
-//! Products straight from the planes, against the decoded matrix in binary64 and the documented bounds.
+//! Products straight from the planes, against the decoded matrix in binary64 and the documented
+//! bounds.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! Overlays: in packs and files of their own, added, stacked, removed, refused; adapters in PEFT's format.
+//! Overlays: in packs and files of their own, added, stacked, removed, refused; adapters in PEFT's
+//! format.
 #![cfg(feature = "checkpoints")]
 
 mod support;

@@ -1,4 +1,5 @@
-//! Training overlays on a tiny trained model: what is kept and why, interruption, every method and objective.
+//! Training overlays on a tiny trained model: what is kept and why, interruption, every method and
+//! objective.
 #![cfg(feature = "lm")]
 
 mod support;

@@ -227,8 +227,9 @@ fn levels_say_who_must_refuse_a_vector() {
             }
         }
         // What any reader sees is not left to verifiers.
-        // (The reference knows that a checksum of no attachments is wrong before anybody asks for them. And there is
-        // no level of those who know coded tensors and overlays, but not the rest.)
+        // (The reference knows that a checksum of no attachments is wrong before anybody asks for
+        // them. And there is no level of those who know coded tensors and overlays, but not
+        // the rest.)
         let early = matches!(v.text("id"), "attachments-crc-without" | "overlay-on-coded");
         if levels == ["verify"] && !early && read_at("verify", bytes).is_err() {
             wrong.push(format!("{}: readers refuse it", v.name()));
@@ -565,7 +566,8 @@ fn all_vectors() -> Vec<Vector> {
     found.into_iter().map(parse).collect()
 }
 
-/// Rules that no file can break by itself, each with the reason. All others have a vector that must be refused.
+/// Rules that no file can break by itself, each with the reason. All others have a vector that must
+/// be refused.
 const NOT_BROKEN_ALONE: [(&str, &str); 29] = [
     ("UC-HDR-9", "asks readers to accept what they don't know"),
     ("UC-HDR-10", "is for writers: readers go by the records"),

@@ -10,7 +10,8 @@ use ultracompress::{Container, Dtype, EncodedTensor, PlaneParts, Role};
 
 use pack::pack_of_one;
 
-/// Weights around zero with a bell shape: sums of uniform numbers from a linear congruential generator.
+/// Weights around zero with a bell shape: sums of uniform numbers from a linear congruential
+/// generator.
 pub fn weights(n: usize) -> Vec<f32> {
     let mut state = 1u64;
     let mut uniform = || {

@@ -4,12 +4,12 @@
 //! cargo bench --bench targets -- [--record FILE] [FOLDER]
 //! ```
 //!
-//! Jobs that are compared take turns on one thread; each figure is a ratio of medians. `L2` is 16 x 4096
-//! weights, `memory` is 14336 x 4096; buffers are reused and start at a cache line, except
+//! Jobs that are compared take turns on one thread; each figure is a ratio of medians. `L2` is 16 x
+//! 4096 weights, `memory` is 14336 x 4096; buffers are reused and start at a cache line, except
 //! where a library allocates its own. The
-//! last two rows run the `uc` binary with two threads on a pack of 1 GB of bf16 in FOLDER (a tmpfs such as
-//! `/dev/shm` by default), beside `cp`. Without the `--bench` that `cargo bench` passes, everything runs once
-//! on small sizes.
+//! last two rows run the `uc` binary with two threads on a pack of 1 GB of bf16 in FOLDER (a tmpfs
+//! such as `/dev/shm` by default), beside `cp`. Without the `--bench` that `cargo bench` passes,
+//! everything runs once on small sizes.
 
 #[path = "../src/commands/bench/rounds.rs"]
 mod rounds;
@@ -41,8 +41,8 @@ struct Table {
 }
 
 impl Table {
-    /// Measures `jobs`, of which the first is what the others are compared with. `unit` says what one call
-    /// of a job does `amount` of, in thousands of millions.
+    /// Measures `jobs`, of which the first is what the others are compared with. `unit` says what
+    /// one call of a job does `amount` of, in thousands of millions.
     fn measure(&mut self, what: &str, size: &str, amount: f64, unit: &str, mut jobs: Vec<Job<'_>>) {
         let seconds = medians(&mut jobs, self.rounds);
         for (i, (job, time)) in jobs.iter().zip(&seconds).enumerate() {

@@ -77,8 +77,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 #[derive(Debug, ClapArgs)]
 pub struct Memory {
-    /// Memory to stay within, such as 512M or 2GiB; at least 128M [default: a quarter of the machine's].
-    /// Results never depend on it.
+    /// Memory to stay within, such as 512M or 2GiB; at least 128M [default: a quarter of the
+    /// machine's]. Results never depend on it.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_ram: Option<u64>,
 }
@@ -94,7 +94,8 @@ pub enum Command {
     /// Check a .uc file: structure, checksums, roots, every decoded tensor.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
-    /// Check everything that can be checked of a pack and write a receipt; with its source, make it again and compare.
+    /// Check everything that can be checked of a pack and write a receipt; with its source, make it
+    /// again and compare.
     #[command(after_help = AUDIT_EXAMPLES)]
     Audit(Audit),
     /// Sign a pack, in minisign's format; `uc verify --key` compares.
@@ -124,7 +125,8 @@ pub enum Command {
     /// Train an overlay against the source, and keep it if it earns its bits.
     #[command(after_help = TRAIN_EXAMPLES)]
     Train(Train),
-    /// Compare a model with its source on text: perplexity and KL divergence, or cosines for encoders.
+    /// Compare a model with its source on text: perplexity and KL divergence, or cosines for
+    /// encoders.
     #[command(after_help = EVAL_EXAMPLES)]
     Eval(Eval),
     /// Attach records of evaluations to a pack, and check those that are there.
@@ -179,11 +181,12 @@ pub struct Pack {
     /// Bits (planes) of the linear layers, 3 to 8 [default: 5].
     #[arg(long, value_name = "N")]
     pub bits: Option<u8>,
-    /// Statistics of real activations of this checkpoint (`uc calibrate`): rounding makes up for its own errors.
+    /// Statistics of real activations of this checkpoint (`uc calibrate`): rounding makes up for
+    /// its own errors.
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
-    /// Bits a weight that the linear layers take at most, all side bytes included: planes of each row, and groups,
-    /// are chosen under it. Needs --calibration.
+    /// Bits a weight that the linear layers take at most, all side bytes included: planes of each
+    /// row, and groups, are chosen under it. Needs --calibration.
     #[arg(long, value_name = "X", requires = "calibration", conflicts_with = "bits")]
     pub bpw: Option<Bpw>,
     /// Override for tensors whose name matches; may be repeated, the last match wins, the last `=`
@@ -202,22 +205,25 @@ pub struct Pack {
     /// No planes: the source's own bits, compressed.
     #[arg(long, conflicts_with_all = ["exact", "raw_all", "bits", "bpw", "calibration"])]
     pub exact_only: bool,
-    /// Numbers of planes, 3 to 7, that some readers will stop at: level tables are fitted for them, and what the pack decodes to at each
-    /// is recorded.
+    /// Numbers of planes, 3 to 7, that some readers will stop at: level tables are fitted for
+    /// them, and what the pack decodes to at each is recorded.
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(3..=7), conflicts_with_all = ["exact_only", "raw_all", "onto"])]
     pub rungs: Vec<u8>,
     /// Add the exact rung to this pack of the same source, whose planes stay as they are.
     #[arg(long, value_name = "PACK", conflicts_with_all = ["exact", "exact_only", "raw_all", "bits", "bpw", "calibration", "recipe", "tensor", "shard_size", "dry_run"])]
     pub onto: Option<PathBuf>,
-    /// Cut the pack into files OUT-00001-of-0000N.uc of at most this many bytes of tensors each (1M or
-    /// more; K, M, G are powers of 1024, KB, MB, GB of 1000), with an index file OUT.uc.index.json.
+    /// Cut the pack into files OUT-00001-of-0000N.uc of at most this many bytes of tensors each
+    /// (1M or more; K, M, G are powers of 1024, KB, MB, GB of 1000), with an index file
+    /// OUT.uc.index.json.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub shard_size: Option<u64>,
-    /// Go on where an interrupted run of the same source and recipe ended, and leave what is done (OUT.uc.partial,
-    /// OUT.uc.pack-state) when this one is interrupted. The pack is the same as without.
+    /// Go on where an interrupted run of the same source and recipe ended, and leave what is done
+    /// (OUT.uc.partial, OUT.uc.pack-state) when this one is interrupted. The pack is the same
+    /// as without.
     #[arg(long, conflicts_with_all = ["onto", "dry_run"])]
     pub resume: bool,
-    /// An older pack made by this program: tensors that would be encoded to what they are there are copied.
+    /// An older pack made by this program: tensors that would be encoded to what they are there
+    /// are copied.
     #[arg(long, value_name = "OLD.uc", conflicts_with_all = ["onto", "dry_run"])]
     pub reuse: Option<PathBuf>,
     #[command(flatten)]
@@ -265,8 +271,8 @@ pub struct Verify {
     /// A published stored or decoded root to compare with.
     #[arg(long, value_name = "HEX", value_parser = parse_root)]
     pub root: Option<Digest>,
-    /// The source checkpoint: compares raw tensors bit for bit, the source digest that each quantized
-    /// tensor claims, and every file.
+    /// The source checkpoint: compares raw tensors bit for bit, the source digest that each
+    /// quantized tensor claims, and every file.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
     #[command(flatten)]
@@ -278,8 +284,8 @@ pub struct Verify {
 /// A signature to compare with.
 #[derive(Debug, ClapArgs)]
 pub struct Signature {
-    /// A public key of minisign: its file, or its second line. The signature of the pack's file (of its index file, for
-    /// shards) is compared.
+    /// A public key of minisign: its file, or its second line. The signature of the pack's file
+    /// (of its index file, for shards) is compared.
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
     /// Where the signature is [default: FILE.minisig].
@@ -311,14 +317,15 @@ pub struct Audit {
     /// A published stored, decoded or effective root to compare with.
     #[arg(long, value_name = "HEX", value_parser = parse_root)]
     pub root: Option<Digest>,
-    /// The source checkpoint: tensors and files are compared with it, and the pack is made again from it by its recipe and
-    /// compared byte by byte. Overlays count as inputs.
+    /// The source checkpoint: tensors and files are compared with it, and the pack is made again
+    /// from it by its recipe and compared byte by byte. Overlays count as inputs.
     #[arg(long, value_name = "DIR")]
     pub source: Option<PathBuf>,
     /// The calibration that the pack was made with, if it was made with one.
     #[arg(long, value_name = "FILE", requires = "source")]
     pub calibration: Option<PathBuf>,
-    /// Folder for what is made again, with room for two packs [default: the system's for temporary files].
+    /// Folder for what is made again, with room for two packs [default: the system's for temporary
+    /// files].
     #[arg(long, value_name = "DIR", requires = "source")]
     pub work_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -403,11 +410,12 @@ pub struct Unpack {
     /// Read at most this many planes of each row, 3 to 8.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(3..=8))]
     pub rung: Option<u8>,
-    /// The source's own bits instead of the values of the planes; weights files are recreated byte for byte. Needs a pack made
-    /// with --exact, --exact-only or --onto.
+    /// The source's own bits instead of the values of the planes; weights files are recreated byte
+    /// for byte. Needs a pack made with --exact, --exact-only or --onto.
     #[arg(long, conflicts_with_all = ["rung", "dtype"])]
     pub exact: bool,
-    /// The base without the overlays that the pack has. Rungs and exact values are without them anyway.
+    /// The base without the overlays that the pack has. Rungs and exact values are without them
+    /// anyway.
     #[arg(long)]
     pub no_overlays: bool,
     /// Only tensors whose name matches.
@@ -458,7 +466,8 @@ pub struct Strip {
     /// The file to write, or the name that shards are called after.
     #[arg(short, long, value_name = "OUT.uc")]
     pub output: PathBuf,
-    /// Take out the exact rung: residuals, and what recreates the source's files. This is the default.
+    /// Take out the exact rung: residuals, and what recreates the source's files. This is the
+    /// default.
     #[arg(long)]
     pub exact: bool,
     /// Replace existing files.
@@ -527,8 +536,8 @@ pub struct Calibrate {
     /// Seed of the sampled labels.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Consecutive outputs whose gradients are correlated with each other, a multiple of 64. The file and the
-    /// encoder's memory grow with it.
+    /// Consecutive outputs whose gradients are correlated with each other, a multiple of 64. The
+    /// file and the encoder's memory grow with it.
     #[arg(long, value_name = "ROWS", default_value_t = 2048)]
     pub output_block: usize,
     /// Replace an existing file.
@@ -711,7 +720,8 @@ pub struct Train {
     /// The file to write, or the name that shards are called after.
     #[arg(short, long, value_name = "OUT.uc")]
     pub output: PathBuf,
-    /// Bits of body and overlay together, over the weights of the body [default: 0.5 more than the pack has].
+    /// Bits of body and overlay together, over the weights of the body [default: 0.5 more than the
+    /// pack has].
     #[arg(long, value_name = "X")]
     pub bpw: Option<f64>,
     /// The base may not change: compare with the base alone.
@@ -808,7 +818,8 @@ pub enum Receipt {
         #[arg(long)]
         force: bool,
     },
-    /// Recompute the headline of each receipt from its rows, and compare the roots it cites with the pack's.
+    /// Recompute the headline of each receipt from its rows, and compare the roots it cites with
+    /// the pack's.
     Check {
         /// The pack.
         #[arg(value_name = "PACK")]
@@ -840,7 +851,8 @@ Of packs the base is measured, without overlays.";
 
 #[derive(Debug, ClapArgs)]
 pub struct Pair {
-    /// A .uc file, a .safetensors file, an index file of either, a folder, or the address of a pack.
+    /// A .uc file, a .safetensors file, an index file of either, a folder, or the address of a
+    /// pack.
     pub a: PathBuf,
     /// Another one.
     pub b: PathBuf,

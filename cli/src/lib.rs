@@ -1,6 +1,7 @@
 //! The `uc` tool: parses arguments, calls the library, prints.
 //!
-//! The binary is a thin shell around [`run`], so that a package for another language carries the same tool.
+//! The binary is a thin shell around [`run`], so that a package for another language carries the
+//! same tool.
 
 mod args;
 mod commands;
@@ -16,8 +17,9 @@ use clap::Parser;
 
 /// Runs the tool with `args`, the first of which is its name, as [`std::env::args_os`] gives them.
 ///
-/// `again` starts this program another time, without its arguments: the commands that run models set variables for a new
-/// process, since candle reads how many threads it may start from the environment only. Without it they take more time.
+/// `again` starts this program another time, without its arguments: the commands that run models
+/// set variables for a new process, since candle reads how many threads it may start from the
+/// environment only. Without it they take more time.
 ///
 /// Ends the process itself where arguments are wrong or ask for help.
 pub fn run(args: impl IntoIterator<Item = OsString>, again: Option<Command>) -> ExitCode {

@@ -14,12 +14,12 @@ pub fn threads() -> Option<usize> {
     std::env::var(THREADS).ok()?.parse().ok()
 }
 
-/// Replaces the process by `again`, in which each operation of candle stays on the thread that calls it: sequences run
-/// on all threads already, and threads of both kinds get in each other's way.
-/// candle listens to the environment only, and safe code can't change its own.
+/// Replaces the process by `again`, in which each operation of candle stays on the thread that
+/// calls it: sequences run on all threads already, and threads of both kinds get in each other's
+/// way. candle listens to the environment only, and safe code can't change its own.
 ///
-/// Gives nothing when the environment is right, or when there is no way to start again, which costs time only;
-/// otherwise the exit code of the other process.
+/// Gives nothing when the environment is right, or when there is no way to start again, which costs
+/// time only; otherwise the exit code of the other process.
 pub fn on_one_thread_each(mut again: Command, threads: Option<usize>) -> Option<ExitCode> {
     let asked = std::env::var(VARIABLE).ok();
     if asked.as_deref() == Some("1") {

@@ -18,8 +18,8 @@ pub fn rate(bpw: Option<f64>) -> String {
     bpw.map_or("none".into(), |b| format!("{b:.4}"))
 }
 
-/// Fails early when `needed` bytes don't fit where `output` will be: in it, where it is a folder that
-/// exists.
+/// Fails early when `needed` bytes don't fit where `output` will be: in it, where it is a folder
+/// that exists.
 pub fn check_free_disk(output: &Path, needed: u64) -> Result<(), Error> {
     let folder = output
         .ancestors()
@@ -37,8 +37,8 @@ pub fn check_free_disk(output: &Path, needed: u64) -> Result<(), Error> {
     }
 }
 
-/// The memory that the machine, or the container that the process runs in, has; nothing where the platform can't
-/// tell.
+/// The memory that the machine, or the container that the process runs in, has; nothing where the
+/// platform can't tell.
 pub fn memory_of_machine() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();

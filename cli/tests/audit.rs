@@ -1,4 +1,5 @@
-//! Receipts of audits: what they say of sound and damaged packs, that they are the same for everybody, and signatures.
+//! Receipts of audits: what they say of sound and damaged packs, that they are the same for
+//! everybody, and signatures.
 
 mod support;
 
@@ -241,7 +242,8 @@ fn a_pack_that_its_source_does_not_give_is_told() {
         (&json["rederived"]["tensors_equal"], &json["rederived"]["bytes_compared"]),
         (&json!(3), &json!(0))
     );
-    // Values that this encoder doesn't make of the source, under its name: an honest manifest, another model inside.
+    // Values that this encoder doesn't make of the source, under its name: an honest manifest,
+    // another model inside.
     source(&desk, "source", 5);
     let theirs = pack(&desk, "theirs.uc", &PackOptions::new());
     let manifest = Manifest::read(&Container::open_path(&theirs).expect("valid")).expect("valid");
@@ -254,7 +256,8 @@ fn a_pack_that_its_source_does_not_give_is_told() {
     source(&desk, "source", 5);
     let receipt = with_source(&desk).audit(&forged).expect("audits");
     let json = check_form(&receipt);
-    // Every digest in the file is right, and what it claims of its source is so; making it again shows the lie.
+    // Every digest in the file is right, and what it claims of its source is so; making it again
+    // shows the lie.
     for check in ["structure", "stored", "decoded", "source"] {
         assert_eq!(json["checks"][check], "ok", "{json:#}");
     }

@@ -1,11 +1,13 @@
-//! Runs that end early: killed at any moment, cancelled, without their folder. No file has its final name before it is
-//! complete, and a run that goes on ends in the bytes of one that was never interrupted.
+//! Runs that end early: killed at any moment, cancelled, without their folder. No file has its
+//! final name before it is complete, and a run that goes on ends in the bytes of one that was never
+//! interrupted.
 //!
-//! `UC_KILLS=50 cargo test --release --test crash` kills fifty times; the default is a few. `UC_KILLS_REPORT=FILE` writes
-//! what was counted.
+//! `UC_KILLS=50 cargo test --release --test crash` kills fifty times; the default is a few.
+//! `UC_KILLS_REPORT=FILE` writes what was counted.
 //!
-//! Processes of `uc` are killed and interrupted, not this one, so these tests run beside others; what they check doesn't
-//! depend on how far a run had come. Where they wait for one that has come far enough, they try again if it was faster.
+//! Processes of `uc` are killed and interrupted, not this one, so these tests run beside others;
+//! what they check doesn't depend on how far a run had come. Where they wait for one that has come
+//! far enough, they try again if it was faster.
 
 mod support;
 
@@ -27,7 +29,8 @@ use support::progress::After;
 use support::random::Rng;
 use support::uc::{Ran, source};
 
-/// A safetensors file of `n` matrices; `seed` decides their values, that of the first one alone if `one` is given.
+/// A safetensors file of `n` matrices; `seed` decides their values, that of the first one alone if
+/// `one` is given.
 fn weights(path: &Path, n: usize, one: Option<u64>) {
     let tensor = |i: usize| {
         // Tensors of rank 1 are kept as they are.
@@ -59,7 +62,8 @@ fn contents(desk: &Desk, names: &BTreeSet<String>) -> Vec<Vec<u8>> {
     names.iter().map(|name| desk.read(name)).collect()
 }
 
-/// Packs without interruption, then with kills, until `kills` of them have happened. Gives how often items were taken over.
+/// Packs without interruption, then with kills, until `kills` of them have happened. Gives how
+/// often items were taken over.
 fn kill_loop(args: &[&str], kills: u64, rng: &mut Rng) -> (u64, u64) {
     let (desk, _) = folder();
     let before = names(&desk);
@@ -142,8 +146,8 @@ fn pack(source: &Path, output: &Path, options: &PackOptions) -> Result<PackRepor
     options.pack(&Source::open(source)?, output)
 }
 
-/// Leaves on the desk what a run to `m.uc` leaves that is cancelled when it has encoded about half of the checkpoint. It is
-/// made once for the same options.
+/// Leaves on the desk what a run to `m.uc` leaves that is cancelled when it has encoded about half
+/// of the checkpoint. It is made once for the same options.
 fn interrupted(desk: &Desk, options: &PackOptions) {
     static MADE: Mutex<BTreeMap<String, BTreeMap<PathBuf, Vec<u8>>>> = Mutex::new(BTreeMap::new());
     let key = format!("{options:?}");
@@ -326,8 +330,8 @@ fn id(bytes: &[u8]) -> String {
     }
 }
 
-/// As if a run had been killed before, between and after the renames: with the first `n` files under their names and the others
-/// where they were written.
+/// As if a run had been killed before, between and after the renames: with the first `n` files
+/// under their names and the others where they were written.
 #[test]
 fn a_run_that_was_killed_while_files_got_their_names_is_ended() {
     let (desk, source) = folder();

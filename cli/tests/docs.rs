@@ -1,19 +1,20 @@
-//! The pages for users, `README.md` and `docs/*.md`: every command in them runs, ends with the exit code
-//! that the page says, and prints what the page shows.
+//! The pages for users, `README.md` and `docs/*.md`: every command in them runs, ends with the exit
+//! code that the page says, and prints what the page shows.
 //!
 //! Blocks are told apart by the words behind their fence:
 //!
-//! - `sh`: commands, one a line, run by the shell in the page's own folder. A command ends with exit code 0,
-//!   or with N where `# exit code N` follows it.
-//! - `text output`: lines that the commands of the block before print, in this order; `...` stands for anything.
+//! - `sh`: commands, one a line, run by the shell in the page's own folder. A command ends with
+//!   exit code 0, or with N where `# exit code N` follows it.
+//! - `text output`: lines that the commands of the block before print, in this order; `...` stands
+//!   for anything.
 //! - `text figures`: the same, where numbers may be others: those of measurements.
 //! - `toml NAME`, `json NAME`: a file that the reader is asked to write.
 //! - `text`: what can't run here; a command of `uc` in it is refused.
 //!
-//! The page's folder holds `model` and `examples/data/tiny-llama` (the small model of the repository),
-//! `big-model` (the same with three large tensors more), `my-lora` (an adapter for it as PEFT saves it),
-//! some texts under their names in the repository, and two of them as `calib.txt` and `heldout.txt`.
-//! Addresses at `https://example.org/` lead to the folder.
+//! The page's folder holds `model` and `examples/data/tiny-llama` (the small model of the
+//! repository), `big-model` (the same with three large tensors more), `my-lora` (an adapter for it
+//! as PEFT saves it), some texts under their names in the repository, and two of them as
+//! `calib.txt` and `heldout.txt`. Addresses at `https://example.org/` lead to the folder.
 #![cfg(unix)]
 
 use std::fs;
@@ -399,7 +400,8 @@ fn write_safetensors(path: &Path, members: &str, data: &[u8]) {
     fs::write(path, [&length, header.as_bytes(), data].concat()).expect("writes");
 }
 
-/// Adds three integer tensors of 720 KB each, which are stored as they are, so that there are shards.
+/// Adds three integer tensors of 720 KB each, which are stored as they are, so that there are
+/// shards.
 fn enlarge(path: &Path) {
     let file = fs::read(path).expect("the small model");
     let (length, rest) = file.split_first_chunk().expect("a length");

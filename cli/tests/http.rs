@@ -1,7 +1,8 @@
 //! Packs behind a web server: what reading them costs, and what becomes of servers that misbehave.
 //!
-//! In a binary of its own, for the allocator remembers the largest piece that any thread asks for: none of these tests may
-//! ask for as much as a server claims. Each has servers of its own, so they run beside one another.
+//! In a binary of its own, for the allocator remembers the largest piece that any thread asks for:
+//! none of these tests may ask for as much as a server claims. Each has servers of its own, so they
+//! run beside one another.
 
 mod support;
 

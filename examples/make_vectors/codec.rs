@@ -325,7 +325,8 @@ fn invalid(set: &mut VectorSet) {
         &|r| r.body[8 + 16 + 32] = 1,
     );
 
-    // A set for 5 planes holds tables for 4 and 3: the digests are those of a reader that takes them.
+    // A set for 5 planes holds tables for 4 and 3: the digests are those of a reader that takes
+    // them.
     let mut of_five = Planes::new("w", Dtype::Bf16, &[2, 16], 16, &[4, 4]);
     of_five.level_ids = [0, 1, 0, 0, 0, 0];
     of_five.custom = Some((4, custom5()[32..].to_vec()));
@@ -413,7 +414,8 @@ fn codec(set: &mut VectorSet) {
         8,
         Dtype::F16,
     );
-    // 4.03125 * 128 * 127 = 65532: above 65520, half way between the largest F16 and the next that there would be.
+    // 4.03125 * 128 * 127 = 65532: above 65520, half way between the largest F16 and the next that
+    // there would be.
     let mut beyond = Planes::new("w", Dtype::F32, &[1, 256], 0, &[8]);
     beyond.scale = 0x4081;
     add(

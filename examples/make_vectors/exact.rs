@@ -50,7 +50,8 @@ fn valid(set: &mut VectorSet) {
         let id = format!("exact-{name}-no-tails");
         set.valid(&id, &["EXA-8", "EXA-26"], "lower bits that are all zero", &without.file());
     }
-    // One symbol that takes no bits: the source is what is expected, and long rows make short residuals.
+    // One symbol that takes no bits: the source is what is expected, and long rows make short
+    // residuals.
     let silent = |native| {
         let mut one = model(Dtype::Bf16, native, 0);
         one.tables = vec![(0, 0, vec![(0, 512)]); 2];
@@ -68,7 +69,8 @@ fn valid(set: &mut VectorSet) {
         "128 classes of 256 contexts: 32,768",
         &most.file(),
     );
-    // A context for each of as many tables as there may be, and the least and the most slots of one.
+    // A context for each of as many tables as there may be, and the least and the most slots of
+    // one.
     let mut least = silent(3).1;
     (least.precision, least.mantissa_bits, least.fraction_bits) = (8, 5, 0);
     least.contexts = (0..8 << 5u8).map(|i| u8::try_from(i % 256).expect("a byte")).collect();
@@ -203,8 +205,8 @@ fn with_listed(files: serde_json::Value) -> File {
     file
 }
 
-/// Checks that a vector in which every code occurs shows how values of F16 are cut: towards zero, which keeps its sign, and
-/// below normal numbers too.
+/// Checks that a vector in which every code occurs shows how values of F16 are cut: towards zero,
+/// which keeps its sign, and below normal numbers too.
 fn assert_tops_are_cut(planes: &Planes) {
     let levels = LevelSet::default_for(8).table(8);
     let scale = f32::from_bits(u32::from(planes.scale) << 16);
@@ -444,7 +446,8 @@ fn invalid(set: &mut VectorSet) {
     let a = || coded("a", Dtype::Bf16, &[3, 50], 1, &bf16, &around_one(Dtype::Bf16, 150));
     let coded_file = |a: Record| File::of(vec![a, bf16.record()]);
     let mut padding = a();
-    // Three references at 140 in the block, which is behind 48 bytes of names, the count and one length.
+    // Three references at 140 in the block, which is behind 48 bytes of names, the count and one
+    // length.
     padding.parts[0].chunks[0][56 + 143] = 1;
     let comment = "padding behind the references is not zero";
     add("coded-padding", "EXA-24", comment, "malformed", &coded_file(padding));

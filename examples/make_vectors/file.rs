@@ -330,8 +330,8 @@ pub fn zstd_rle(byte: u8, len: usize) -> Vec<u8> {
     frame
 }
 
-/// The same for `len` zeros with another descriptor and what follows it, and without blocks' limit on types: a
-/// frame of one block.
+/// The same for `len` zeros with another descriptor and what follows it, and without blocks' limit
+/// on types: a frame of one block.
 pub fn zstd_frame(descriptor: u8, fields: &[u8], block_type: u32, len: u32) -> Vec<u8> {
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, descriptor];
     frame.extend(fields);
@@ -353,7 +353,8 @@ pub fn base() -> File {
 /// What breaks a file.
 type Change<'a> = &'a dyn Fn(&mut File);
 
-/// Adds vectors that must be refused, by id, rule, comment and kind of error: [`base`] with a change.
+/// Adds vectors that must be refused, by id, rule, comment and kind of error: [`base`] with a
+/// change.
 pub fn changes(set: &mut VectorSet) -> impl FnMut(&str, &str, &str, &str, Change<'_>) {
     let base = base();
     move |id, rule, comment, expect, change| {

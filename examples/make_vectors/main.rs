@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Files are put together field by field here, not by the crate's writer, so that each invalid one
-//! can break one rule and keep all others, checksums and roots included. Decoded values come from the
-//! literal reference decoder.
+//! can break one rule and keep all others, checksums and roots included. Decoded values come from
+//! the literal reference decoder.
 //!
 //! | module | vectors of |
 //! |---|---|
@@ -20,8 +20,8 @@
 //! | [`manifest`] | spec/manifest.md |
 //! | [`receipt`] | spec/receipt.md |
 //!
-//! They share [`mod@file`], which writes a container, [`planes`], which makes tensors of planes, and
-//! [`set`], which holds the vectors and says at which levels each must pass.
+//! They share [`mod@file`], which writes a container, [`planes`], which makes tensors of planes,
+//! and [`set`], which holds the vectors and says at which levels each must pass.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -127,8 +127,9 @@ impl Block {
         Self::new(tensor, 2, rows, cols, rank, scaling, content, product)
     }
 
-    /// int8 factors whose sums are as large as they can be and whose scales have all their bits. Checks that rounding the
-    /// product shows: a sum of unrounded product and value is another number somewhere.
+    /// int8 factors whose sums are as large as they can be and whose scales have all their bits.
+    /// Checks that rounding the product shows: a sum of unrounded product and value is another
+    /// number somewhere.
     pub fn large_int8(tensor: &str, base: &[f32], cols: usize) -> Self {
         let (rank, rows) = (1024, base.len() / cols);
         let a: Vec<i8> =
@@ -156,7 +157,8 @@ impl Block {
         Self::new(tensor, 1, rows, cols, rank, 0.0, content, product)
     }
 
-    /// Factors of binary16 whose sum in any of the orders that come to mind is another number somewhere.
+    /// Factors of binary16 whose sum in any of the orders that come to mind is another number
+    /// somewhere.
     pub fn ordered_f16(tensor: &str, rows: usize, cols: usize) -> Self {
         let rank = 33;
         let factor = |i: usize, seed: usize| {

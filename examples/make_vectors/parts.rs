@@ -273,7 +273,8 @@ fn interleaved(set: &mut VectorSet) {
     let first = Planes::new("v", Dtype::Bf16, &[2, 512], 0, &[3, 3]).record();
     let mut second = Planes::new("w", Dtype::Bf16, &[2, 512], 0, &[3, 3]).record();
     let mut first_swapped = first.clone();
-    // Both records have parts of equal lengths in equal order; exchange the offsets of the last ones.
+    // Both records have parts of equal lengths in equal order; exchange the offsets of the last
+    // ones.
     let image = File::of(vec![first.clone(), second.clone()]);
     let (a, b) = (256 + 64 + 2 * 128, 256 + 64 + 3 * 128 + 64 + 2 * 128);
     first_swapped.parts[3].offset = Some(b);

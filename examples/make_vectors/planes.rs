@@ -91,8 +91,9 @@ impl Planes {
         stored
     }
 
-    /// What the first row's scale gives with groups of so many columns, one multiplication after the other: also for what no
-    /// file may hold. Groups beyond those that are stored have the first step.
+    /// What the first row's scale gives with groups of so many columns, one multiplication after
+    /// the other: also for what no file may hold. Groups beyond those that are stored have the
+    /// first step.
     pub fn multiplied(&self, scale: f32, group: u32) -> Vec<u8> {
         let cols = usize::try_from(self.shape[1]).expect("small");
         let stored = cols.div_ceil(self.group as usize);

@@ -82,7 +82,8 @@ pub fn add(set: &mut VectorSet) {
         &canonical(&fewer),
         "ok",
     );
-    // The mean of three equal numbers is another number in binary64, unless sums are taken with more bits.
+    // The mean of three equal numbers is another number in binary64, unless sums are taken with
+    // more bits.
     let equal = |se: f64, mean: f64| {
         let mut v = receipt();
         v["protocol"] = json!({ "seq_len": 128, "max_tokens": 384, "sequences": 3, "tokens": 381 });

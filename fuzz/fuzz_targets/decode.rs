@@ -1,5 +1,5 @@
-//! Attacks decoding: arbitrary parts through the kernel and, where it accepts them, through the literal
-//! reference, which must agree bit for bit.
+//! Attacks decoding: arbitrary parts through the kernel and, where it accepts them, through the
+//! literal reference, which must agree bit for bit.
 #![no_main]
 
 use arbitrary::Arbitrary;

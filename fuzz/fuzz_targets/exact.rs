@@ -1,4 +1,5 @@
-//! Attacks the exact rung: a model and a block of anything. Every kernel gives the same values or the same error.
+//! Attacks the exact rung: a model and a block of anything. Every kernel gives the same values or
+//! the same error.
 #![no_main]
 
 use arbitrary::Arbitrary;

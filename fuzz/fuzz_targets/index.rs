@@ -1,6 +1,6 @@
-//! Attacks what records say of their parts: the checksums of all parts are computed again, so that mutated codes,
-//! scales, residuals and factors reach the decoders through a whole file. Every kernel gives the same bits or the
-//! same error, whole and by rows.
+//! Attacks what records say of their parts: the checksums of all parts are computed again, so that
+//! mutated codes, scales, residuals and factors reach the decoders through a whole file. Every
+//! kernel gives the same bits or the same error, whole and by rows.
 #![no_main]
 
 mod checksums;

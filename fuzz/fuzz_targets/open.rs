@@ -1,5 +1,5 @@
-//! Attacks opening and verifying a file. Checksums of preamble and sections are computed again, so that
-//! mutations get past them; a second look must give the same verdict.
+//! Attacks opening and verifying a file. Checksums of preamble and sections are computed again, so
+//! that mutations get past them; a second look must give the same verdict.
 #![no_main]
 
 mod checksums;

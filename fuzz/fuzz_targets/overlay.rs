@@ -1,5 +1,5 @@
-//! Attacks factors of overlays: those of anything give the same values or the same error from every kernel. Records of overlays
-//! in whole files are attacked by `open`.
+//! Attacks factors of overlays: those of anything give the same values or the same error from every
+//! kernel. Records of overlays in whole files are attacked by `open`.
 #![no_main]
 
 use arbitrary::Arbitrary;

@@ -1,5 +1,5 @@
-//! Attacks the parser of records. Canonical JSON is rebuilt from mutated values, so that mutation gets past
-//! that rule; what parses must give the same bytes again.
+//! Attacks the parser of records. Canonical JSON is rebuilt from mutated values, so that mutation
+//! gets past that rule; what parses must give the same bytes again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

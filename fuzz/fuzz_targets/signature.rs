@@ -1,4 +1,5 @@
-//! Attacks the comparison with a signature. Nothing but a signature of these bytes by this key is accepted, whatever is around it.
+//! Attacks the comparison with a signature. Nothing but a signature of these bytes by this key is
+//! accepted, whatever is around it.
 #![no_main]
 
 use std::io::Cursor;

@@ -18,8 +18,8 @@ pub struct AgainstReport {
     pub exact: u64,
     /// Those of them that a residual leads to, or that are coded.
     pub decoded: u64,
-    /// Quantized tensors whose source digest in the manifest is that of the source. The digest is the
-    /// packer's claim: that the planes were made from this source is not shown by it.
+    /// Quantized tensors whose source digest in the manifest is that of the source. The digest is
+    /// the packer's claim: that the planes were made from this source is not shown by it.
     pub claimed: u64,
     /// Carried files that are equal.
     pub files: u64,
@@ -27,10 +27,11 @@ pub struct AgainstReport {
     pub failures: Vec<Failure>,
 }
 
-/// Compares a pack with the checkpoint it claims to come from: every tensor's name, dtype, shape and
-/// source digest, raw tensors bit for bit (their source digest is their decoded digest), and every
-/// carried file. `exact` is what [`VerifyReport::exact`](crate::VerifyReport::exact) said of this pack: when it is `Ok`, tensors whose exact
-/// bits are coded have been decoded and found to be those of the manifest, and so they are compared through it.
+/// Compares a pack with the checkpoint it claims to come from: every tensor's name, dtype, shape
+/// and source digest, raw tensors bit for bit (their source digest is their decoded digest), and
+/// every carried file. `exact` is what [`VerifyReport::exact`](crate::VerifyReport::exact) said of
+/// this pack: when it is `Ok`, tensors whose exact bits are coded have been decoded and found to be
+/// those of the manifest, and so they are compared through it.
 ///
 /// # Errors
 /// `Io`, `Cancelled`. What differs is listed in the result.

@@ -106,8 +106,8 @@ pub struct TensorDiff {
 /// The outcome of [`diff`].
 #[derive(Debug, Clone)]
 pub struct DiffReport {
-    /// Tensors that both models have in one shape, by name. Tensors that aren't floats are equal or
-    /// infinitely different.
+    /// Tensors that both models have in one shape, by name. Tensors that aren't floats are equal
+    /// or infinitely different.
     pub tensors: Vec<TensorDiff>,
     /// The one with the lowest signal-to-noise ratio.
     pub worst: Option<String>,

@@ -1,5 +1,5 @@
-//! Checks of a pack against something outside of it: the source it was made from, the recipe that makes it again,
-//! another model.
+//! Checks of a pack against something outside of it: the source it was made from, the recipe that
+//! makes it again, another model.
 
 mod against;
 mod compare;

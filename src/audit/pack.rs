@@ -27,11 +27,13 @@ use crate::storage::{Input, ReadAt};
 pub struct AuditOptions {
     /// A root that was published: stored, decoded or effective. Default: none.
     pub root: Option<Digest>,
-    /// The checkpoint that the pack was made from: it is compared, and the pack is made again from it. Default: none.
+    /// The checkpoint that the pack was made from: it is compared, and the pack is made again from
+    /// it. Default: none.
     pub source: Option<PathBuf>,
     /// The calibration that the pack was made with. Default: none.
     pub calibration: Option<PathBuf>,
-    /// What a look at a signature of the pack's file found: the key, and what is wrong. Default: none.
+    /// What a look at a signature of the pack's file found: the key, and what is wrong. Default:
+    /// none.
     pub signature: Option<(String, Option<String>)>,
     /// Folder for the pack that is made again. Default: the system's for temporary files.
     pub work_dir: PathBuf,
@@ -67,10 +69,12 @@ impl AuditOptions {
         with_max_ram: max_ram = u64,
     }
 
-    /// Audits the pack at `location`, a path or an address. What is wrong with the pack is in the receipt.
+    /// Audits the pack at `location`, a path or an address. What is wrong with the pack is in the
+    /// receipt.
     ///
     /// # Errors
-    /// `Io`; `InvalidArgument` when a calibration is missing, or was given without need; those of reading the source.
+    /// `Io`; `InvalidArgument` when a calibration is missing, or was given without need; those of
+    /// reading the source.
     pub fn audit(&self, location: &Path) -> Result<AuditReceipt> {
         self.audit_with(location, &NoProgress)
     }
@@ -244,8 +248,8 @@ impl Audit<'_> {
         }
     }
 
-    /// Compares the pack with its source. False when making it again can teach nothing more: a damaged pack, or one of another
-    /// source, doesn't come out the same.
+    /// Compares the pack with its source. False when making it again can teach nothing more: a
+    /// damaged pack, or one of another source, doesn't come out the same.
     fn compare_source(
         &mut self,
         manifest: &Manifest,
@@ -356,7 +360,8 @@ fn made(pack: &Pack<Input>, manifest: &Manifest) -> Result<AuditedManifest> {
     })
 }
 
-/// Records of evaluations in the pack: that they are of this pack, and that their headlines follow from their rows.
+/// Records of evaluations in the pack: that they are of this pack, and that their headlines follow
+/// from their rows.
 fn check_receipts(receipt: &mut AuditReceipt, pack: &Pack<Input>, names: &[String]) {
     // What is wrong with attachments is a failure of the structure.
     let Ok(attachments) = pack.attachments() else { return };

@@ -46,7 +46,8 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Opens a calibration file, reads all of it once for its digest, and checks that it holds what its record says.
+    /// Opens a calibration file, reads all of it once for its digest, and checks that it holds what
+    /// its record says.
     ///
     /// # Errors
     /// `Source` for a file that is not a calibration or is damaged; `Io`.
@@ -138,8 +139,8 @@ impl Calibration {
         self.record.layers.get(name)
     }
 
-    /// Second moments of the inputs of a layer, `[cols (cols + 1) / 2]`: the rows of the lower triangle of the mean
-    /// of `x x^T` over the tokens that the layer saw.
+    /// Second moments of the inputs of a layer, `[cols (cols + 1) / 2]`: the rows of the lower
+    /// triangle of the mean of `x x^T` over the tokens that the layer saw.
     ///
     /// # Errors
     /// `InvalidArgument` for a layer that isn't there; `Io`.
@@ -148,8 +149,8 @@ impl Calibration {
         self.read(&input_name(&layer.input), triangle(to_usize(layer.cols)?))
     }
 
-    /// Second moments of the loss's gradients at the outputs of a layer, for each block of rows the lower triangle
-    /// of the mean of `g g^T`.
+    /// Second moments of the loss's gradients at the outputs of a layer, for each block of rows the
+    /// lower triangle of the mean of `g g^T`.
     ///
     /// # Errors
     /// As [`Calibration::inputs`].

@@ -1,5 +1,5 @@
-//! Calibration files: statistics of real activations, as `uc calibrate` writes them and the encoder reads them
-//! (spec/calibration.md).
+//! Calibration files: statistics of real activations, as `uc calibrate` writes them and the encoder
+//! reads them (spec/calibration.md).
 
 mod file;
 mod record;

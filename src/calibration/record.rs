@@ -42,7 +42,8 @@ pub struct LayerRecord {
     pub cols: u64,
     /// Tokens that it saw. Experts see some only.
     pub tokens: u64,
-    /// The layer under whose name the moments of the inputs are: itself, or another with the same inputs.
+    /// The layer under whose name the moments of the inputs are: itself, or another with the same
+    /// inputs.
     pub input: String,
     /// The tensor that holds its weights, where that isn't its own `.weight`: a tied head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +84,8 @@ pub struct CalibrationRecord {
     pub text: TextRecord,
     /// How it was run.
     pub protocol: Protocol,
-    /// Rows whose gradients are correlated with each other: `output_block` consecutive ones, a multiple of 64.
+    /// Rows whose gradients are correlated with each other: `output_block` consecutive ones, a
+    /// multiple of 64.
     pub output_block: u64,
     /// The layers, by name: that of their weight, without `.weight`.
     pub layers: BTreeMap<String, LayerRecord>,
@@ -129,8 +131,8 @@ impl CalibrationRecord {
     }
 }
 
-/// What the names of all experts of one block have in common: the name without the expert's number. Nothing for other
-/// layers.
+/// What the names of all experts of one block have in common: the name without the expert's number.
+/// Nothing for other layers.
 #[cfg(feature = "lm")]
 pub(crate) fn sibling_key(layer: &str) -> Option<String> {
     let (block, rest) = layer.split_once(".experts.")?;

@@ -1,7 +1,8 @@
-//! Between stored codes and values: what tensors decode to (spec/codec.md, spec/exact.md, spec/overlay.md).
+//! Between stored codes and values: what tensors decode to (spec/codec.md, spec/exact.md,
+//! spec/overlay.md).
 //!
-//! A room for each encoding; what they share lies beside them. The safe API here checks lengths and values; the
-//! loops themselves are in `kernels`. Files are the business of `container`.
+//! A room for each encoding; what they share lies beside them. The safe API here checks lengths and
+//! values; the loops themselves are in `kernels`. Files are the business of `container`.
 
 mod convert;
 pub mod exact;

@@ -22,7 +22,8 @@ enum Kind {
     F16(WideFactors),
 }
 
-/// Exponents of scales: products of two with the largest sum are far from overflow, and none are subnormal (UC-OVL-5).
+/// Exponents of scales: products of two with the largest sum are far from overflow, and none are
+/// subnormal (UC-OVL-5).
 pub(crate) const SCALE_EXPONENTS: std::ops::RangeInclusive<i32> = -60..=40;
 
 /// Whether a scale may have these bits: positive, and within 2^-60 to 2^40.
@@ -94,8 +95,8 @@ impl Factors {
         self.cols
     }
 
-    /// A `[rows, rank]` and B `[rank, cols]` as binary32 numbers whose product is what is added, but for rounding. The
-    /// rank may be one more than the block's, with zeros.
+    /// A `[rows, rank]` and B `[rank, cols]` as binary32 numbers whose product is what is added,
+    /// but for rounding. The rank may be one more than the block's, with zeros.
     pub fn to_f32(&self) -> (usize, Vec<f32>, Vec<f32>) {
         match &self.kind {
             Kind::Int8(f) => {

@@ -1,4 +1,5 @@
-//! Copying a pack tensor by tensor, parts as they are stored, with what is left out or put in their place.
+//! Copying a pack tensor by tensor, parts as they are stored, with what is left out or put in their
+//! place.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -62,7 +62,8 @@ pub struct LoraReport {
     pub rounded: u64,
     /// The largest error of one of them, relative to the largest factor of its matrix.
     pub largest_error: f64,
-    /// Copies of the base's own weights, which PEFT saves beside factors of embeddings: they are no part of the overlay.
+    /// Copies of the base's own weights, which PEFT saves beside factors of embeddings: they are
+    /// no part of the overlay.
     pub left_out: Vec<String>,
 }
 
@@ -75,8 +76,9 @@ struct Matrix {
 /// Reads a PEFT folder with a LoRA adapter for the model in `pack`.
 ///
 /// # Errors
-/// `Source` for a folder that is no LoRA adapter, for kinds of it that aren't a product of two factors (`DoRA`, trained biases
-/// or whole modules), and for modules that the pack doesn't have; `Io`.
+/// `Source` for a folder that is no LoRA adapter, for kinds of it that aren't a product of two
+/// factors (`DoRA`, trained biases or whole modules), and for modules that the pack doesn't have;
+/// `Io`.
 pub fn read_lora<R: ReadAt>(folder: &Path, name: &str, pack: &Pack<R>) -> Result<LoraReport> {
     let config_path = folder.join(CONFIG);
     let named = |e: Error, path: &Path| e.in_file(path.display().to_string());
@@ -173,7 +175,8 @@ impl Patterns {
         Ok(Self { ranks: compile(&config.rank_pattern)?, alphas: compile(&config.alpha_pattern)? })
     }
 
-    /// `alpha / r`, or by its root for rank-stabilised adapters, with the patterns of single modules.
+    /// `alpha / r`, or by its root for rank-stabilised adapters, with the patterns of single
+    /// modules.
     fn scaling(&self, config: &Config, module: &str, rank: usize) -> Result<f32> {
         let expected = pattern(&self.ranks, module).unwrap_or(config.r);
         if expected != rank as u64 {
@@ -290,8 +293,8 @@ fn block(
     scaling: f32,
     report: &mut LoraReport,
 ) -> Result<NewBlock> {
-    // PEFT's A is `[r, in]` and B `[out, r]`: the weight `[out, in]` gets B A. Embeddings and layers that store their weights
-    // the other way round get its transpose.
+    // PEFT's A is `[r, in]` and B `[out, r]`: the weight `[out, in]` gets B A. Embeddings and
+    // layers that store their weights the other way round get its transpose.
     let (left, right) = match embedding || config.fan_in_fan_out {
         false => (b, a),
         true => (transposed(&a), transposed(&b)),
@@ -310,8 +313,8 @@ fn block(
     Ok(NewBlock { tensor, rank, rows, cols, factors: NewFactors::F16 { a, b, scaling } })
 }
 
-/// binary16 numbers, scaled by a power of two such that the largest is near the middle of their range from above: then small ones keep
-/// their bits. Gives that power.
+/// binary16 numbers, scaled by a power of two such that the largest is near the middle of their
+/// range from above: then small ones keep their bits. Gives that power.
 fn to_f16(values: &[f32], report: &mut LoraReport) -> (Vec<u16>, f32) {
     let most = values.iter().fold(0f32, |m, v| m.max(v.abs()));
     // From the exponent's bits: a library's logarithm may differ by machine.

@@ -1,7 +1,8 @@
-//! Packs out of packs: cut or joined again, without residuals, with overlays, adapters, receipts or the exact
-//! rung. Values of the base never change here.
+//! Packs out of packs: cut or joined again, without residuals, with overlays, adapters, receipts or
+//! the exact rung. Values of the base never change here.
 //!
-//! Each job writes a new pack beside the old one. `pack` uses the room for what it adds to a finished pack.
+//! Each job writes a new pack beside the old one. `pack` uses the room for what it adds to a
+//! finished pack.
 
 mod copy;
 mod exact;

@@ -74,11 +74,13 @@ impl OverlayOptions {
         NewPack::check(output, self.force, pack.containers().len())
     }
 
-    /// Writes `pack` again as `output`, with `overlays` on top of those that it has, in this order. Everything else stays byte for
-    /// byte, and what the overlays lead to is decoded for their digests.
+    /// Writes `pack` again as `output`, with `overlays` on top of those that it has, in this order.
+    /// Everything else stays byte for byte, and what the overlays lead to is decoded for their
+    /// digests.
     ///
     /// # Errors
-    /// `InvalidArgument` for a name that is taken; `Malformed` (UC-OVL) for factors that don't fit a tensor; `Io`; `Cancelled`.
+    /// `InvalidArgument` for a name that is taken; `Malformed` (UC-OVL) for factors that don't fit
+    /// a tensor; `Io`; `Cancelled`.
     pub fn add<R: ReadAt + Sync>(
         &self,
         pack: &Pack<R>,
@@ -98,7 +100,8 @@ impl OverlayOptions {
         self.write(pack, stack, output, progress)
     }
 
-    /// As [`OverlayOptions::add`], of the overlays of another file, which must be for the same base.
+    /// As [`OverlayOptions::add`], of the overlays of another file, which must be for the same
+    /// base.
     ///
     /// # Errors
     /// As [`OverlayOptions::add`]; `Integrity` when they are for another base.
@@ -171,7 +174,8 @@ impl OverlayOptions {
         let mut stack = vec![PlannedOverlay::new(&read_overlay(pack, found)?)?];
         let mut new = NewPack::create(output, self.force, 1)?;
         new.refuse_inputs(pack.names())?;
-        // A file of overlays can't be decoded by itself, so it says what it leads to as it was measured here.
+        // A file of overlays can't be decoded by itself, so it says what it leads to as it was
+        // measured here.
         if !pack.containers()[0].preamble().is_overlays_only() {
             self.finish(pack, &mut stack, progress)?;
         } else {

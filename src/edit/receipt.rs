@@ -11,12 +11,13 @@ use crate::progress::Progress;
 use crate::receipt::attach;
 use crate::storage::Input;
 
-/// Writes the pack with the record of an evaluation of it attached to `output`; both roots stay. The new file's
-/// stored bytes are verified before it gets its name. Gives the receipt's name.
+/// Writes the pack with the record of an evaluation of it attached to `output`; both roots stay.
+/// The new file's stored bytes are verified before it gets its name. Gives the receipt's name.
 ///
 /// # Errors
-/// As [`attach`]; `InvalidArgument` for a pack of several files, whose first shard alone is to be named;
-/// `Integrity` where the stored bytes are damaged; `Io`, also when `output` exists (unless `force`).
+/// As [`attach`]; `InvalidArgument` for a pack of several files, whose first shard alone is to be
+/// named; `Integrity` where the stored bytes are damaged; `Io`, also when `output` exists (unless
+/// `force`).
 pub fn add_receipt(
     pack: &Pack<Input>,
     record: &[u8],

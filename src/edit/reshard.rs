@@ -16,7 +16,8 @@ use crate::storage::ReadAt;
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct ReshardOptions {
-    /// Files of at most this many bytes of tensors, unless one tensor is larger. Default: one file.
+    /// Files of at most this many bytes of tensors, unless one tensor is larger. Default: one
+    /// file.
     pub shard_size: Option<u64>,
     /// Replace existing files. Default false.
     pub force: bool,
@@ -45,10 +46,11 @@ impl ReshardOptions {
         with_force: force = bool,
     }
 
-    /// Writes the pack again as `output`. Stored bytes are copied as they are, each compared with its
-    /// checksum. Attachments are copied too; what they say of stored roots speaks of the files that were
-    /// read. The files are those that [`PackOptions`](crate::pack::PackOptions) with the same
-    /// `shard_size` would have made; with an exact rung, whose size is only estimated while packing, the cuts may differ.
+    /// Writes the pack again as `output`. Stored bytes are copied as they are, each compared with
+    /// its checksum. Attachments are copied too; what they say of stored roots speaks of the
+    /// files that were read. The files are those that [`PackOptions`](crate::pack::PackOptions)
+    /// with the same `shard_size` would have made; with an exact rung, whose size is only
+    /// estimated while packing, the cuts may differ.
     ///
     /// # Errors
     /// `Integrity` where a checksum disagrees, `InvalidArgument` for a single shard, `Io`.

@@ -126,7 +126,8 @@ impl NewBlock {
     /// The factors as they will decode.
     ///
     /// # Errors
-    /// `Malformed` (UC-OVL-5, UC-OVL-18) for scales or factors that may not be; `InvalidArgument` for a wrong number of them.
+    /// `Malformed` (UC-OVL-5, UC-OVL-18) for scales or factors that may not be; `InvalidArgument`
+    /// for a wrong number of them.
     pub fn factors(&self) -> Result<Factors> {
         let bytes = self.to_bytes()?;
         Factors::parse(&self.entry()?, &bytes).map_err(|e| e.in_tensor(&self.tensor))
@@ -142,7 +143,8 @@ pub(crate) struct PlannedOverlay {
 
 #[derive(Debug)]
 enum Bytes {
-    /// As they are in the overlay of this name of the pack that is copied. Where nothing beneath it changed, it must lead to what it says.
+    /// As they are in the overlay of this name of the pack that is copied. Where nothing beneath it
+    /// changed, it must lead to what it says.
     Kept {
         name: String,
         unchanged: bool,

@@ -11,7 +11,8 @@ use crate::progress::{NoProgress, Progress};
 use crate::setters::setters;
 use crate::storage::ReadAt;
 
-/// How to strip a pack of its exact rung: residuals, their models, and the heads of the source's files.
+/// How to strip a pack of its exact rung: residuals, their models, and the heads of the source's
+/// files.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct StripOptions {
@@ -43,12 +44,12 @@ impl StripOptions {
         with_force: force = bool,
     }
 
-    /// Writes the pack again as `output`, without its exact rung, with as many files. Attachments are copied; what they say of stored
-    /// roots speaks of the pack that was read.
+    /// Writes the pack again as `output`, without its exact rung, with as many files. Attachments
+    /// are copied; what they say of stored roots speaks of the pack that was read.
     ///
     /// # Errors
-    /// `InvalidArgument` when there is nothing to strip, or tensors are coded without planes; `Integrity` where a checksum
-    /// disagrees; `Io`.
+    /// `InvalidArgument` when there is nothing to strip, or tensors are coded without planes;
+    /// `Integrity` where a checksum disagrees; `Io`.
     pub fn strip<R: ReadAt>(&self, pack: &Pack<R>, output: &Path) -> Result<StripReport> {
         self.strip_with(pack, output, &NoProgress)
     }

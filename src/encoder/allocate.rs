@@ -48,11 +48,11 @@ pub(crate) fn fewest_bytes(candidates: &[Candidate]) -> u64 {
     candidates.iter().map(|c| bytes_of(&c.layout, &PlaneCounts::Uniform(MIN_PLANES))).sum()
 }
 
-/// Planes of each row of each candidate, so that the sum of their losses is about as small as `budget` bytes allow.
-/// Nothing when even the fewest planes take more.
+/// Planes of each row of each candidate, so that the sum of their losses is about as small as
+/// `budget` bytes allow. Nothing when even the fewest planes take more.
 ///
-/// Each row gets the count of the least `loss + price * bits`, at the lowest price that the budget allows; what is
-/// left goes to the rows that gain most by one plane more.
+/// Each row gets the count of the least `loss + price * bits`, at the lowest price that the budget
+/// allows; what is left goes to the rows that gain most by one plane more.
 pub(crate) fn allocate(candidates: &[Candidate], budget: u64, unit: Unit) -> Option<Vec<Vec<u8>>> {
     if fewest_bytes(candidates) > budget {
         return None;

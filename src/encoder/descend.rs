@@ -6,7 +6,8 @@ use super::round::Searches;
 use crate::kernels::{Descent, Kernel, TILE, TILE_LEN, add_product, descend};
 use crate::par;
 
-/// A symmetric matrix in panels: panel `J` holds columns `64 J` to `64 J + 63` of all rows, zero in the padding.
+/// A symmetric matrix in panels: panel `J` holds columns `64 J` to `64 J + 63` of all rows, zero in
+/// the padding.
 #[derive(Debug)]
 pub(crate) struct Panels {
     padded: usize,
@@ -114,7 +115,8 @@ impl Refined<'_> {
         f32::from(level) * self.grid.effective(own_row, col / self.grid.group)
     }
 
-    /// One pass over the columns of a panel. Returns the changes, `[strip][col][64]`, if there are any.
+    /// One pass over the columns of a panel. Returns the changes, `[strip][col][64]`, if there are
+    /// any.
     fn panel(&self, panel: usize, codes: &mut [u8], products: &[f32]) -> Option<Vec<f32>> {
         let rows = self.weights.len() / self.cols;
         let strips = rows.div_ceil(TILE);

@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use crate::kernels::{Kernel, TILE, TILE_LEN, subtract_product};
 use crate::par;
 
-/// A symmetric matrix of second moments as it is stored: the rows of the lower triangle one after the other.
+/// A symmetric matrix of second moments as it is stored: the rows of the lower triangle one after
+/// the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moments<'a> {
     n: usize,
@@ -18,8 +19,8 @@ pub(crate) fn triangle(n: usize) -> usize {
 
 impl<'a> Moments<'a> {
     /// # Errors
-    /// `Source` for a triangle of another size, numbers that are not finite, and a diagonal that is negative or
-    /// zero throughout.
+    /// `Source` for a triangle of another size, numbers that are not finite, and a diagonal that is
+    /// negative or zero throughout.
     pub(crate) fn new(n: usize, packed: &'a [f32]) -> Result<Self> {
         if n == 0 || packed.len() != triangle(n) {
             return Err(Error::source_file(format!(
@@ -57,7 +58,8 @@ impl<'a> Moments<'a> {
         mean
     }
 
-    /// An entry of the matrix with off-diagonal moments times `share` and `damp` more on the diagonal.
+    /// An entry of the matrix with off-diagonal moments times `share` and `damp` more on the
+    /// diagonal.
     pub(crate) fn damped(&self, i: usize, j: usize, share: f32, damp: f64) -> f32 {
         #[allow(clippy::cast_possible_truncation, reason = "moments are binary32")]
         if i == j { (f64::from(self.at(i, i)) + damp) as f32 } else { self.at(i, j) * share }
@@ -78,23 +80,26 @@ impl<'a> Moments<'a> {
 
 /// Moments `H`, damped and ordered, as `U D U^T` with a unit upper triangular `U`.
 ///
-/// When weights are rounded in this order, the error of each is best made up for by adding the errors before it,
-/// weighted by its column of `U` (LDLQ: Chee et al., "QuIP", 2023, theorem 1; equal to GPTQ of Frantar et al., 2022).
+/// When weights are rounded in this order, the error of each is best made up for by adding the
+/// errors before it, weighted by its column of `U` (LDLQ: Chee et al., "QuIP", 2023, theorem 1;
+/// equal to GPTQ of Frantar et al., 2022).
 #[derive(Debug)]
 pub(crate) struct Factor {
     /// The index at each position.
     pub order: Vec<usize>,
-    /// `U` without its diagonal: panel `J` holds columns `64 J` to `64 J + 63` of all rows, with zeros below the
-    /// diagonal and in the padding.
+    /// `U` without its diagonal: panel `J` holds columns `64 J` to `64 J + 63` of all rows, with
+    /// zeros below the diagonal and in the padding.
     panels: Vec<f32>,
     /// Rows of a panel: positions, padded to whole tiles.
     padded: usize,
-    /// The entry of `D` of each index: what is left of its second moment when the positions before it are known.
+    /// The entry of `D` of each index: what is left of its second moment when the positions before
+    /// it are known.
     pub variance: Vec<f32>,
 }
 
 impl Factor {
-    /// Factors `moments` with the off-diagonal ones times `share`, plus `damping` times the mean of their diagonal.
+    /// Factors `moments` with the off-diagonal ones times `share`, plus `damping` times the mean of
+    /// their diagonal.
     ///
     /// # Errors
     /// `Source` when the damped moments aren't positive definite.
@@ -107,8 +112,8 @@ impl Factor {
         let n = moments.n;
         let order = moments.order();
         let damp = moments.mean_of_diagonal() * damping;
-        // `U D U^T` from the last position to the first is `L D L^T` of the reversed matrix. Padding comes first
-        // there, with ones on the diagonal.
+        // `U D U^T` from the last position to the first is `L D L^T` of the reversed matrix.
+        // Padding comes first there, with ones on the diagonal.
         let padded = n.next_multiple_of(TILE);
         let position = |reversed: usize| padded - 1 - reversed;
         let entry = |i: usize, j: usize| match (order.get(position(i)), order.get(position(j))) {
@@ -151,9 +156,9 @@ impl Factor {
     }
 }
 
-/// `L D L^T` of the symmetric matrix with these entries, `n` a multiple of [`TILE`]: panel `I` of the first result
-/// holds rows `64 I` to `64 I + 63` of the unit lower triangular `L` by column, the second is `D`. Each entry of
-/// `L` takes its products in the order of their columns.
+/// `L D L^T` of the symmetric matrix with these entries, `n` a multiple of [`TILE`]: panel `I` of
+/// the first result holds rows `64 I` to `64 I + 63` of the unit lower triangular `L` by column,
+/// the second is `D`. Each entry of `L` takes its products in the order of their columns.
 fn ldl(
     kernel: Kernel,
     n: usize,

@@ -1,5 +1,5 @@
-//! What an error in a matrix costs, as a norm: `|R^T E L|` with `L L^T` the second moments of inputs and `R R^T` those of
-//! gradients at the outputs.
+//! What an error in a matrix costs, as a norm: `|R^T E L|` with `L L^T` the second moments of
+//! inputs and `R R^T` those of gradients at the outputs.
 
 use super::factor::{Moments, triangle};
 use super::{INPUT_DAMPING, OUTPUT_DAMPING, Statistics};

@@ -1,4 +1,5 @@
-//! The calibrated encoder: from a matrix, and what its inputs and the gradients at its outputs are like, to planes.
+//! The calibrated encoder: from a matrix, and what its inputs and the gradients at its outputs are
+//! like, to planes.
 //!
 //! ```text
 //! survey    groups, and the loss of each row at 3 to 8 planes     (search, factor)
@@ -7,8 +8,8 @@
 //! encode    scales, steps, codes                                  (search, round, descend)
 //! ```
 //!
-//! All arithmetic is binary32 or binary64 in a fixed order, so that the bytes depend on weights, statistics and
-//! settings alone.
+//! All arithmetic is binary32 or binary64 in a fixed order, so that the bytes depend on weights,
+//! statistics and settings alone.
 
 mod allocate;
 mod descend;
@@ -71,7 +72,8 @@ pub(crate) struct Settings {
 pub(crate) struct Statistics {
     /// Packed second moments of the inputs.
     pub inputs: Vec<f32>,
-    /// The same of gradients at the outputs, by block of rows; nothing where all rows count alike and for themselves.
+    /// The same of gradients at the outputs, by block of rows; nothing where all rows count alike
+    /// and for themselves.
     pub outputs: Option<Vec<Vec<f32>>>,
     /// Tokens that the layer saw, and all there were.
     pub tokens: u64,
@@ -160,8 +162,8 @@ impl<'a> MatrixEncoder<'a> {
         })
     }
 
-    /// Bytes of memory that a matrix takes while it is encoded, about: its weights, codes, values and errors, and
-    /// moments with their factors.
+    /// Bytes of memory that a matrix takes while it is encoded, about: its weights, codes, values
+    /// and errors, and moments with their factors.
     pub(crate) fn memory(rows: u64, cols: u64, output_block: u64) -> u64 {
         let square = |n: u64| n.next_multiple_of(64).saturating_mul(n.next_multiple_of(64));
         let moments = square(cols).saturating_add(square(rows.min(output_block)));
@@ -183,7 +185,8 @@ impl<'a> MatrixEncoder<'a> {
             .map_err(|e| Error::source_file(format!("calibration, outputs: {}", e.message())))
     }
 
-    /// What an error in each column costs a row that is rounded by itself, as far as the order leaves it to itself.
+    /// What an error in each column costs a row that is rounded by itself, as far as the order
+    /// leaves it to itself.
     fn column_costs(&self, inputs: &Factor) -> Vec<f32> {
         if self.settings.input_feedback { inputs.variance.clone() } else { self.inputs.diagonal() }
     }
@@ -210,7 +213,8 @@ impl<'a> MatrixEncoder<'a> {
         &self.weights[r * self.cols..][..self.cols]
     }
 
-    /// Chooses the group and finds the loss of each row at each count of planes, with the default levels.
+    /// Chooses the group and finds the loss of each row at each count of planes, with the default
+    /// levels.
     ///
     /// # Errors
     /// `Source` for moments that can't be factored.
@@ -272,8 +276,8 @@ impl<'a> MatrixEncoder<'a> {
         best.1
     }
 
-    /// How the weights are spread in units of a level, each weighted by what an error there costs, when they are
-    /// rounded at these planes with the default levels.
+    /// How the weights are spread in units of a level, each weighted by what an error there costs,
+    /// when they are rounded at these planes with the default levels.
     ///
     /// # Errors
     /// As [`MatrixEncoder::survey`].

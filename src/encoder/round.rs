@@ -1,10 +1,11 @@
-//! Error-compensating rounding of a matrix, along its rows and, where the moments of its outputs are known, across
-//! them.
+//! Error-compensating rounding of a matrix, along its rows and, where the moments of its outputs
+//! are known, across them.
 //!
-//! The expected loss of rounding `W` to `W - E` is about `tr(G E H E^T) / 2`: `H` the second moments of the inputs,
-//! `G` those of the gradients at the outputs. With `H = U D U^T` and `G = V F V^T` that is the sum of
-//! `f_r d_c ((V^T E U)_rc)^2`, and rounding each weight with all that earlier columns and rows add to it makes each
-//! term as small as rounding one number allows (two-sided LDLQ: Tseng et al., "YAQA", 2025, section 3.2).
+//! The expected loss of rounding `W` to `W - E` is about `tr(G E H E^T) / 2`: `H` the second
+//! moments of the inputs, `G` those of the gradients at the outputs. With `H = U D U^T` and `G = V
+//! F V^T` that is the sum of `f_r d_c ((V^T E U)_rc)^2`, and rounding each weight with all that
+//! earlier columns and rows add to it makes each term as small as rounding one number allows
+//! (two-sided LDLQ: Tseng et al., "YAQA", 2025, section 3.2).
 
 use std::sync::Mutex;
 
@@ -74,7 +75,8 @@ impl Matrix<'_> {
         let carried_len = if block.outputs.is_some() { n_strips * TILE_LEN } else { 0 };
         let carried: Vec<Mutex<Vec<f32>>> =
             (0..columns).map(|_| Mutex::new(vec![0.0; carried_len])).collect();
-        // A tile needs those to its left and those above it: tiles of one diagonal don't need each other.
+        // A tile needs those to its left and those above it: tiles of one diagonal don't need each
+        // other.
         for diagonal in 0..columns + n_strips - 1 {
             let first = (diagonal + 1).saturating_sub(columns);
             let last = diagonal.min(n_strips - 1);

@@ -5,11 +5,12 @@ use crate::codec::{POINTS, ScaleGrid, scale_bits, scale_f32};
 use crate::format::Dtype;
 use crate::kernels::{Nearest, STEPS, TRIES};
 
-/// Scales that are tried for a row without groups: from a little above the one that puts the largest weight on the
-/// largest level down to four tenths of it.
+/// Scales that are tried for a row without groups: from a little above the one that puts the
+/// largest weight on the largest level down to four tenths of it.
 const ROW_TRIES: usize = 24;
 
-/// Scales between two points of the grid, `4^(i/120)`: one of them suits the steps of all groups of a row best.
+/// Scales between two points of the grid, `4^(i/120)`: one of them suits the steps of all groups of
+/// a row best.
 const PHASES: [f32; 8] =
     [1.0, 1.011_619, 1.023_374, 1.035_264_9, 1.047_294_1, 1.059_463_1, 1.071_773_5, 1.084_226_8];
 
@@ -127,8 +128,8 @@ impl Search<'_> {
         found
     }
 
-    /// The point `t` of the least error among those that put the peak of the group from a bit above the largest
-    /// level to twice beyond it; the scale there is `unit * 4^(t/15)`.
+    /// The point `t` of the least error among those that put the peak of the group from a bit above
+    /// the largest level to twice beyond it; the scale there is `unit * 4^(t/15)`.
     fn best_point(
         &self,
         nearest: &Nearest,

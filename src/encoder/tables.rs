@@ -15,7 +15,8 @@ const SAMPLES: u64 = 64;
 /// Part of the error that a fitted table must save.
 const GAIN: f64 = 0.01;
 
-/// How the values to be rounded are spread, by plane count of their rows: in units of a level, by magnitude.
+/// How the values to be rounded are spread, by plane count of their rows: in units of a level, by
+/// magnitude.
 #[derive(Debug, Clone)]
 pub(crate) struct Histograms(Vec<Histogram>);
 
@@ -50,8 +51,8 @@ impl Histograms {
         }
     }
 
-    /// Tables for 3 to 7 planes, where there are enough samples and the error is less by [`GAIN`] than with the default
-    /// ones; nothing elsewhere. 8 planes have no choice.
+    /// Tables for 3 to 7 planes, where there are enough samples and the error is less by [`GAIN`]
+    /// than with the default ones; nothing elsewhere. 8 planes have no choice.
     pub(crate) fn fit(&self) -> [Option<Vec<i8>>; PLANE_COUNTS] {
         std::array::from_fn(|i| {
             let planes = u8::try_from(i + 3).expect("3 to 8");

@@ -1,4 +1,5 @@
-//! The index: one record for each level table, tensor and carried file (spec/container.md, "Index").
+//! The index: one record for each level table, tensor and carried file (spec/container.md,
+//! "Index").
 //!
 //! This module checks what can be said from the index bytes alone; geometry that needs the codec is
 //! checked by `container::check`.

@@ -33,7 +33,8 @@ pub(crate) use root::decoded_root;
 pub use root::{TreeHasher, tensor_leaf};
 pub use tensor::{Encoding, Role, TensorEntry};
 
-/// Alignment of every payload, index, manifest and attachment section, in bytes (UC-PRT-3, UC-HDR-7).
+/// Alignment of every payload, index, manifest and attachment section, in bytes (UC-PRT-3,
+/// UC-HDR-7).
 pub const ALIGN_BYTES: u64 = 64;
 /// Length of the preamble in bytes (UC-HDR-4).
 pub const PREAMBLE_BYTES: usize = 256;
@@ -43,11 +44,13 @@ pub const CHUNK_BYTES: u64 = CHUNK_LEN as u64;
 pub(crate) const CHUNK_LEN: usize = 1 << 20;
 /// Longest name of a tensor, table or carried file, in bytes (UC-NAM-1).
 pub const MAX_NAME_BYTES: usize = 1024;
-/// Fewest planes of a row, and of a rung: two planes hold too few levels for a model to work (UC-PLN-3).
+/// Fewest planes of a row, and of a rung: two planes hold too few levels for a model to work
+/// (UC-PLN-3).
 pub const MIN_PLANES: u8 = 3;
 /// Most planes of a row: levels are int8 (UC-PLN-3).
 pub const MAX_PLANES: u8 = 8;
-/// Numbers of planes that a row can have: each has a place in `level_ids`, and a model of the exact rung.
+/// Numbers of planes that a row can have: each has a place in `level_ids`, and a model of the exact
+/// rung.
 pub const PLANE_COUNTS: usize = (MAX_PLANES - MIN_PLANES + 1) as usize;
 
 /// Which of the [`PLANE_COUNTS`] a number of planes is.

@@ -31,8 +31,8 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
 /// Checks the relative path of a carried file.
 ///
 /// # Errors
-/// `Malformed(UC-NAM-1)` as for any name, `Malformed(UC-NAM-2)` for absolute paths, `.`, `..`, empty
-/// components, backslashes and colons (drive letters, streams).
+/// `Malformed(UC-NAM-1)` as for any name, `Malformed(UC-NAM-2)` for absolute paths, `.`, `..`,
+/// empty components, backslashes and colons (drive letters, streams).
 pub(crate) fn check_file_path(path: &str) -> Result<()> {
     check_name(path)?;
     let wrong = if path.contains(['\\', ':']) {

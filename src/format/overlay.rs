@@ -1,4 +1,5 @@
-//! The index record of an overlay (spec/overlay.md): what it is for, and where the factors of each tensor lie.
+//! The index record of an overlay (spec/overlay.md): what it is for, and where the factors of each
+//! tensor lie.
 
 use std::io::Cursor;
 
@@ -59,7 +60,8 @@ pub struct OverlayBlock {
     pub cols: u64,
     /// What products are multiplied by; binary16 factors only.
     pub scaling: f32,
-    /// SHA-256 of the tensor's little-endian bytes at its own type with this overlay and those before it.
+    /// SHA-256 of the tensor's little-endian bytes at its own type with this overlay and those
+    /// before it.
     pub effective_sha256: Digest,
     /// Where its factors start in the overlay's part.
     pub(crate) start: u64,

@@ -1,4 +1,5 @@
-//! Parts: contiguous byte ranges that belong to a record, and their headers (spec/container.md, "Parts").
+//! Parts: contiguous byte ranges that belong to a record, and their headers (spec/container.md,
+//! "Parts").
 
 use std::io::Cursor;
 
@@ -77,7 +78,8 @@ pub enum Storage {
     Plain,
     /// Each chunk is a zstd frame of its own, or as it is where a frame would not be shorter.
     Zstd,
-    /// A way of a later version, or any way but plain of a part that is skipped; only such parts have it.
+    /// A way of a later version, or any way but plain of a part that is skipped; only such parts
+    /// have it.
     Unknown(u8),
 }
 
@@ -149,7 +151,8 @@ struct PartHeader {
     len: u64,
 }
 
-/// Reads a part header and its chunk table at `*at`. `known_record`: parts of skipped records may be of any kind.
+/// Reads a part header and its chunk table at `*at`. `known_record`: parts of skipped records may
+/// be of any kind.
 ///
 /// # Errors
 /// `Malformed` (UC-IDX-6, UC-IDX-7, UC-PRT), `UnsupportedFeature`.
@@ -205,7 +208,8 @@ fn check_flags(h: &PartHeader, kind: PartKind, known_record: bool) -> Result<()>
 fn parse_storage(h: &PartHeader, kind: PartKind, skipped: bool) -> Result<Storage> {
     match h.storage {
         0 => Ok(Storage::Plain),
-        // Of what is skipped the checksums are all that is known: 1 need not be frames there (UC-PRT-16).
+        // Of what is skipped the checksums are all that is known: 1 need not be frames there
+        // (UC-PRT-16).
         other if skipped => Ok(Storage::Unknown(other)),
         1 => Ok(Storage::Zstd),
         other => Err(Error::new(

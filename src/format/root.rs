@@ -30,8 +30,8 @@ impl TreeHasher {
         Digest(h.finalize().into())
     }
 
-    /// The digests of several leaves, as [`TreeHasher::leaf`] gives them. Faster for two and more that
-    /// are of one length.
+    /// The digests of several leaves, as [`TreeHasher::leaf`] gives them. Faster for two and more
+    /// that are of one length.
     pub fn leaves(leaves: &[&[u8]]) -> Vec<Digest> {
         sha256::leaf_digests(leaves).into_iter().map(Digest).collect()
     }

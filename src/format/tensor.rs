@@ -1,4 +1,5 @@
-//! The index record of a tensor: what it is, and how it is encoded (spec/container.md, "Tensor records").
+//! The index record of a tensor: what it is, and how it is encoded (spec/container.md, "Tensor
+//! records").
 
 use std::io::Cursor;
 

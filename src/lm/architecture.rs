@@ -8,8 +8,8 @@ use super::linear::Pass;
 use super::weights::Weights;
 use crate::error::Result;
 
-/// A language model as a stack of blocks that can be run one at a time: `embed`, then each `block`, then
-/// `head`. States are `[batch, n, hidden]`, logits `[batch, n, vocab]`.
+/// A language model as a stack of blocks that can be run one at a time: `embed`, then each `block`,
+/// then `head`. States are `[batch, n, hidden]`, logits `[batch, n, vocab]`.
 pub(crate) trait Network: Send + Sync {
     /// How many blocks there are.
     fn blocks(&self) -> usize;

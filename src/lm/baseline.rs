@@ -44,8 +44,8 @@ impl Baseline {
         n.div_ceil(self.dtype.block_size() as u64) * self.dtype.type_size() as u64
     }
 
-    /// The tensor as it decodes again. Rows that the block doesn't divide are taken as one long row, padded
-    /// with zeros.
+    /// The tensor as it decodes again. Rows that the block doesn't divide are taken as one long
+    /// row, padded with zeros.
     fn round(self, tensor: &Tensor) -> CandleResult<Tensor> {
         let block = self.dtype.block_size();
         let n = tensor.elem_count();

@@ -75,7 +75,8 @@ impl Bert {
         self.norm.forward(&x, self.config.eps, pass)
     }
 
-    /// States after block `i`. `mask [batch, n]` is 1 for tokens and 0 for padding, which is not seen.
+    /// States after block `i`. `mask [batch, n]` is 1 for tokens and 0 for padding, which is not
+    /// seen.
     pub(super) fn block(
         &self,
         i: usize,
@@ -94,7 +95,8 @@ impl Bert {
         #[allow(clippy::cast_precision_loss, reason = "a head is small")]
         let mut scores = (q.matmul(&k.t()?)? / (width as f64).sqrt())?;
         if let Some(mask) = mask {
-            // As transformers: the lowest number, not minus infinity, so that a row of padding has a softmax.
+            // As transformers: the lowest number, not minus infinity, so that a row of padding has
+            // a softmax.
             let hidden = ((mask.ones_like()? - mask)? * f64::from(f32::MIN))?;
             scores = scores.broadcast_add(&hidden.reshape((batch, 1, 1, n))?)?;
         }

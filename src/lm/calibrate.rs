@@ -1,7 +1,8 @@
 //! Statistics of real activations for the calibrated encoder (spec/calibration.md).
 //!
-//! The model runs block by block: forward with the states before each block kept in a temporary file, then backward,
-//! each block once more with its gradients. Only one block's weights and moments are in memory at a time.
+//! The model runs block by block: forward with the states before each block kept in a temporary
+//! file, then backward, each block once more with its gradients. Only one block's weights and
+//! moments are in memory at a time.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,7 +43,8 @@ pub struct CalibrateOptions {
     pub max_tokens: Option<usize>,
     /// Seed of the labels. Default: 0.
     pub seed: u64,
-    /// Consecutive outputs whose gradients are correlated with each other, a multiple of 64. Default: 2048.
+    /// Consecutive outputs whose gradients are correlated with each other, a multiple of 64.
+    /// Default: 2048.
     pub output_block: usize,
     /// Replace an existing file. Default: no.
     pub force: bool,
@@ -81,8 +83,9 @@ impl CalibrateOptions {
     /// Cuts the text into sequences. No tensor is read.
     ///
     /// # Errors
-    /// `InvalidArgument` for options that make no sense and for encoders; `Source` for a text that is too short or
-    /// not UTF-8, no tokenizer or a damaged one, an architecture that is not known; as [`Model::file`].
+    /// `InvalidArgument` for options that make no sense and for encoders; `Source` for a text that
+    /// is too short or not UTF-8, no tokenizer or a damaged one, an architecture that is not
+    /// known; as [`Model::file`].
     pub fn prepare<'a>(&self, model: &'a Model, text: &[u8]) -> Result<PreparedCalibration<'a>> {
         let config = config_of(model)?;
         if matches!(config, Config::Bert(_)) {
@@ -156,7 +159,8 @@ fn last(x: &Tensor) -> CandleResult<usize> {
     x.dim(candle_core::D::Minus1)
 }
 
-/// Inputs of linear layers, and a variable of zeros on top of their outputs, whose gradient is that of the output.
+/// Inputs of linear layers, and a variable of zeros on top of their outputs, whose gradient is that
+/// of the output.
 #[derive(Default)]
 struct Tapped(Mutex<Vec<(String, Tensor, Var)>>);
 
@@ -180,17 +184,19 @@ struct Share {
 }
 
 impl PreparedCalibration<'_> {
-    /// How much [`PreparedCalibration::run`] reports to its progress: tokens, once for each block in each direction
-    /// and once for the head.
+    /// How much [`PreparedCalibration::run`] reports to its progress: tokens, once for each block
+    /// in each direction and once for the head.
     pub fn work(&self) -> u64 {
         let tokens = self.cut.sequences.iter().map(Vec::len).sum::<usize>();
         tokens as u64 * (2 * self.blocks as u64 + 1)
     }
 
-    /// Runs the model and writes the calibration file `output`, which appears only when it is complete.
+    /// Runs the model and writes the calibration file `output`, which appears only when it is
+    /// complete.
     ///
     /// # Errors
-    /// `Source` for missing tensors and statistics that are not finite; as reading the model; `Cancelled`; `Io`.
+    /// `Source` for missing tensors and statistics that are not finite; as reading the model;
+    /// `Cancelled`; `Io`.
     pub fn run(&self, output: &Path, progress: &dyn Progress) -> Result<CalibrationRecord> {
         let kernel = Kernel::selected()?;
         let root = decoded_root(self.model, &Silent(progress))?;
@@ -346,7 +352,8 @@ impl Run<'_> {
         self.states.write(slot, batch, &values)
     }
 
-    /// Runs all blocks and keeps the states before each and behind the last. Returns the linear layers.
+    /// Runs all blocks and keeps the states before each and behind the last. Returns the linear
+    /// layers.
     fn forward(
         &self,
         network: &mut dyn Network,
@@ -386,8 +393,8 @@ impl Run<'_> {
         Ok(layers)
     }
 
-    /// Replaces the states behind the last block by the gradients there, of the loss of labels that are sampled from
-    /// the model's own predictions. Returns the moments of the head's inputs.
+    /// Replaces the states behind the last block by the gradients there, of the loss of labels that
+    /// are sampled from the model's own predictions. Returns the moments of the head's inputs.
     fn head(&self, network: &dyn Network, kernel: Kernel) -> Result<Sums> {
         let slot = network.blocks();
         let mut sums = Sums::default();
@@ -426,7 +433,8 @@ impl Run<'_> {
         Ok(sums)
     }
 
-    /// Replaces the states before a block by the gradients there, and sums up the moments of its layers.
+    /// Replaces the states before a block by the gradients there, and sums up the moments of its
+    /// layers.
     fn backward(
         &self,
         network: &dyn Network,
@@ -522,7 +530,8 @@ fn uniform(seed: u64, position: u64) -> f64 {
     ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Turns logits into the gradient of `-log p(label)` for a label that is drawn with `at`, from 0 to 1.
+/// Turns logits into the gradient of `-log p(label)` for a label that is drawn with `at`, from 0 to
+/// 1.
 #[allow(clippy::cast_possible_truncation, reason = "gradients are binary32")]
 fn label_gradient(row: &mut [f32], at: f64) {
     let peak = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));

@@ -150,8 +150,8 @@ fn bad(text: impl Into<String>) -> Error {
     Error::source_file(text).in_file("config.json")
 }
 
-/// Ceiling of every size that `config.json` names: nothing real comes near, and products of two stay within
-/// 64 bits.
+/// Ceiling of every size that `config.json` names: nothing real comes near, and products of two
+/// stay within 64 bits.
 const MOST: usize = 1 << 28;
 /// Longest `config.json`.
 const MOST_BYTES: usize = 1 << 20;
@@ -160,8 +160,8 @@ impl Config {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// `Source` for an architecture that the runtime doesn't know, a field that is missing, or a switch that
-    /// it doesn't compute.
+    /// `Source` for an architecture that the runtime doesn't know, a field that is missing, or a
+    /// switch that it doesn't compute.
     pub(super) fn parse(json: &[u8]) -> Result<Self> {
         if json.len() > MOST_BYTES {
             return Err(bad(format!("{} bytes, {MOST_BYTES} at most are read", json.len())));

@@ -1,8 +1,10 @@
-//! Evaluation of a model against its source, by a protocol that anyone can replay (spec/receipt.md):
+//! Evaluation of a model against its source, by a protocol that anyone can replay
+//! (spec/receipt.md):
 //!
-//! The text is encoded once, without special tokens, and cut into sequences of `seq_len` tokens that don't
-//! overlap; what is left over is dropped. Each sequence is run by itself from an empty state, and its tokens
-//! from the second on are scored. Encoders get `[CLS]` before and `[SEP]` behind `seq_len - 2` tokens.
+//! The text is encoded once, without special tokens, and cut into sequences of `seq_len` tokens
+//! that don't overlap; what is left over is dropped. Each sequence is run by itself from an empty
+//! state, and its tokens from the second on are scored. Encoders get `[CLS]` before and `[SEP]`
+//! behind `seq_len - 2` tokens.
 
 use std::collections::BTreeMap;
 
@@ -76,12 +78,13 @@ impl EvalOptions {
         self.prepare(model, reference, text)?.run(progress)
     }
 
-    /// Checks that `model` has the architecture and the tokenizer of `reference`, and cuts the text into
-    /// sequences. No tensor is read.
+    /// Checks that `model` has the architecture and the tokenizer of `reference`, and cuts the text
+    /// into sequences. No tensor is read.
     ///
     /// # Errors
-    /// `InvalidArgument` for options that make no sense; `Source` for a text that is too short or not UTF-8, no
-    /// tokenizer or a damaged one, another architecture or vocabulary than the reference's; as [`Model::file`].
+    /// `InvalidArgument` for options that make no sense; `Source` for a text that is too short or
+    /// not UTF-8, no tokenizer or a damaged one, another architecture or vocabulary than the
+    /// reference's; as [`Model::file`].
     pub fn prepare<'a>(
         &self,
         model: &'a Model,
@@ -205,8 +208,8 @@ impl Prepared<'_> {
         (self.cut.sequences.len() * self.options.seq_len) as u64
     }
 
-    /// About how many bytes of memory it takes: all weights of all models as binary32, and the logits of the
-    /// sequences that run at a time.
+    /// About how many bytes of memory it takes: all weights of all models as binary32, and the
+    /// logits of the sequences that run at a time.
     pub fn memory_bytes(&self) -> u64 {
         let weights = self.reference.tensors().into_iter().map(|(_, _, shape)| elements(shape));
         let weights = weights.fold(0u64, |n, e| n.saturating_add(e.unwrap_or(u64::MAX)));
@@ -215,18 +218,19 @@ impl Prepared<'_> {
         weights.saturating_mul(4 * models).saturating_add(running)
     }
 
-    /// Logits of the reference, their exponentials, logits of one model, and a copy while they are made.
+    /// Logits of the reference, their exponentials, logits of one model, and a copy while they are
+    /// made.
     fn batch_bytes(&self) -> u64 {
         let tokens = BATCH as u64 * self.options.seq_len as u64;
         4 * 4 * tokens.saturating_mul(self.config.vocab() as u64)
     }
 
-    /// Loads the models and compares them. Source, model and baselines are held in memory as binary32; sequences
-    /// run on all threads. `progress` counts tokens.
+    /// Loads the models and compares them. Source, model and baselines are held in memory as
+    /// binary32; sequences run on all threads. `progress` counts tokens.
     ///
     /// # Errors
-    /// `Source` for missing tensors and figures that are not finite; `Integrity` for a pack whose tensors don't
-    /// give its decoded root; as reading the models; `Cancelled`.
+    /// `Source` for missing tensors and figures that are not finite; `Integrity` for a pack whose
+    /// tensors don't give its decoded root; as reading the models; `Cancelled`.
     pub fn run(&self, progress: &dyn Progress) -> Result<EvalRecord> {
         let Self { options, model, reference, config, cut, .. } = self;
         let (model_root, reference_root) = (
@@ -309,7 +313,8 @@ const BATCH: usize = 2;
 /// Memory for the logits of sequences that run at a time; one always may.
 const RUNNING_BYTES: u64 = 2 << 30;
 
-/// The decoded root, computed; a pack must claim the same, and its overlays must lead to what they say.
+/// The decoded root, computed; a pack must claim the same, and its overlays must lead to what they
+/// say.
 pub(super) fn checked_root(model: &Model, progress: &dyn Progress) -> Result<Digest> {
     let found = decoded_root(model, &Silent(progress))?;
     if let Model::Pack(pack) = model
@@ -344,7 +349,8 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Runs sequences, of which the first has the number `first`, through all models: a row of each for each.
+    /// Runs sequences, of which the first has the number `first`, through all models: a row of each
+    /// for each.
     fn compare(
         &self,
         sequences: &[Vec<u32>],
@@ -455,7 +461,8 @@ impl Expected {
             rows.zip(self.tops.iter().zip(self.exponentials.chunks(self.vocab)))
         {
             let own = Top::of(row, &mut scratch)?;
-            // Sum of p (log p - log q), of logits relative to the largest: small numbers stay small.
+            // Sum of p (log p - log q), of logits relative to the largest: small numbers stay
+            // small.
             scratch
                 .iter_mut()
                 .zip(weights.iter().zip(expected.iter().zip(row)))

@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 
 /// Watches the linear layers of a forward pass: calibration and training stand on it.
 pub(crate) trait Observer: Sync {
-    /// Called for each linear layer with its name (that of its weight, without `.weight`), its input
-    /// `[.., cols]` and its output `[.., rows]`; what it returns goes on in place of the output. Adding a
-    /// variable of zeros to the output makes its gradient that of the output.
+    /// Called for each linear layer with its name (that of its weight, without `.weight`), its
+    /// input `[.., cols]` and its output `[.., rows]`; what it returns goes on in place of the
+    /// output. Adding a variable of zeros to the output makes its gradient that of the output.
     fn linear(&self, name: &str, input: &Tensor, output: Tensor) -> candle_core::Result<Tensor>;
 }
 
@@ -48,8 +48,8 @@ impl Linear {
         Ok(Self { name, weight, bias })
     }
 
-    /// The head of a model that shares it with its `embedding`. Some files hold it once more; there it must be the
-    /// same.
+    /// The head of a model that shares it with its `embedding`. Some files hold it once more; there
+    /// it must be the same.
     ///
     /// # Errors
     /// `Source` when it is another; as [`Weights::get`].

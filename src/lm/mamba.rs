@@ -71,7 +71,8 @@ impl MambaBlock {
         })
     }
 
-    /// Each column of `x [batch, n, inner]` with its own kernel over the positions before, then `silu`.
+    /// Each column of `x [batch, n, inner]` with its own kernel over the positions before, then
+    /// `silu`.
     fn convolve(&self, x: &Tensor) -> CandleResult<Tensor> {
         let (batch, n, inner) = x.dims3()?;
         let values = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
@@ -117,8 +118,9 @@ impl MambaBlock {
     }
 }
 
-/// The selective scan: `h = exp(dt a) h + dt x b`, `y = h c + d x` at each position. `x` and `dt` (before
-/// `softplus`) are `[batch, n, inner]`, `a` is `[inner, state]`, `b` and `c` are `[batch, n, state]`.
+/// The selective scan: `h = exp(dt a) h + dt x b`, `y = h c + d x` at each position. `x` and `dt`
+/// (before `softplus`) are `[batch, n, inner]`, `a` is `[inner, state]`, `b` and `c` are `[batch,
+/// n, state]`.
 fn scan(
     x: &Tensor,
     dt: &Tensor,
@@ -150,8 +152,8 @@ fn scan(
     Tensor::from_vec(y, (batch, n, inner), &Device::Cpu)
 }
 
-/// `ln(1 + e^x)` of differentiable operations: `max(x, 0) + ln(1 + u)` with `u = e^-|x|`, the logarithm by the
-/// series of `2 atanh(u / (2 + u))`, which keeps small `u`.
+/// `ln(1 + e^x)` of differentiable operations: `max(x, 0) + ln(1 + u)` with `u = e^-|x|`, the
+/// logarithm by the series of `2 atanh(u / (2 + u))`, which keeps small `u`.
 fn softplus_slow(x: &Tensor) -> CandleResult<Tensor> {
     let u = x.abs()?.neg()?.exp()?;
     let t = (&u / (&u + 2.0)?)?;

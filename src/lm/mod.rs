@@ -1,5 +1,5 @@
-//! Language models that run: the forward pass of known architectures, and evaluation against the source
-//! (feature `lm`).
+//! Language models that run: the forward pass of known architectures, and evaluation against the
+//! source (feature `lm`).
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -14,8 +14,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Everything is computed in binary32 on the CPU by candle. Results don't depend on threads; their last bits may
-//! on the CPU.
+//! Everything is computed in binary32 on the CPU by candle. Results don't depend on threads; their
+//! last bits may on the CPU.
 
 mod architecture;
 mod baseline;

@@ -37,8 +37,8 @@ impl Panels {
     }
 }
 
-/// The sum of `x x^T` as the tiles of its lower triangle. Tiles take tokens in order, in binary32 within a batch and
-/// in binary64 across batches.
+/// The sum of `x x^T` as the tiles of its lower triangle. Tiles take tokens in order, in binary32
+/// within a batch and in binary64 across batches.
 #[derive(Debug, Clone, Default)]
 struct Outer {
     first_panel: usize,

@@ -52,7 +52,8 @@ pub(super) fn load(config: Config, weights: &Weights<'_>, seq_len: usize) -> Res
 /// What follows from the configuration.
 pub(super) const SPARE: &[&str] = &["rotary_emb.inv_freq"];
 
-/// Reads what is before and behind the blocks of a language model, for sequences of up to `seq_len` tokens.
+/// Reads what is before and behind the blocks of a language model, for sequences of up to `seq_len`
+/// tokens.
 pub(super) fn load_ends(
     config: Config,
     weights: &Weights<'_>,
@@ -130,11 +131,13 @@ impl std::fmt::Debug for LanguageModel {
 }
 
 impl LanguageModel {
-    /// Loads a pack or a folder for sequences of up to `seq_len` tokens. All weights are held as binary32.
+    /// Loads a pack or a folder for sequences of up to `seq_len` tokens. All weights are held as
+    /// binary32.
     ///
     /// # Errors
-    /// `Source` for an architecture that is not known, for missing tensors and for tensors that `config.json` has
-    /// no place for; `InvalidArgument` for sequences longer than the model takes; as [`Model::read`].
+    /// `Source` for an architecture that is not known, for missing tensors and for tensors that
+    /// `config.json` has no place for; `InvalidArgument` for sequences longer than the model
+    /// takes; as [`Model::read`].
     pub fn load(model: &Model, seq_len: usize) -> Result<Self> {
         let config = config_of(model)?;
         check_positions(&config, seq_len)?;
@@ -169,7 +172,8 @@ impl LanguageModel {
         }
     }
 
-    /// Logits of a sequence from an empty state: one row of [`LanguageModel::vocab`] numbers for each token.
+    /// Logits of a sequence from an empty state: one row of [`LanguageModel::vocab`] numbers for
+    /// each token.
     ///
     /// # Errors
     /// `InvalidArgument` for too many tokens, tokens beyond the vocabulary, or an encoder.
@@ -178,11 +182,12 @@ impl LanguageModel {
         Ok(self.loaded.logits(&[ids], Pass::default())?.remove(0))
     }
 
-    /// Hidden states of an encoder: before its first block and after each, one row for each token. `mask` is
-    /// 1 for tokens and 0 for padding.
+    /// Hidden states of an encoder: before its first block and after each, one row for each token.
+    /// `mask` is 1 for tokens and 0 for padding.
     ///
     /// # Errors
-    /// `InvalidArgument` as [`LanguageModel::logits`], or for another architecture or a mask of another length.
+    /// `InvalidArgument` as [`LanguageModel::logits`], or for another architecture or a mask of
+    /// another length.
     pub fn states(&self, ids: &[u32], mask: Option<&[f32]>) -> Result<Vec<Vec<f32>>> {
         self.check(ids)?;
         if mask.is_some_and(|m| m.len() != ids.len()) {

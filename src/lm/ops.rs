@@ -1,5 +1,5 @@
-//! Loops that candle has not, or has in several passes over memory. All compute in binary32, and each has a
-//! form made of candle's differentiable operations beside it.
+//! Loops that candle has not, or has in several passes over memory. All compute in binary32, and
+//! each has a form made of candle's differentiable operations beside it.
 
 #![allow(clippy::cast_possible_truncation, reason = "binary32 is what the models compute in")]
 
@@ -38,7 +38,8 @@ impl Seen {
     }
 }
 
-/// Softmax over the last dimension of scores `[.., rows, n]`, of which row `i` is of position `i % n`.
+/// Softmax over the last dimension of scores `[.., rows, n]`, of which row `i` is of position `i %
+/// n`.
 pub(super) fn causal_softmax(scores: &Tensor, seen: Seen, gradients: bool) -> Result<Tensor> {
     let n = scores.dim(D::Minus1)?;
     if !gradients {
@@ -118,8 +119,8 @@ impl CustomOp2 for Swiglu {
     }
 }
 
-/// `x + y`, of the same shape. candle's own addition hands long tensors to a pool of threads that spin, which
-/// costs more than it gains where sequences run on all cores already.
+/// `x + y`, of the same shape. candle's own addition hands long tensors to a pool of threads that
+/// spin, which costs more than it gains where sequences run on all cores already.
 pub(super) fn add(x: &Tensor, y: &Tensor, gradients: bool) -> Result<Tensor> {
     if gradients { x + y } else { x.contiguous()?.apply_op2_no_bwd(&y.contiguous()?, &Add) }
 }

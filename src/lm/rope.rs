@@ -51,7 +51,8 @@ impl Rope {
         }
         let kind = field("rope_type").or(field("type"));
         let scaling = match kind.map(|k| k.as_str().unwrap_or("")) {
-            // Grows the base beyond the positions that the model was trained on, which the runtime refuses.
+            // Grows the base beyond the positions that the model was trained on, which the runtime
+            // refuses.
             Some("dynamic") => Scaling::None,
             None | Some("default") => Scaling::None,
             Some("linear") => Scaling::Linear { factor: needed("factor")? },
@@ -109,8 +110,8 @@ impl Rope {
             .unzip()
     }
 
-    /// Radians a position, and what cosines and sines are multiplied with. In binary32, as transformers has
-    /// them.
+    /// Radians a position, and what cosines and sines are multiplied with. In binary32, as
+    /// transformers has them.
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "as above")]
     fn frequencies(&self) -> (Vec<f32>, f64) {
         let (half, dim) = (self.head_dim / 2, self.head_dim as f64);

@@ -18,7 +18,8 @@ pub(super) struct Cut {
     pub text_tokens: u64,
 }
 
-/// Encodes a text and cuts it into sequences of `seq_len` tokens, the first `max_tokens` of the text only.
+/// Encodes a text and cuts it into sequences of `seq_len` tokens, the first `max_tokens` of the
+/// text only.
 ///
 /// # Errors
 /// `Source` for a text that is too short or not UTF-8, and tokens beyond the vocabulary.
@@ -98,7 +99,8 @@ fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     }
 }
 
-/// Refuses a normalizer whose table claims more bytes than it has: the library reserves what is claimed.
+/// Refuses a normalizer whose table claims more bytes than it has: the library reserves what is
+/// claimed.
 fn check_charsmaps(json: &[u8]) -> Result<()> {
     fn check(value: &Value) -> bool {
         match value {

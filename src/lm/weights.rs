@@ -64,8 +64,8 @@ impl<'a> Weights<'a> {
         self.model.tensor(name).is_some()
     }
 
-    /// The tensor called `name`, which must have this shape. Values are those that the model decodes to at
-    /// its own type, widened.
+    /// The tensor called `name`, which must have this shape. Values are those that the model
+    /// decodes to at its own type, widened.
     ///
     /// # Errors
     /// `Source` when it is missing, has another shape or isn't of floats; as [`Model::read`].
@@ -112,9 +112,9 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Fails when the model has a tensor that the architecture has no place for: a bias, a norm or a layer that
-    /// config.json doesn't speak of would be left out silently. `spare` are ends or, with a dot behind, starts of
-    /// names that may be left out.
+    /// Fails when the model has a tensor that the architecture has no place for: a bias, a norm or
+    /// a layer that config.json doesn't speak of would be left out silently. `spare` are ends
+    /// or, with a dot behind, starts of names that may be left out.
     ///
     /// # Errors
     /// `Source`, with its name.

@@ -19,8 +19,8 @@ pub(crate) fn has_residual<R: ReadAt>(view: &TensorView<'_, R>) -> bool {
     view.entry().parts.iter().any(|p| p.kind == PartKind::Residual)
 }
 
-/// Decodes the exact bytes of tensors that have them coded, and compares them with the manifest. Gives what is wrong with each, or
-/// nothing.
+/// Decodes the exact bytes of tensors that have them coded, and compares them with the manifest.
+/// Gives what is wrong with each, or nothing.
 ///
 /// # Errors
 /// `Io`, `Cancelled`.
@@ -40,8 +40,8 @@ pub(crate) fn exact_checks<R: ReadAt + Sync>(
     })
 }
 
-/// UC-EXA-30: aliases have the exact bytes of their targets, so the manifest gives both one source digest. (UC-MAN-3 says so of
-/// aliases of raw and coded tensors.)
+/// UC-EXA-30: aliases have the exact bytes of their targets, so the manifest gives both one source
+/// digest. (UC-MAN-3 says so of aliases of raw and coded tensors.)
 pub(crate) fn alias_checks<R: ReadAt>(
     views: &[TensorView<'_, R>],
     manifest: &Manifest,

@@ -17,8 +17,8 @@ pub(super) fn to_canonical<T: Serialize>(value: &T, rule: Rule) -> Result<Vec<u8
 }
 
 /// # Errors
-/// `Malformed(form)` for what isn't canonical JSON, `Malformed(members)` for members that are missing
-/// or of another type.
+/// `Malformed(form)` for what isn't canonical JSON, `Malformed(members)` for members that are
+/// missing or of another type.
 pub(super) fn from_canonical<T: DeserializeOwned>(
     bytes: &[u8],
     form: Rule,

@@ -1,5 +1,5 @@
-//! The manifest (where the tensors come from and how they were made, spec/manifest.md), packs of one
-//! or several files, and their verification.
+//! The manifest (where the tensors come from and how they were made, spec/manifest.md), packs of
+//! one or several files, and their verification.
 
 mod canonical;
 mod exact;

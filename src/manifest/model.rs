@@ -68,7 +68,8 @@ pub struct Manifest {
     pub format: String,
     /// Names the encoder; packs made by one encoder from one source and recipe have equal bytes.
     pub encoder: String,
-    /// SHA-256 of the calibration file that steered the encoder, in hexadecimal; absent without one.
+    /// SHA-256 of the calibration file that steered the encoder, in hexadecimal; absent without
+    /// one.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
     /// The licence that the source declares.
@@ -77,7 +78,8 @@ pub struct Manifest {
     /// Everything that steered the encoder, resolved: an object of at most 1 MiB.
     #[serde(deserialize_with = "small_value")]
     pub recipe: Value,
-    /// Decoded roots of rungs: what the pack decodes to when at most so many planes of each row are read.
+    /// Decoded roots of rungs: what the pack decodes to when at most so many planes of each row
+    /// are read.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rungs: BTreeMap<String, String>,
     /// The source's files, by path.
@@ -166,11 +168,13 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads, parses and compares the manifest of a file with its index. The manifest of a sharded pack
-    /// names the tensors of all shards: [`Pack::manifest`](crate::Pack::manifest) compares it with them.
+    /// Reads, parses and compares the manifest of a file with its index. The manifest of a sharded
+    /// pack names the tensors of all shards: [`Pack::manifest`](crate::Pack::manifest) compares
+    /// it with them.
     ///
     /// # Errors
-    /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3, UC-MAN-5, UC-MAN-7, UC-MAN-8).
+    /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3, UC-MAN-5,
+    /// UC-MAN-7, UC-MAN-8).
     pub fn read<R: ReadAt>(pack: &Container<R>) -> Result<Self> {
         let bytes = pack.manifest_bytes()?;
         let locate =
@@ -233,8 +237,9 @@ impl Manifest {
         Ok(())
     }
 
-    /// UC-MAN-3, UC-EXA-12: names, digests, carried files and heads agree with the index of the first file. `tensors`
-    /// are sorted by name; a manifest may name others unless they are the `whole` pack.
+    /// UC-MAN-3, UC-EXA-12: names, digests, carried files and heads agree with the index of the
+    /// first file. `tensors` are sorted by name; a manifest may name others unless they are the
+    /// `whole` pack.
     pub(super) fn check_against<'a>(
         &self,
         tensors: impl Iterator<Item = &'a TensorEntry> + Clone,

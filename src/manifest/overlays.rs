@@ -31,7 +31,8 @@ pub(crate) fn effective_digests<R: ReadAt>(
         .map_err(|e| view.container().locate(e.in_tensor(view.name())))
 }
 
-/// The root over tensors of which some have effective digests (UC-OVL-19). `views` are all tensors, by name.
+/// The root over tensors of which some have effective digests (UC-OVL-19). `views` are all tensors,
+/// by name.
 pub(crate) fn effective_root<R: ReadAt>(
     views: &[TensorView<'_, R>],
     digests: &EffectiveDigests,
@@ -70,7 +71,8 @@ pub(crate) fn overlay_info_bytes(info: &Map<String, Value>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Checks overlays without their base, or without all shards of it: what they say of themselves, and their factors. Gives what is wrong.
+/// Checks overlays without their base, or without all shards of it: what they say of themselves,
+/// and their factors. Gives what is wrong.
 ///
 /// # Errors
 /// `Io`, `Cancelled`.
@@ -89,8 +91,9 @@ pub(crate) fn overlay_forms<R: ReadAt>(
     Ok(wrong)
 }
 
-/// Applies the overlays of a pack, which are in its file `first`, one after the other and compares what comes out with what they say. Gives what is wrong with
-/// each tensor and root, and how many digests were compared.
+/// Applies the overlays of a pack, which are in its file `first`, one after the other and compares
+/// what comes out with what they say. Gives what is wrong with each tensor and root, and how many
+/// digests were compared.
 ///
 /// # Errors
 /// `Io`, `Cancelled`.

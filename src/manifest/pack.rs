@@ -32,12 +32,12 @@ pub struct Pack<R> {
 }
 
 impl Pack<Input> {
-    /// Opens a path or an address: a `.uc` file, or the `.uc.index.json` of a sharded pack, whose shards
-    /// lie beside it.
+    /// Opens a path or an address: a `.uc` file, or the `.uc.index.json` of a sharded pack, whose
+    /// shards lie beside it.
     ///
     /// # Errors
-    /// As [`Container::open`]; `Malformed` (UC-SHD) and `Integrity` where shards and index file disagree.
-    /// Errors name the file.
+    /// As [`Container::open`]; `Malformed` (UC-SHD) and `Integrity` where shards and index file
+    /// disagree. Errors name the file.
     pub fn open_path(location: impl AsRef<Path>) -> Result<Self> {
         Self::open_some(location.as_ref(), |_| true)
     }
@@ -51,7 +51,8 @@ impl Pack<Input> {
         Self::open_with(location, wanted, Limits::default())
     }
 
-    /// As [`Pack::open_some`], with limits of the caller. That of the index holds for all shards together.
+    /// As [`Pack::open_some`], with limits of the caller. That of the index holds for all shards
+    /// together.
     ///
     /// # Errors
     /// As [`Pack::open_path`].
@@ -109,12 +110,12 @@ impl<R: ReadAt> From<Container<R>> for Pack<R> {
 }
 
 impl<R: ReadAt> Pack<R> {
-    /// Joins the shards that `index` lists, in their order. Shards may be left out, but not the first;
-    /// then their tensors are not there.
+    /// Joins the shards that `index` lists, in their order. Shards may be left out, but not the
+    /// first; then their tensors are not there.
     ///
     /// # Errors
-    /// `Malformed` (UC-SHD-4, UC-SHD-5, UC-SHD-12 to UC-SHD-17) or `Integrity` where shards and index disagree;
-    /// `InvalidArgument` for another number of shards.
+    /// `Malformed` (UC-SHD-4, UC-SHD-5, UC-SHD-12 to UC-SHD-17) or `Integrity` where shards and
+    /// index disagree; `InvalidArgument` for another number of shards.
     pub fn from_shards(index: ShardIndex, shards: Vec<Option<Container<R>>>) -> Result<Self> {
         if shards.len() != index.shards.len() || shards.first().is_none_or(Option::is_none) {
             return Err(Error::argument(format!(
@@ -249,10 +250,12 @@ impl<R: ReadAt> Pack<R> {
         self.first().overlays()
     }
 
-    /// The tensor called `name` with the first `overlays` of [`Pack::overlays`]. An alias has what its target has.
+    /// The tensor called `name` with the first `overlays` of [`Pack::overlays`]. An alias has what
+    /// its target has.
     ///
     /// # Errors
-    /// `InvalidArgument` when there is no such tensor; `Malformed` (UC-OVL-13, UC-OVL-5, UC-OVL-18), `Integrity`, `Io`.
+    /// `InvalidArgument` when there is no such tensor; `Malformed` (UC-OVL-13, UC-OVL-5,
+    /// UC-OVL-18), `Integrity`, `Io`.
     pub fn effective_tensor(&self, name: &str, overlays: usize) -> Result<EffectiveTensor<'_, R>> {
         let missing = || Error::argument("no such tensor").in_tensor(name);
         EffectiveTensor::read(self.first(), &self.tensor(name).ok_or_else(missing)?, overlays)

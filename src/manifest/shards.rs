@@ -100,7 +100,8 @@ impl ShardIndex {
     /// Parses canonical bytes.
     ///
     /// # Errors
-    /// `Malformed` (UC-SHD-2, UC-SHD-3, UC-SHD-9, UC-SHD-10, UC-SHD-15, UC-NAM-1), `Integrity` (UC-SHD-6).
+    /// `Malformed` (UC-SHD-2, UC-SHD-3, UC-SHD-9, UC-SHD-10, UC-SHD-15, UC-NAM-1), `Integrity`
+    /// (UC-SHD-6).
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let index: Self = json::from_canonical(bytes, Rule::SHD_3, Rule::SHD_10)?;
         index.check()?;

@@ -39,8 +39,8 @@ impl PackStats {
         Self::counted(pack, MAX_PLANES, bytes)
     }
 
-    /// As [`PackStats::of`], with only the first `planes` planes of the body counted, and no overlays: what a reader of that rung
-    /// fetches.
+    /// As [`PackStats::of`], with only the first `planes` planes of the body counted, and no
+    /// overlays: what a reader of that rung fetches.
     pub fn at_rung<R: ReadAt>(pack: &Pack<R>, planes: u8) -> Self {
         Self::counted(pack, planes, 0)
     }

@@ -1,4 +1,5 @@
-//! One pass over the stored bytes of a file: leaves of the stored root, chunks of all parts, padding.
+//! One pass over the stored bytes of a file: leaves of the stored root, chunks of all parts,
+//! padding.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,8 +23,8 @@ pub(super) const GROUP_BYTES: u64 = 4 << 20;
 /// Leaves that one job reads: two are hashed at a time. At least two, so that a chunk, which is no
 /// longer than a leaf, reaches from one job into the next at most.
 const WINDOW_BYTES: u64 = 2 * CHUNK_BYTES;
-/// Memory of a job: its leaves, a chunk's frame, its content as it is decompressed and as it is handed over, and
-/// failures.
+/// Memory of a job: its leaves, a chunk's frame, its content as it is decompressed and as it is
+/// handed over, and failures.
 const JOB_BYTES: u64 = WINDOW_BYTES + 4 * CHUNK_BYTES;
 const _: () = assert!(JOB_BYTES <= 2 * GROUP_BYTES);
 
@@ -74,8 +75,8 @@ pub(super) fn check_stored<R: ReadAt + Sync>(
             found.leaves.into_iter().for_each(|leaf| tree.push(leaf));
             padding = padding.take().or(found.padding);
             if let Some((chunk, end)) = found.end {
-                // Windows come in order, so the one before began this chunk. Were it not so, the end alone
-                // would not have the chunk's checksum either.
+                // Windows come in order, so the one before began this chunk. Were it not so, the
+                // end alone would not have the chunk's checksum either.
                 let mut crc = pending.take().unwrap_or_default();
                 crc.combine(&end);
                 let checked = pack.check_stored_crc(chunk.part, chunk.i, crc.finalize());
@@ -294,8 +295,8 @@ mod tests {
         (0..).map(|i| mix(i).to_be_bytes()[0] & 0x5b).take(n).collect()
     }
 
-    /// A file whose chunks lie across all borders of leaves and windows, and whose parts are in another
-    /// order than the index.
+    /// A file whose chunks lie across all borders of leaves and windows, and whose parts are in
+    /// another order than the index.
     fn pack() -> Vec<u8> {
         let level = cfg!(feature = "zstd").then_some(1);
         let mut writer = PackWriter::new(Cursor::new(Vec::new())).expect("starts");

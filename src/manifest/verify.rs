@@ -51,11 +51,13 @@ pub struct VerifyReport {
     pub decoded: Check,
     /// Tensors that were decoded and compared.
     pub tensors_checked: usize,
-    /// Every tensor whose source bits are in the pack, against the source digest in the manifest. Not checked when there are none.
+    /// Every tensor whose source bits are in the pack, against the source digest in the manifest.
+    /// Not checked when there are none.
     pub exact: Check,
     /// Tensors whose exact bits were decoded and compared.
     pub exact_checked: usize,
-    /// Every tensor with its overlays, and the effective roots. Not checked when there are no overlays.
+    /// Every tensor with its overlays, and the effective roots. Not checked when there are no
+    /// overlays.
     pub effective: Check,
     /// The root with all overlays, as computed when they were checked.
     pub effective_root: Option<Digest>,
@@ -138,8 +140,9 @@ impl VerifyOptions {
         with_max_ram: max_ram = u64,
     }
 
-    /// Verifies one file. What is wrong is listed in the report; an error means that the file could not
-    /// be examined. Of a sharded pack this is one shard: [`VerifyOptions::verify_pack`] verifies all.
+    /// Verifies one file. What is wrong is listed in the report; an error means that the file could
+    /// not be examined. Of a sharded pack this is one shard: [`VerifyOptions::verify_pack`]
+    /// verifies all.
     ///
     /// # Errors
     /// `Io`, `Cancelled`, `LimitExceeded`; `InvalidArgument` for too little memory.
@@ -156,8 +159,8 @@ impl VerifyOptions {
         Ok(report)
     }
 
-    /// Adds to a report what lies below and beyond the planes: recorded rungs, overlays, which are in the file `first`, and the exact rung.
-    /// `views` are all tensors.
+    /// Adds to a report what lies below and beyond the planes: recorded rungs, overlays, which are
+    /// in the file `first`, and the exact rung. `views` are all tensors.
     fn other_rungs<R: ReadAt + Sync>(
         &self,
         report: &mut VerifyReport,
@@ -218,7 +221,8 @@ impl VerifyOptions {
         Ok(())
     }
 
-    /// Verifies a whole pack: each file, the manifest against all of them, the roots of a sharded pack.
+    /// Verifies a whole pack: each file, the manifest against all of them, the roots of a sharded
+    /// pack.
     ///
     /// # Errors
     /// As [`VerifyOptions::verify`].
@@ -226,8 +230,8 @@ impl VerifyOptions {
         self.verify_pack_with(pack, &NoProgress)
     }
 
-    /// As [`VerifyOptions::verify_pack`], with progress in bytes of the file (stored part) and of decoded
-    /// tensors.
+    /// As [`VerifyOptions::verify_pack`], with progress in bytes of the file (stored part) and of
+    /// decoded tensors.
     ///
     /// # Errors
     /// As [`VerifyOptions::verify`].
@@ -349,7 +353,8 @@ impl VerifyOptions {
     }
 }
 
-/// UC-SHD-7, UC-SHD-18: of a shard by itself, what its overlays are without the tensors of the others.
+/// UC-SHD-7, UC-SHD-18: of a shard by itself, what its overlays are without the tensors of the
+/// others.
 fn lone_overlays<R: ReadAt>(
     report: &mut VerifyReport,
     shard: &Container<R>,

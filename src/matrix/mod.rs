@@ -1,7 +1,7 @@
 //! Multiplying with a tensor straight from its planes.
 //!
-//! A [`PlaneMatrix`] holds the planes of one tensor in memory as they are stored, 5 bits a weight, and
-//! multiplies activations with it without ever writing the decoded matrix:
+//! A [`PlaneMatrix`] holds the planes of one tensor in memory as they are stored, 5 bits a weight,
+//! and multiplies activations with it without ever writing the decoded matrix:
 //!
 //! ```
 //! use ultracompress::{Container, PlaneMatrix};
@@ -24,21 +24,23 @@
 //!
 //! # Accuracy
 //!
-//! Let `W` be the matrix in exact arithmetic (UC-VAL-3; tensors of BF16 and F16 are rounded once more when they
-//! are decoded to their own type), `u = 2^-24` and `n` the number of columns.
+//! Let `W` be the matrix in exact arithmetic (UC-VAL-3; tensors of BF16 and F16 are rounded once
+//! more when they are decoded to their own type), `u = 2^-24` and `n` the number of columns.
 //!
 //! - [`PlaneMatrix::multiply_f32`]: each result is within `(n + 8) u sum |w x|` of `W x`.
-//! - [`PlaneMatrix::multiply_int8`]: activations are first rounded to `x'`, eight bits with one binary32
-//!   scale for each 32 columns, of which `|x - x'|` is at most 1/253 of the largest magnitude among the 32.
-//!   Products with `x'` are exact within 16 or 32 columns; adding them up leaves a result within
-//!   `(n / 8 + 16) u sum |w x'|` of `W x'`.
+//! - [`PlaneMatrix::multiply_int8`]: activations are first rounded to `x'`, eight bits with one
+//!   binary32 scale for each 32 columns, of which `|x - x'|` is at most 1/253 of the largest
+//!   magnitude among the 32. Products with `x'` are exact within 16 or 32 columns; adding them up
+//!   leaves a result within `(n / 8 + 16) u sum |w x'|` of `W x'`.
 //!
-//! - [`OverlayMatrix::add_product`]: adds `A (B x)` within `(n + rank + 8) u sum |A| |B| |x|`, where A and B are the factors with
-//!   their scales, each rounded once. The base with overlays as decoded (UC-OVL-8) is rounded twice more for each weight.
+//! - [`OverlayMatrix::add_product`]: adds `A (B x)` within `(n + rank + 8) u sum |A| |B| |x|`,
+//!   where A and B are the factors with their scales, each rounded once. The base with overlays as
+//!   decoded (UC-OVL-8) is rounded twice more for each weight.
 //!
-//! Bounds hold while nothing over- or underflows. With 8-bit activations that means: the largest of each 32 is 0
-//! or at least 2^-100, and `n` times the largest of all stays below 2^105, whatever the row scale. The last bits depend on the kernel
-//! and on repacking, and on nothing else: not on threads, nor on what else is multiplied in the same call.
+//! Bounds hold while nothing over- or underflows. With 8-bit activations that means: the largest of
+//! each 32 is 0 or at least 2^-100, and `n` times the largest of all stays below 2^105, whatever
+//! the row scale. The last bits depend on the kernel and on repacking, and on nothing else: not on
+//! threads, nor on what else is multiplied in the same call.
 
 mod activations;
 mod overlay;
@@ -73,9 +75,9 @@ fn jobs(runs: impl Iterator<Item = usize>) -> Vec<Job> {
     runs.enumerate().flat_map(cut).collect()
 }
 
-/// Runs the jobs on all threads. `multiply` gives for each row of a job `n` results, which land in `y`: one
-/// output row of `rows` values for each row of activations. `places` has the row of each stored row, where
-/// that differs.
+/// Runs the jobs on all threads. `multiply` gives for each row of a job `n` results, which land in
+/// `y`: one output row of `rows` values for each row of activations. `places` has the row of each
+/// stored row, where that differs.
 fn multiply(
     jobs: &[Job],
     n: usize,

@@ -51,9 +51,9 @@ impl OverlayMatrix {
         4 * (self.a.len() + self.b.len())
     }
 
-    /// Adds `x (A B)^T` to `y`: `x` are rows of [`OverlayMatrix::cols`] activations, `y` as many rows of
-    /// [`OverlayMatrix::rows`] results, of which those of the base are there already. It takes `rank (rows + cols)`
-    /// multiplications for each.
+    /// Adds `x (A B)^T` to `y`: `x` are rows of [`OverlayMatrix::cols`] activations, `y` as many
+    /// rows of [`OverlayMatrix::rows`] results, of which those of the base are there already.
+    /// It takes `rank (rows + cols)` multiplications for each.
     ///
     /// # Errors
     /// `InvalidArgument` when the sizes don't fit.

@@ -8,12 +8,13 @@ use crate::kernels::{Int8Row, Kernel, LevelTable, MOST, Packed, RowBits, RowDot,
 use crate::memory::zeroed;
 use crate::par;
 
-/// A [`PlaneMatrix`] in the layout that AVX2 and NEON multiply fastest: rows of up to five planes take five
-/// bits a weight, in one stream instead of five, with four bits of a code side by side; others take a byte
-/// a weight. Columns are padded to a multiple of 256. It exists in memory only.
+/// A [`PlaneMatrix`] in the layout that AVX2 and NEON multiply fastest: rows of up to five planes
+/// take five bits a weight, in one stream instead of five, with four bits of a code side by side;
+/// others take a byte a weight. Columns are padded to a multiple of 256. It exists in memory only.
 ///
-/// Rows in groups of 16 are multiplied by portable code. With AVX-512, products of the planes themselves
-/// need no repacking; those of a repacked matrix run on AVX2 and may differ from them in their last bits.
+/// Rows in groups of 16 are multiplied by portable code. With AVX-512, products of the planes
+/// themselves need no repacking; those of a repacked matrix run on AVX2 and may differ from them in
+/// their last bits.
 #[derive(Debug, Clone)]
 pub struct PackedMatrix {
     /// Scales and steps; its planes are empty.

@@ -33,8 +33,9 @@ impl PlaneMatrix {
     /// Reads at most `planes` planes (3 to 8) of each row.
     ///
     /// # Errors
-    /// `InvalidArgument` for a tensor that is not stored as planes, or too few planes; `LimitExceeded` when
-    /// there is no memory for it; `Integrity`, `Malformed`, `Truncated`, `Io` as decoding it gives.
+    /// `InvalidArgument` for a tensor that is not stored as planes, or too few planes;
+    /// `LimitExceeded` when there is no memory for it; `Integrity`, `Malformed`, `Truncated`,
+    /// `Io` as decoding it gives.
     pub fn read_planes<R: ReadAt>(view: &TensorView<'_, R>, planes: u8) -> Result<Self> {
         let stored = view.stored_planes(planes)?;
         let (rows, cols) = (to_usize(stored.layout.rows)?, to_usize(stored.layout.cols)?);
@@ -68,8 +69,8 @@ impl PlaneMatrix {
     }
 
     /// `y = x W^T`: `x` are rows of [`PlaneMatrix::cols`] activations, `y` as many rows of
-    /// [`PlaneMatrix::rows`] results. Rows of the matrix are decoded one at a time to a buffer that stays in
-    /// the core's own cache.
+    /// [`PlaneMatrix::rows`] results. Rows of the matrix are decoded one at a time to a buffer that
+    /// stays in the core's own cache.
     ///
     /// # Errors
     /// `InvalidArgument` when the sizes don't fit.

@@ -94,8 +94,8 @@ impl NewFile {
         Ok(Self { temp: temp_beside(target)?, target: target.to_owned(), force })
     }
 
-    /// Starts the file that will be called `target` under a name that another run finds: if this run is killed, what it
-    /// wrote lies there.
+    /// Starts the file that will be called `target` under a name that another run finds: if this
+    /// run is killed, what it wrote lies there.
     ///
     /// # Errors
     /// As [`NewFile::create`].
@@ -127,7 +127,8 @@ impl NewFile {
     /// # Errors
     /// `Io` when they can't.
     pub(crate) fn probe(target: &Path) -> Result<()> {
-        // Without a name, where the system has such files: nothing is left when the process is killed.
+        // Without a name, where the system has such files: nothing is left when the process is
+        // killed.
         let folder = parent(target);
         tempfile::tempfile_in(folder)
             .map(drop)
@@ -171,8 +172,8 @@ impl ClosedFile {
         sync_folder(parent(path));
     }
 
-    /// Gives all files their names, in order. When one fails, those before it are removed again, unless
-    /// they may have replaced others.
+    /// Gives all files their names, in order. When one fails, those before it are removed again,
+    /// unless they may have replaced others.
     ///
     /// # Errors
     /// `Io`.
@@ -197,7 +198,8 @@ impl ClosedFile {
     }
 }
 
-/// Writes a small file whole or not at all. Without bytes only finds out whether it could be written.
+/// Writes a small file whole or not at all. Without bytes only finds out whether it could be
+/// written.
 ///
 /// # Errors
 /// `Io` when it exists (unless `force`), is a folder, or can't be written.

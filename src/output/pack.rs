@@ -16,8 +16,8 @@ use crate::storage::ReadAt;
 pub(crate) const MIN_SHARD_BYTES: u64 = 1 << 20;
 
 /// The shard of each tensor, from 0: tensors in the order given, each shard filled until the next
-/// tensor would make it larger than `limit`. `bytes` is the content of its parts; nothing for an alias,
-/// which goes where its target is.
+/// tensor would make it larger than `limit`. `bytes` is the content of its parts; nothing for an
+/// alias, which goes where its target is.
 pub(crate) fn assign(tensors: &[Placed], limit: Option<u64>) -> Vec<usize> {
     let limit = limit.unwrap_or(u64::MAX);
     let (mut shard, mut filled) = (0, 0u64);
@@ -66,13 +66,14 @@ pub(crate) struct NewPack {
     force: bool,
     /// How many of them are containers.
     count: usize,
-    /// What names of files end with that another run finds, and whether they stay when this one fails.
+    /// What names of files end with that another run finds, and whether they stay when this one
+    /// fails.
     partial: Option<(&'static str, bool)>,
     done: Vec<(ClosedFile, WriteSummary)>,
 }
 
-/// A file that was written and has no name yet. It is opened for each read: a pack may have more shards
-/// than a process may have open files.
+/// A file that was written and has no name yet. It is opened for each read: a pack may have more
+/// shards than a process may have open files.
 #[derive(Debug)]
 pub(crate) struct Unnamed(PathBuf);
 
@@ -116,7 +117,8 @@ impl NewPack {
         Ok(Self { targets, force, count, partial: None, done: vec![] })
     }
 
-    /// Writes under names that another run finds; what is there stays if this one fails and is to `keep` it.
+    /// Writes under names that another run finds; what is there stays if this one fails and is to
+    /// `keep` it.
     #[must_use]
     pub(crate) fn with_partial_files(mut self, stage: &'static str, keep: bool) -> Self {
         self.partial = Some((stage, keep));
@@ -164,7 +166,8 @@ impl NewPack {
         self.start_from(false)
     }
 
-    /// What an earlier run left of the next file, to read and to cut; nothing when there is no such file.
+    /// What an earlier run left of the next file, to read and to cut; nothing when there is no such
+    /// file.
     ///
     /// # Errors
     /// `Io`.
@@ -250,7 +253,8 @@ impl NewPack {
         Pack::from_shards(index, shards.into_iter().map(|(_, c)| Some(c)).collect())
     }
 
-    /// Gives the files their names: shards first, the index file last. Returns all paths with lengths.
+    /// Gives the files their names: shards first, the index file last. Returns all paths with
+    /// lengths.
     ///
     /// # Errors
     /// `Io`.
@@ -258,7 +262,8 @@ impl NewPack {
         self.commit_after(pack, |_| Ok(()))
     }
 
-    /// As [`NewPack::commit`]; `before` is called with where each complete file is and what it will be called.
+    /// As [`NewPack::commit`]; `before` is called with where each complete file is and what it will
+    /// be called.
     ///
     /// # Errors
     /// `Io`, and that of `before`.

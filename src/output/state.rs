@@ -1,10 +1,12 @@
 //! What an interrupted run leaves, so that another goes on where it ended.
 //!
-//! Files of a pack are written as `NAME.partial`. Beside them `OUT.pack-state` lists, line by line, what they hold: first
-//! the digest of all that decides the bytes of the pack, then the files, then, where a calibration steers the encoder, what it
-//! was told to do, then each tensor and carried file in the order of the bytes, and last, when all is complete, the names that
-//! the files get. A line is written when what it speaks of is; it starts with its own CRC-32. The state is locked while a run
-//! works with it. It is trusted as the output is: who can write here could write the pack.
+//! Files of a pack are written as `NAME.partial`. Beside them `OUT.pack-state` lists, line by line,
+//! what they hold: first the digest of all that decides the bytes of the pack, then the files,
+//! then, where a calibration steers the encoder, what it was told to do, then each tensor and
+//! carried file in the order of the bytes, and last, when all is complete, the names that the files
+//! get. A line is written when what it speaks of is; it starts with its own CRC-32. The state is
+//! locked while a run works with it. It is trusted as the output is: who can write here could write
+//! the pack.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind as IoKind, Read, Seek, SeekFrom, Write};
@@ -20,7 +22,8 @@ use crate::format::{Digest, FileEntry, Index, TensorEntry, write_index};
 
 const FORMAT: &str = "ultracompress-pack-state-1";
 
-/// What names end with of files that hold a pack as it is encoded. These are gone on with; later ones are made again.
+/// What names end with of files that hold a pack as it is encoded. These are gone on with; later
+/// ones are made again.
 pub(crate) const BASE: &str = ".partial";
 /// Of the same pack with tables for rungs, with their roots, and with the exact rung.
 pub(crate) const RUNGS: &str = ".partial-rungs";
@@ -76,7 +79,8 @@ pub(crate) struct PackState {
     path: PathBuf,
     file: File,
     keep: bool,
-    /// Whether this run has written to it, or made it: then it vanishes with the run unless it is to be kept.
+    /// Whether this run has written to it, or made it: then it vanishes with the run unless it is
+    /// to be kept.
     ours: bool,
     run: Option<String>,
     partial: Vec<String>,
@@ -126,8 +130,8 @@ impl PackState {
         state_path(output).symlink_metadata().is_ok()
     }
 
-    /// Of the run that writes `output`. `keep` goes on with what is there, and leaves what was done when this run fails;
-    /// otherwise what is there is removed, when the run starts.
+    /// Of the run that writes `output`. `keep` goes on with what is there, and leaves what was done
+    /// when this run fails; otherwise what is there is removed, when the run starts.
     ///
     /// # Errors
     /// `Io`, also when another process is writing the same pack, or something else is in the way.
@@ -159,7 +163,8 @@ impl PackState {
                 // Some file systems have no locks.
                 Err(TryLockError::Error(_)) | Ok(()) => {}
             }
-            // The run that held the lock may have ended and removed the file, and a third one made another.
+            // The run that held the lock may have ended and removed the file, and a third one made
+            // another.
             if is_still_there(&file, &path) {
                 break (file, new);
             }
@@ -217,7 +222,8 @@ impl PackState {
         self.keep && self.named.is_some()
     }
 
-    /// Goes on with what is there, or starts anew. `run` is the digest of everything that decides the bytes of the pack.
+    /// Goes on with what is there, or starts anew. `run` is the digest of everything that decides
+    /// the bytes of the pack.
     ///
     /// # Errors
     /// `Source` when what is there is of another run; `Io`.
@@ -254,8 +260,9 @@ impl PackState {
         Ok(())
     }
 
-    /// Gives the remaining files of a run their names, if it had begun to and all of them are there. Says whether that ended the run;
-    /// if not, what stands there of stages that can't be gone on with is removed.
+    /// Gives the remaining files of a run their names, if it had begun to and all of them are
+    /// there. Says whether that ended the run; if not, what stands there of stages that can't
+    /// be gone on with is removed.
     ///
     /// # Errors
     /// `Io`.
@@ -280,7 +287,8 @@ impl PackState {
         Ok(false)
     }
 
-    /// Whether each file of `names` is complete, where it was written or where it belongs, and nobody else's is in its place.
+    /// Whether each file of `names` is complete, where it was written or where it belongs, and
+    /// nobody else's is in its place.
     fn all_there(&self, names: &[NewName], targets: &[PathBuf], force: bool) -> Result<bool> {
         let is_called = |(name, target): (&NewName, &PathBuf)| {
             target.file_name().is_some_and(|t| t == name.to.as_str())
@@ -400,7 +408,8 @@ impl PackState {
 
 impl Drop for PackState {
     fn drop(&mut self) {
-        // Of a run that never started what is there stays as it was; of one that wrote nothing there is nothing to keep.
+        // Of a run that never started what is there stays as it was; of one that wrote nothing
+        // there is nothing to keep.
         if self.ours && (!self.keep || self.partial.is_empty()) {
             let _ = remove_stale(&self.path);
         }
@@ -424,7 +433,8 @@ fn is_file_of(path: &Path, id: &str) -> Result<bool> {
     Ok(id_of(path)? == id)
 }
 
-/// The stored root that a container has in its preamble: it was written and synced as a whole. Of other files the SHA-256.
+/// The stored root that a container has in its preamble: it was written and synced as a whole. Of
+/// other files the SHA-256.
 fn id_of(path: &Path) -> Result<String> {
     if let Ok(pack) = Container::open_path(path) {
         return Ok(pack.preamble().stored_root.to_string());

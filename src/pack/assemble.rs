@@ -24,7 +24,8 @@ pub(super) struct Assembly<'a> {
 }
 
 impl Assembly<'_> {
-    /// Ends an earlier run that was killed while its files got their names; nothing where there was none.
+    /// Ends an earlier run that was killed while its files got their names; nothing where there was
+    /// none.
     ///
     /// # Errors
     /// `Io`, `Integrity`.
@@ -66,7 +67,8 @@ impl Assembly<'_> {
         stages
     }
 
-    /// The pack after one step more. What is left of it by a run that is killed is of no use to the next.
+    /// The pack after one step more. What is left of it by a run that is killed is of no use to the
+    /// next.
     fn next(&self, stage: &'static str) -> Result<NewPack> {
         let pack = NewPack::create(self.output, self.force, self.allocated.count)?;
         Ok(pack.with_partial_files(stage, false))
@@ -99,7 +101,8 @@ impl Assembly<'_> {
         Ok(pack)
     }
 
-    /// Fits level tables for the rungs, where the budget has the bits for them, and notes in the manifest what each decodes to.
+    /// Fits level tables for the rungs, where the budget has the bits for them, and notes in the
+    /// manifest what each decodes to.
     fn fit_rungs(
         &self,
         pack: &NewPack,
@@ -145,7 +148,8 @@ impl Assembly<'_> {
         Ok(exact)
     }
 
-    /// Looks at the complete pack once more and gives its files their names. `restored` counts what an earlier run wrote.
+    /// Looks at the complete pack once more and gives its files their names. `restored` counts what
+    /// an earlier run wrote.
     ///
     /// # Errors
     /// `Io`, `Integrity`.
@@ -168,7 +172,8 @@ impl Assembly<'_> {
         Ok(PackReport { resumed: restored, ..report })
     }
 
-    /// Decodes a pack of which an earlier run wrote a part: its checksums were right, this shows that its records are.
+    /// Decodes a pack of which an earlier run wrote a part: its checksums were right, this shows
+    /// that its records are.
     fn check_resumed<R: ReadAt + Sync>(&self, pack: &Pack<R>) -> Result<()> {
         let report = VerifyOptions::new().with_max_ram(self.max_ram).verify_pack(pack)?;
         report.failures.first().map_or(Ok(()), |failure| {

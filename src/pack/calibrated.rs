@@ -1,4 +1,5 @@
-//! Packing with a calibration: which matrices are encoded by it, with which groups, planes and levels.
+//! Packing with a calibration: which matrices are encoded by it, with which groups, planes and
+//! levels.
 
 use std::collections::BTreeMap;
 
@@ -95,8 +96,8 @@ pub(crate) fn memory(
 }
 
 impl<'a> Calibrated<'a> {
-    /// Chooses the matrices. Their planes are still to be settled: by [`Calibrated::survey`] and what follows it, or by
-    /// [`Calibrated::restore`].
+    /// Chooses the matrices. Their planes are still to be settled: by [`Calibrated::survey`] and
+    /// what follows it, or by [`Calibrated::restore`].
     ///
     /// # Errors
     /// `Source` for layers that the calibration lacks or has in another shape.
@@ -216,7 +217,8 @@ impl<'a> Calibrated<'a> {
         memory(&source.tensors()[i], &plan.tensors[i].decision, self.calibration).unwrap_or(0)
     }
 
-    /// Calls `work` with each of the tensors `chosen`, as a layer. Results come in the order of `chosen`.
+    /// Calls `work` with each of the tensors `chosen`, as a layer. Results come in the order of
+    /// `chosen`.
     fn each<T: Send>(
         &self,
         source: &Source,
@@ -257,8 +259,8 @@ impl<'a> Calibrated<'a> {
         work(&layer.map_err(locate)?).map_err(locate)
     }
 
-    /// Finds the group of each matrix of the body, and the loss of its rows at each number of planes. Nothing is surveyed
-    /// without a budget of bits: then the recipe says it all.
+    /// Finds the group of each matrix of the body, and the loss of its rows at each number of
+    /// planes. Nothing is surveyed without a budget of bits: then the recipe says it all.
     ///
     /// # Errors
     /// `Source` for moments that make no sense; as reading; `Cancelled`.
@@ -304,7 +306,8 @@ impl<'a> Calibrated<'a> {
             Decision::Planes { planes, .. } => planes,
             _ => recipe.bits,
         };
-        // Those without a survey are encoded by the calibration too, but at the planes of the recipe.
+        // Those without a survey are encoded by the calibration too, but at the planes of the
+        // recipe.
         for &i in &self.chosen {
             let group = match surveys.get(&i) {
                 Some(survey) => survey.group,
@@ -325,7 +328,8 @@ impl<'a> Calibrated<'a> {
         Ok(())
     }
 
-    /// Planes of the rows of the tensors that are free to have any, so that the body stays within `bpw`.
+    /// Planes of the rows of the tensors that are free to have any, so that the body stays within
+    /// `bpw`.
     fn within_budget(
         &self,
         source: &Source,

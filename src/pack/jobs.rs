@@ -59,8 +59,8 @@ pub(crate) struct Task<'a> {
 }
 
 impl Jobs {
-    /// Tensors by shard and name, then the carried files at the end of the first shard. `whole` says how much memory
-    /// each tensor needs that is encoded by a calibration.
+    /// Tensors by shard and name, then the carried files at the end of the first shard. `whole`
+    /// says how much memory each tensor needs that is encoded by a calibration.
     pub(crate) fn new(
         source: &Source,
         plan: &Plan,

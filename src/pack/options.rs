@@ -32,17 +32,20 @@ pub struct PackOptions {
     /// Cut the pack into files of at most this many bytes of tensors, unless one tensor is larger.
     /// Default: one file.
     pub shard_size: Option<u64>,
-    /// A calibration file of the source (`uc calibrate`): linear layers are encoded by it. Default: none.
+    /// A calibration file of the source (`uc calibrate`): linear layers are encoded by it.
+    /// Default: none.
     pub calibration: Option<PathBuf>,
     /// Whether the source's own bits are in the pack. Default: no.
     pub exact: Exact,
-    /// Rungs, 3 to 7: numbers of planes that some readers stop at. Level tables are fitted for them where that pays, and the
-    /// manifest records what the pack decodes to at each. Default: none.
+    /// Rungs, 3 to 7: numbers of planes that some readers stop at. Level tables are fitted for
+    /// them where that pays, and the manifest records what the pack decodes to at each.
+    /// Default: none.
     pub rungs: Vec<u8>,
-    /// Go on where an earlier run of the same source and recipe was interrupted, and leave what is done when this one is. Default false.
+    /// Go on where an earlier run of the same source and recipe was interrupted, and leave what is
+    /// done when this one is. Default false.
     pub resume: bool,
-    /// An older pack: tensors that would be encoded to what they are there are copied. The bytes of the pack never depend on it,
-    /// if this program made the older pack. Default: none.
+    /// An older pack: tensors that would be encoded to what they are there are copied. The bytes
+    /// of the pack never depend on it, if this program made the older pack. Default: none.
     pub reuse: Option<PathBuf>,
 }
 
@@ -80,8 +83,8 @@ impl PackOptions {
         with_reuse: reuse = Option<PathBuf>,
     }
 
-    /// How much [`PackOptions::pack_with`] reports to its progress, about: bytes of tensors, once hashed, once
-    /// encoded, and those of the body once more under a budget.
+    /// How much [`PackOptions::pack_with`] reports to its progress, about: bytes of tensors, once
+    /// hashed, once encoded, and those of the body once more under a budget.
     pub fn work(&self, source: &Source) -> u64 {
         let surveyed = self.recipe.calibrated.as_ref().is_some_and(|c| c.bpw.is_some());
         let again = u64::from(surveyed)
@@ -146,14 +149,15 @@ impl PackOptions {
         Ok(sizes::estimate(&work, &Plan::new(source, recipe)?)?.saturating_mul(copies))
     }
 
-    /// Bytes that an interrupted run of `output` left, and that [`PackOptions::resume`] goes on with.
+    /// Bytes that an interrupted run of `output` left, and that [`PackOptions::resume`] goes on
+    /// with.
     pub fn bytes_there(&self, output: &Path) -> u64 {
         if self.resume { bytes_there(output) } else { 0 }
     }
 
     /// Packs a source into the file `output`, which appears only when it is complete. With
-    /// [`PackOptions::shard_size`], and where that makes more than one file, into shards that are called
-    /// after it, and their index file.
+    /// [`PackOptions::shard_size`], and where that makes more than one file, into shards that are
+    /// called after it, and their index file.
     ///
     /// ```no_run
     /// use std::path::Path;
@@ -167,14 +171,15 @@ impl PackOptions {
     /// ```
     ///
     /// # Errors
-    /// `Source` for a damaged or already quantized checkpoint, or one that changes meanwhile; `Integrity` when what an
-    /// interrupted run left is damaged; `InvalidArgument` for an impossible recipe or too little memory; `Io`.
+    /// `Source` for a damaged or already quantized checkpoint, or one that changes meanwhile;
+    /// `Integrity` when what an interrupted run left is damaged; `InvalidArgument` for an
+    /// impossible recipe or too little memory; `Io`.
     pub fn pack(&self, source: &Source, output: &Path) -> Result<PackReport> {
         self.pack_with(source, output, &NoProgress)
     }
 
-    /// As [`PackOptions::pack`], with progress: every byte of a tensor is reported twice, once hashed and
-    /// once encoded.
+    /// As [`PackOptions::pack`], with progress: every byte of a tensor is reported twice, once
+    /// hashed and once encoded.
     ///
     /// # Errors
     /// As [`PackOptions::pack`]; `Cancelled`.
@@ -234,8 +239,9 @@ impl PackOptions {
         self.check_zstd()
     }
 
-    /// The state of this run, or of the one that it goes on with. Whether the output can be written shows before hours of
-    /// reading; equal tensors, which the scan finds, may make fewer shards of it.
+    /// The state of this run, or of the one that it goes on with. Whether the output can be written
+    /// shows before hours of reading; equal tensors, which the scan finds, may make fewer
+    /// shards of it.
     fn open_state(&self, work: &Work<'_>, plan: &Plan, output: &Path) -> Result<PackState> {
         let count = sizes::shards(work, plan, None)?.1;
         let check = || NewPack::check(output, self.force, count);
@@ -250,8 +256,9 @@ impl PackOptions {
         Ok(state)
     }
 
-    /// A digest of everything that decides the bytes of the pack: the manifest as far as it is known before encoding has the
-    /// digests of the source, the recipe, the encoder and the calibration.
+    /// A digest of everything that decides the bytes of the pack: the manifest as far as it is
+    /// known before encoding has the digests of the source, the recipe, the encoder and the
+    /// calibration.
     fn run(&self, work: &Work<'_>, scanned: &Scanned) -> Result<Digest> {
         let (version, Self { shard_size, exact, rungs, .. }) = (env!("CARGO_PKG_VERSION"), self);
         let rest = format!("{version} {shard_size:?} {exact:?} {rungs:?}\n");

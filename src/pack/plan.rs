@@ -145,17 +145,20 @@ pub enum Allocation {
     Tensor,
 }
 
-/// How the encoder uses a calibration. Defaults are what was measured to be best; the switches are for measuring.
+/// How the encoder uses a calibration. Defaults are what was measured to be best; the switches are
+/// for measuring.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct CalibratedRecipe {
-    /// Body bits a weight, at most; planes are allocated under it. Default: `bits` planes for every row.
+    /// Body bits a weight, at most; planes are allocated under it. Default: `bits` planes for
+    /// every row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bpw: Option<Bpw>,
     /// What planes are allocated to. Default: rows.
     pub allocation: Allocation,
-    /// Choose the group of each tensor; otherwise all have the recipe's. Only under a budget. Default true.
+    /// Choose the group of each tensor; otherwise all have the recipe's. Only under a budget.
+    /// Default true.
     pub choose_group: bool,
     /// Columns that share a step in embeddings and heads. Default 16.
     pub table_group: u32,
@@ -195,7 +198,8 @@ pub struct Recipe {
     pub embedding_bits: u8,
     /// Planes of the output head. Default 8.
     pub head_bits: u8,
-    /// Consecutive columns that share a step: 16, 32, 64, 128, 256, or 0 for whole rows. Default 32.
+    /// Consecutive columns that share a step: 16, 32, 64, 128, 256, or 0 for whole rows. Default
+    /// 32.
     pub group: u32,
     /// zstd level for raw tensors and carried files, 1 to 19; 0 stores them plain. Default 3, or 0
     /// without the `zstd` feature.
@@ -369,8 +373,8 @@ impl Patterns {
 impl Plan {
     /// Applies the default rule and the recipe to every tensor, by name, type and shape.
     ///
-    /// Equal bytes and non-finite values are found by the scan that [`PackOptions`](super::PackOptions)
-    /// makes.
+    /// Equal bytes and non-finite values are found by the scan that
+    /// [`PackOptions`](super::PackOptions) makes.
     ///
     /// # Errors
     /// `InvalidArgument` for an impossible recipe; `Source` for a checkpoint that is already

@@ -14,7 +14,8 @@ use crate::storage::ReadAt;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PackReport {
-    /// The files that were written, with their lengths: the pack, or its shards and their index file.
+    /// The files that were written, with their lengths: the pack, or its shards and their index
+    /// file.
     pub files: Vec<(PathBuf, u64)>,
     /// Root over the stored bytes.
     pub stored_root: Digest,

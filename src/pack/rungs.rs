@@ -17,7 +17,8 @@ use crate::storage::ReadAt;
 /// Part of the error that a fitted table must save.
 const GAIN: f64 = 0.01;
 
-/// Sums over the weights of each code, in units of scale times step; each weight counts by the square of that.
+/// Sums over the weights of each code, in units of scale times step; each weight counts by the
+/// square of that.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
     n: f64,
@@ -31,7 +32,8 @@ struct OfSet {
     sums: Vec<Sums>,
 }
 
-/// Gathers what tables are fitted to. Sums are of binary64 and made one after the other, so they are the same on every machine.
+/// Gathers what tables are fitted to. Sums are of binary64 and made one after the other, so they
+/// are the same on every machine.
 #[derive(Debug, Default)]
 pub(crate) struct Ladder(BTreeMap<TableSet, OfSet>);
 
@@ -69,7 +71,8 @@ impl Ladder {
         Ok(())
     }
 
-    /// For each set of tables another, where that makes one of `rungs` better. The table for all planes stays as it is.
+    /// For each set of tables another, where that makes one of `rungs` better. The table for all
+    /// planes stays as it is.
     pub(crate) fn fit(self, rungs: &[u8]) -> BTreeMap<TableSet, Vec<i8>> {
         let mut refitted = BTreeMap::new();
         for ((native, old), OfSet { sums }) in self.0 {
@@ -108,7 +111,8 @@ fn error(sums: &[Sums], table: &[i8]) -> f64 {
     sums.iter().zip(table).map(of).sum()
 }
 
-/// The mean of each code's weights, as levels that increase strictly; those of `old` where there are no weights.
+/// The mean of each code's weights, as levels that increase strictly; those of `old` where there
+/// are no weights.
 fn levels(sums: &[Sums], old: &[i8]) -> Vec<i8> {
     #[allow(clippy::cast_possible_truncation, reason = "rounded and in range")]
     let mean = |(s, old): (&Sums, &i8)| match s.value / s.n {
@@ -126,7 +130,8 @@ fn levels(sums: &[Sums], old: &[i8]) -> Vec<i8> {
     table
 }
 
-/// Tables for `rungs` that fit the tensors of a pack better than those they have, fitted to some of the blocks of each.
+/// Tables for `rungs` that fit the tensors of a pack better than those they have, fitted to some of
+/// the blocks of each.
 ///
 /// # Errors
 /// As for decoding; `Cancelled`.

@@ -1,5 +1,5 @@
-//! The steps of packing: scan, survey and allocate, encode. Each is a function of the source, the recipe and what the steps
-//! before it found.
+//! The steps of packing: scan, survey and allocate, encode. Each is a function of the source, the
+//! recipe and what the steps before it found.
 
 use super::calibrated::{self, Calibrated};
 use super::jobs::{Item, Jobs, Task, encode, read};
@@ -33,8 +33,9 @@ impl<'a> Work<'a> {
         Ok(Scanned { plan, scans })
     }
 
-    /// Surveys what the calibration encodes, allocates planes to its rows, and cuts the pack into shards. `state` has what an
-    /// earlier run of the same found out, and takes what this one finds.
+    /// Surveys what the calibration encodes, allocates planes to its rows, and cuts the pack into
+    /// shards. `state` has what an earlier run of the same found out, and takes what this one
+    /// finds.
     ///
     /// # Errors
     /// As [`Calibrated::new`], and of `state`.
@@ -68,8 +69,8 @@ impl<'a> Work<'a> {
         Ok(Allocated { plan, scans, calibrated: allocated, shards, count })
     }
 
-    /// Reads, encodes and writes everything, one job after the other. Gives the number of tensors and files that an earlier run had
-    /// written.
+    /// Reads, encodes and writes everything, one job after the other. Gives the number of tensors
+    /// and files that an earlier run had written.
     ///
     /// # Errors
     /// As for reading, encoding and writing; `Cancelled`.

@@ -200,7 +200,8 @@ impl<'a> Output<'a> {
         written.map_or(Ok(()), |written| self.state.add(written))
     }
 
-    /// Takes over what an earlier run wrote, as far as it is whole and in the order of `jobs`. Gives the first job that is left to do.
+    /// Takes over what an earlier run wrote, as far as it is whole and in the order of `jobs`.
+    /// Gives the first job that is left to do.
     ///
     /// # Errors
     /// `Io`.
@@ -291,7 +292,8 @@ impl<'a> Output<'a> {
         self.restored
     }
 
-    /// The numbers of the level tables of a tensor. A table is added to the shard with the first tensor that uses it.
+    /// The numbers of the level tables of a tensor. A table is added to the shard with the first
+    /// tensor that uses it.
     fn tables_of(&mut self, i: usize) -> Result<[u16; PLANE_COUNTS]> {
         let mut ids = [0; PLANE_COUNTS];
         let Some(calibrated) = self.calibrated else { return Ok(ids) };

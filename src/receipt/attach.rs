@@ -36,8 +36,8 @@ fn check_roots(record: &EvalRecord, stored: Digest, decoded: Digest) -> Result<(
     Ok(())
 }
 
-/// Checks every receipt: that it is a record of this pack, and that its headlines follow from its rows. Roots of
-/// the pack itself are taken as it claims them.
+/// Checks every receipt: that it is a record of this pack, and that its headlines follow from its
+/// rows. Roots of the pack itself are taken as it claims them.
 ///
 /// # Errors
 /// As [`Container::attachments`].
@@ -52,11 +52,12 @@ pub fn check(attachments: &[Attachment], stored: Digest, decoded: Digest) -> Vec
     receipts.map(check).collect()
 }
 
-/// Writes `pack` with one receipt more to `out`. The core is copied as it is, so that both roots stay.
+/// Writes `pack` with one receipt more to `out`. The core is copied as it is, so that both roots
+/// stay.
 ///
 /// # Errors
-/// As [`EvalRecord::parse`]; `Integrity` for a record of another pack; `InvalidArgument` when the pack has it
-/// already, or for a shard that isn't the first; as reading the pack; `Io`.
+/// As [`EvalRecord::parse`]; `Integrity` for a record of another pack; `InvalidArgument` when the
+/// pack has it already, or for a shard that isn't the first; as reading the pack; `Io`.
 pub fn attach<R: ReadAt>(
     pack: &Container<R>,
     roots: (Digest, Digest),

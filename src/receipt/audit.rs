@@ -18,8 +18,8 @@ const FORMAT: &str = "ultracompress-audit-1";
 /// The type of the predicate in an in-toto Statement.
 const PREDICATE_TYPE: &str = "https://docs.rs/ultracompress/spec/audit/1";
 
-/// What an audit checked, against what, and what it found. Equal packs, audited alike by one version, have equal receipts:
-/// there is no name of a folder, host or user and no time in it.
+/// What an audit checked, against what, and what it found. Equal packs, audited alike by one
+/// version, have equal receipts: there is no name of a folder, host or user and no time in it.
 ///
 /// # Spec
 /// audit.md; `schema/audit.json`.
@@ -33,8 +33,9 @@ pub struct AuditReceipt {
     pub tool: String,
     /// The version of the format that the first file says it has; nothing when that can't be read.
     pub format_version: Option<String>,
-    /// `ok`; `failed` when anything at all is wrong; `incomplete` when nothing is, but what was asked for can't be told: the pack
-    /// has another encoder than the one that made it again, or is one shard of several.
+    /// `ok`; `failed` when anything at all is wrong; `incomplete` when nothing is, but what was
+    /// asked for can't be told: the pack has another encoder than the one that made it again,
+    /// or is one shard of several.
     pub verdict: String,
     /// Which shard it is, when it is one that was audited by itself.
     pub shard: Option<AuditedShard>,
@@ -48,7 +49,8 @@ pub struct AuditReceipt {
     pub roots: BTreeMap<String, String>,
     /// What the pack was compared with.
     pub against: BTreeMap<String, String>,
-    /// What the manifest says of how the pack was made; nothing without a manifest that can be read.
+    /// What the manifest says of how the pack was made; nothing without a manifest that can be
+    /// read.
     pub made: Option<AuditedManifest>,
     /// How the pack was made again from its source.
     pub rederived: Option<Rederived>,
@@ -70,7 +72,8 @@ pub struct AuditedShard {
     pub count: u64,
 }
 
-/// A dimension. Those beyond 2^53 - 1, which only empty tensors have, are text: numbers of JSON aren't exact there.
+/// A dimension. Those beyond 2^53 - 1, which only empty tensors have, are text: numbers of JSON
+/// aren't exact there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum AuditedDimension {
@@ -120,9 +123,11 @@ pub struct AuditedManifest {
 pub struct Rederived {
     /// The encoder that made it again.
     pub encoder: String,
-    /// Whether that is the encoder of the pack. Where it isn't, bytes may differ without anything being wrong.
+    /// Whether that is the encoder of the pack. Where it isn't, bytes may differ without anything
+    /// being wrong.
     pub same_encoder: bool,
-    /// Bytes of the core that were compared one by one; overlays are left out of the comparison, they are inputs.
+    /// Bytes of the core that were compared one by one; overlays are left out of the comparison,
+    /// they are inputs.
     pub bytes_compared: u64,
     /// Tensors that decode to the same bytes.
     pub tensors_equal: u64,
@@ -156,8 +161,8 @@ pub struct AuditedTensor {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditFailure {
-    /// What kind of error it is, in the words of the vectors: `malformed`, `integrity`, `truncated`, `unsupported_version`,
-    /// `unsupported_feature`.
+    /// What kind of error it is, in the words of the vectors: `malformed`, `integrity`,
+    /// `truncated`, `unsupported_version`, `unsupported_feature`.
     pub kind: String,
     /// The file, where the index of a sharded pack names it.
     pub file: Option<String>,
@@ -212,7 +217,8 @@ impl AuditReceipt {
         self.checks.insert(check.to_owned(), outcome.name().to_owned());
     }
 
-    /// Lists a failure. Names of files stay where they are `known`: names within a pack. Others are paths.
+    /// Lists a failure. Names of files stay where they are `known`: names within a pack. Others are
+    /// paths.
     #[cfg(feature = "checkpoints")]
     pub(crate) fn fail(&mut self, failure: &Failure, known: &[String]) {
         let name = |path: &String| {
@@ -264,7 +270,8 @@ impl AuditReceipt {
         canonical(self)
     }
 
-    /// An in-toto Statement (v1) about the files and the decoded root, whose predicate is the receipt, in canonical form.
+    /// An in-toto Statement (v1) about the files and the decoded root, whose predicate is the
+    /// receipt, in canonical form.
     ///
     /// # Errors
     /// As [`AuditReceipt::to_bytes`].

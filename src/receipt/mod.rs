@@ -1,7 +1,8 @@
 //! Receipts: records of measurements that travel with a pack and can be replayed (spec/receipt.md).
 //!
-//! A record of `uc eval` holds one row of figures for each sequence of text; its headline follows from the
-//! rows, and [`EvalRecord::parse`] refuses a record whose headline doesn't. An [`AuditReceipt`] says what was checked of a pack.
+//! A record of `uc eval` holds one row of figures for each sequence of text; its headline follows
+//! from the rows, and [`EvalRecord::parse`] refuses a record whose headline doesn't. An
+//! [`AuditReceipt`] says what was checked of a pack.
 
 mod attach;
 mod audit;

@@ -81,8 +81,8 @@ pub struct BaselineRecord {
     pub rows: Rows,
 }
 
-/// A record of `uc eval`: what was compared by which protocol, a row for each sequence, and the headline that
-/// follows from the rows.
+/// A record of `uc eval`: what was compared by which protocol, a row for each sequence, and the
+/// headline that follows from the rows.
 ///
 /// # Spec
 /// UC-RCP-1 to UC-RCP-14.
@@ -111,8 +111,8 @@ pub struct EvalRecord {
     pub headline: Headline,
     /// One number for each sequence: mean over its tokens.
     pub rows: Rows,
-    /// The largest divergences of single tokens, one in a hundred and one more, falling; the last of them is the
-    /// 99th percentile. Empty without divergences.
+    /// The largest divergences of single tokens, one in a hundred and one more, falling; the last
+    /// of them is the 99th percentile. Empty without divergences.
     pub kld_largest: Vec<f64>,
     /// Other quantizers in the same run.
     pub baselines: Vec<BaselineRecord>,
@@ -191,8 +191,8 @@ impl EvalRecord {
     /// Parses canonical bytes, and recomputes every headline from its rows.
     ///
     /// # Errors
-    /// `Malformed` for bytes that aren't a record (UC-RCP-1, UC-RCP-2, UC-RCP-4 to UC-RCP-13), `Integrity` for a headline that its rows
-    /// don't give (UC-RCP-3, UC-RCP-14).
+    /// `Malformed` for bytes that aren't a record (UC-RCP-1, UC-RCP-2, UC-RCP-4 to UC-RCP-13),
+    /// `Integrity` for a headline that its rows don't give (UC-RCP-3, UC-RCP-14).
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let record: Self = serde_json::from_slice(bytes).map_err(|e| {
             let rule = if e.is_data() { Rule::RCP_2 } else { Rule::RCP_1 };
@@ -243,7 +243,8 @@ impl EvalRecord {
     /// Scored tokens, by the length and number of sequences and the length of the text.
     fn check_counts(&self) -> Result<()> {
         let Protocol { seq_len, max_tokens, sequences, tokens } = self.protocol;
-        // Of a sequence of a language model the first token isn't scored, of one of an encoder the ends.
+        // Of a sequence of a language model the first token isn't scored, of one of an encoder the
+        // ends.
         let ends = if self.metric == Metric::Kld { 1 } else { 2 };
         let scored = seq_len.saturating_sub(ends);
         let used =
@@ -274,7 +275,8 @@ impl EvalRecord {
         }
         #[allow(clippy::cast_precision_loss, reason = "counts of tokens")]
         if let (Some(last), Some(kld)) = (self.kld_largest.last(), self.rows.get("kld")) {
-            // No divergence is less than zero, but for rounding: the largest are no more than all together.
+            // No divergence is less than zero, but for rounding: the largest are no more than all
+            // together.
             let all = kld.iter().sum::<f64>() * tokens as f64 / sequences as f64;
             let largest = self.kld_largest.iter().sum::<f64>();
             if *last < -SLACK || largest > all + SLACK * tokens as f64 {

@@ -1,4 +1,5 @@
-//! From rows to headline (spec/receipt.md, "Headline"). Everything is binary64, added in order of the rows.
+//! From rows to headline (spec/receipt.md, "Headline"). Everything is binary64, added in order of
+//! the rows.
 
 use super::figures::{Headline, Metric, Rows};
 
@@ -18,7 +19,8 @@ fn standard_error(values: &[f64]) -> Option<f64> {
     (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt())
 }
 
-/// What the rows of a model and those of the reference come to. Columns that are not there give nothing.
+/// What the rows of a model and those of the reference come to. Columns that are not there give
+/// nothing.
 pub(super) fn headline(metric: Metric, rows: &Rows, reference: Option<&[f64]>) -> Headline {
     let mut all = Headline::new();
     let mut put = |name: &str, value: Option<f64>| {

@@ -53,8 +53,8 @@ impl Source {
     /// Looks at a source: a folder, a `.safetensors` file or a `*.safetensors.index.json`.
     ///
     /// # Errors
-    /// `Source` when it holds no weights, more than one candidate, damaged headers or missing shards;
-    /// `Io`.
+    /// `Source` when it holds no weights, more than one candidate, damaged headers or missing
+    /// shards; `Io`.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let meta =

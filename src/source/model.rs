@@ -58,8 +58,8 @@ impl Model {
         }
     }
 
-    /// The bytes of a file that belongs to the model, such as `config.json`: one that the pack carries, or one that
-    /// lies beside the weights.
+    /// The bytes of a file that belongs to the model, such as `config.json`: one that the pack
+    /// carries, or one that lies beside the weights.
     ///
     /// # Errors
     /// As [`Pack::stream_file`]; `LimitExceeded` or `Source` for a file that is too large; `Io`.

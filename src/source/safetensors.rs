@@ -13,7 +13,8 @@ use crate::storage::ReadAt;
 /// Longest header that is read, as in the safetensors crate.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// The data of files that we write starts at a multiple of this, so that rows lie as they do in memory.
+/// The data of files that we write starts at a multiple of this, so that rows lie as they do in
+/// memory.
 const DATA_ALIGN: usize = 64;
 
 /// One tensor of a safetensors file.

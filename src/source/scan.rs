@@ -31,8 +31,8 @@ pub(crate) struct Scan {
 pub(crate) struct Scans {
     /// By tensor.
     pub tensors: Vec<Scan>,
-    /// By file; nothing for those that are left out. Of weights files the SHA-256 only, where it was
-    /// asked for.
+    /// By file; nothing for those that are left out. Of weights files the SHA-256 only, where it
+    /// was asked for.
     pub files: Vec<Option<Scan>>,
 }
 
@@ -57,7 +57,8 @@ impl Open {
         self.at += bytes.len() as u64;
     }
 
-    /// Looks for odd elements. Data may start at any offset of its file, so pieces may cut elements.
+    /// Looks for odd elements. Data may start at any offset of its file, so pieces may cut
+    /// elements.
     fn look(&mut self, mut bytes: &[u8], dtype: Dtype) {
         let size = usize::try_from(dtype.bits() / 8).expect("at most 8");
         let mut first = (self.at - self.cut.len() as u64) / size as u64;

@@ -21,9 +21,9 @@ const SLOWEST: u64 = 32 << 10;
 
 /// A file behind an `http:` or `https:` address, read by range requests (RFC 9110, section 14).
 ///
-/// The server must answer ranges with 206. Length and entity tag are taken from the first answer; an
-/// answer that disagrees with them is an error, so that bytes of two versions of a file don't mix (of a
-/// server that gives neither an entity tag nor a date, only the length can be compared).
+/// The server must answer ranges with 206. Length and entity tag are taken from the first answer;
+/// an answer that disagrees with them is an error, so that bytes of two versions of a file don't
+/// mix (of a server that gives neither an entity tag nor a date, only the length can be compared).
 /// Broken connections and answers of 429 or 5xx are tried three times.
 #[derive(Debug)]
 pub struct HttpFile {

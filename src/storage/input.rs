@@ -29,8 +29,8 @@ impl Input {
     /// Opens a path, or an address that starts with `http://` or `https://`.
     ///
     /// # Errors
-    /// `Io`; `UnsupportedFeature` for an address when the build lacks the `http` feature. Errors name
-    /// the location.
+    /// `Io`; `UnsupportedFeature` for an address when the build lacks the `http` feature. Errors
+    /// name the location.
     pub fn open(location: &Path) -> Result<Self> {
         let name = location.display().to_string();
         if is_url(location) {

@@ -23,14 +23,15 @@ pub trait ReadAt {
     /// `Truncated` with the exact range wanted when the source ends before it; `Io`.
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
-    /// Whether one long read is much cheaper than several short ones, as it is on a server: whole tensors
-    /// are then read at once, up to 64 MiB. Default true; false for files and bytes in memory.
+    /// Whether one long read is much cheaper than several short ones, as it is on a server: whole
+    /// tensors are then read at once, up to 64 MiB. Default true; false for files and bytes in
+    /// memory.
     fn long_reads_pay(&self) -> bool {
         true
     }
 
-    /// The `len` bytes that start at `offset`, when they are in memory anyway: then they aren't copied. Nothing by default, and where
-    /// the source ends before.
+    /// The `len` bytes that start at `offset`, when they are in memory anyway: then they aren't
+    /// copied. Nothing by default, and where the source ends before.
     fn bytes_at(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let _ = (offset, len);
         None
@@ -73,8 +74,8 @@ impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
     }
 }
 
-/// The `len` bytes at `offset`. Memory is taken as bytes arrive: the length of a file on a server is no
-/// more than the server's word.
+/// The `len` bytes at `offset`. Memory is taken as bytes arrive: the length of a file on a server
+/// is no more than the server's word.
 ///
 /// # Errors
 /// `LimitExceeded`, and as [`ReadAt::read_exact_at`].

@@ -37,10 +37,11 @@ pub struct UnpackOptions {
     pub planes: Option<u8>,
     /// The source's own bits, in its own files: needs a pack that holds them. Default false.
     pub exact: bool,
-    /// With the overlays of the pack; without them the base. Not with a rung or exact bits, which overlays don't belong to.
-    /// Default true.
+    /// With the overlays of the pack; without them the base. Not with a rung or exact bits, which
+    /// overlays don't belong to. Default true.
     pub overlays: bool,
-    /// Only tensors whose name this matches somewhere, and no carried files; everything by default.
+    /// Only tensors whose name this matches somewhere, and no carried files; everything by
+    /// default.
     pub tensors: Option<String>,
     /// Write into a folder that isn't empty, replacing files of the same name. Default false.
     pub force: bool,
@@ -76,8 +77,8 @@ pub struct UnpackReport {
     pub decoded_root: Digest,
     /// Overlays that were applied.
     pub overlays: u64,
-    /// Tensors compared with their decoded or effective digest: all that were written at source type and full
-    /// planes. Exact ones are compared with their source digest.
+    /// Tensors compared with their decoded or effective digest: all that were written at source
+    /// type and full planes. Exact ones are compared with their source digest.
     pub compared: u64,
     /// Weights files that are those of the source, byte for byte: compared with their digest.
     pub files_recreated: u64,
@@ -102,8 +103,8 @@ impl UnpackOptions {
     /// Unpacks into the folder `output`, which appears only when it is complete.
     ///
     /// # Errors
-    /// `Integrity` where a checksum or digest disagrees, `Malformed`, `InvalidArgument` for a pattern
-    /// that matches nothing, a single shard, or too little memory; `Io`.
+    /// `Integrity` where a checksum or digest disagrees, `Malformed`, `InvalidArgument` for a
+    /// pattern that matches nothing, a single shard, or too little memory; `Io`.
     pub fn unpack<R: ReadAt + Sync>(&self, pack: &Pack<R>, output: &Path) -> Result<UnpackReport> {
         self.unpack_with(pack, output, &NoProgress)
     }
@@ -228,7 +229,8 @@ impl UnpackOptions {
         options
     }
 
-    /// Starts the weights file of that name: the source's, byte for byte, or one of the tensors that are wanted.
+    /// Starts the weights file of that name: the source's, byte for byte, or one of the tensors
+    /// that are wanted.
     fn start<'v, R: ReadAt>(
         &self,
         pack: &Pack<R>,
@@ -340,8 +342,8 @@ impl UnpackOptions {
             .iter()
             .flat_map(|output| output.tensors.iter().map(move |&(view, at)| (output, view, at)))
             .collect();
-        // A tensor is hashed by one thread, so the largest come first: a large one that comes last would
-        // leave the other threads without work.
+        // A tensor is hashed by one thread, so the largest come first: a large one that comes last
+        // would leave the other threads without work.
         let bytes = |view: &TensorView<'_, R>| options.target(view).tensor_bytes(view.shape());
         jobs.sort_by_key(|(_, view, _)| Reverse(bytes(view)));
         let whole = par::share(budget, WHOLE_BYTES);
@@ -381,8 +383,8 @@ impl UnpackOptions {
         Ok(jobs.into_iter().map(|(_, view, _)| view).zip(digests).collect())
     }
 
-    /// Compares what was written of a tensor with the pack's digest, if it is what was packed: whether it is. `changed` is the last
-    /// overlay on it.
+    /// Compares what was written of a tensor with the pack's digest, if it is what was packed:
+    /// whether it is. `changed` is the last overlay on it.
     fn compare<R: ReadAt>(
         &self,
         view: &TensorView<'_, R>,

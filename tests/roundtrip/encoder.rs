@@ -120,8 +120,8 @@ fn encode_and_decode(
     (file, decoded)
 }
 
-/// Rows of every magnitude that `dtype` has, down to its subnormals and up to its largest value, and
-/// odd ones: all zero, one outlier, one non-zero weight, constant.
+/// Rows of every magnitude that `dtype` has, down to its subnormals and up to its largest value,
+/// and odd ones: all zero, one outlier, one non-zero weight, constant.
 fn rows_of_all_magnitudes(dtype: Dtype, cols: usize) -> Vec<Vec<f64>> {
     let mut rng = Rng(11);
     let mut noise = |peak: f64| {

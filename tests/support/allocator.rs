@@ -5,8 +5,8 @@
 //! static ALLOCATOR: Counting = Counting;
 //! ```
 //!
-//! All threads of the process are counted, so each such test is in a binary of tests that take turns ([`alone`]), or looks
-//! at what none of its neighbours does.
+//! All threads of the process are counted, so each such test is in a binary of tests that take
+//! turns ([`alone`]), or looks at what none of its neighbours does.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -42,7 +42,8 @@ pub fn patched_anywhere(file: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The file with other bytes at a place counted from the beginning of the index, and both checksums right.
+/// The file with other bytes at a place counted from the beginning of the index, and both checksums
+/// right.
 pub fn patched_index(file: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     patched_anywhere(file, size(word(file, 40)) + at, bytes)
 }

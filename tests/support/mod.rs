@@ -1,6 +1,7 @@
-//! What tests share, a file for each kind of help. Those of the library say `mod support;`; those of the tool have this in
-//! theirs, `cli/tests/support`. Nothing here needs a feature of the library, so each test may use it whatever is on;
-//! `tiny.rs` needs one, and is named by the tests that have it.
+//! What tests share, a file for each kind of help. Those of the library say `mod support;`; those
+//! of the tool have this in theirs, `cli/tests/support`. Nothing here needs a feature of the
+//! library, so each test may use it whatever is on; `tiny.rs` needs one, and is named by the tests
+//! that have it.
 #![allow(dead_code, reason = "each test uses a part")]
 
 pub mod allocator;

@@ -1,5 +1,6 @@
-//! The pack of the small model, made once for all tests of a binary. Tests say `#[path = "support/tiny.rs"] mod tiny;`
-//! besides `mod support;`, for this needs the feature `checkpoints` and the rest needs none.
+//! The pack of the small model, made once for all tests of a binary. Tests say `#[path =
+//! "support/tiny.rs"] mod tiny;` besides `mod support;`, for this needs the feature `checkpoints`
+//! and the rest needs none.
 
 use std::sync::OnceLock;
 

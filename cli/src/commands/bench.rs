@@ -23,7 +23,8 @@ use crate::support::Outcome;
 const SIZES: [(usize, usize, &str); 2] = [(32, 4096, "cache"), (4096, 4096, "memory")];
 const ROUNDS: usize = 9;
 
-/// Weights around zero with a bell shape: sums of uniform numbers from a linear congruential generator.
+/// Weights around zero with a bell shape: sums of uniform numbers from a linear congruential
+/// generator.
 fn weights(n: usize) -> Vec<f32> {
     let mut state = 1u64;
     let mut uniform = || {

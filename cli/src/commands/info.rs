@@ -130,7 +130,8 @@ fn rungs(
     rungs
 }
 
-/// The decoded root of the source, when all its bits are in the pack: that over the source digests of the manifest.
+/// The decoded root of the source, when all its bits are in the pack: that over the source digests
+/// of the manifest.
 fn exact_root(pack: &Pack<Input>, manifest: Option<&Manifest>) -> Option<String> {
     let manifest = manifest?;
     let mut tree = TreeHasher::new();

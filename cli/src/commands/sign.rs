@@ -86,7 +86,8 @@ fn new_key(name: &Path, args: &Sign, console: &Console) -> Outcome {
 /// What comparing a signature came to: what it says, or the number of the key and what is wrong.
 pub type Compared = Result<Signed, (String, Error)>;
 
-/// Compares the signature of a pack's file, if that was asked for; an error when there is nothing to compare.
+/// Compares the signature of a pack's file, if that was asked for; an error when there is nothing
+/// to compare.
 pub fn compare(file: &Path, args: &Signature) -> Result<Option<Compared>, Error> {
     let Some(key) = &args.key else { return Ok(None) };
     // A key's own line has no ending, and is longer than most names.

@@ -188,8 +188,8 @@ fn tiles_of_long_rows_and_tensors_join_to_the_whole() {
     assert!(joined == options.decode(&view).expect("valid"));
 }
 
-/// A pack of one tensor whose rows have 3 to 8 planes, of which the first ones are longer than a chunk,
-/// with rows that lie across the border of two chunks.
+/// A pack of one tensor whose rows have 3 to 8 planes, of which the first ones are longer than a
+/// chunk, with rows that lie across the border of two chunks.
 fn per_row_pack() -> Vec<u8> {
     let (rows, cols) = (1050u64, 8200u64);
     let mut rng = Rng(9);
@@ -300,8 +300,8 @@ fn a_row_too_long_for_the_memory_is_named_with_what_it_needs() {
     assert_eq!(desk.names(), ["m.safetensors"]);
 }
 
-/// The limit is half as much again as the work was measured to need, and too little for the whole tensor
-/// beside the program's code and stacks.
+/// The limit is half as much again as the work was measured to need, and too little for the whole
+/// tensor beside the program's code and stacks.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_tensor_larger_than_the_memory_is_packed_verified_and_unpacked() {

@@ -1,7 +1,8 @@
-//! Checkpoints as they are met: larger than memory, cut into shards, damaged, changing, hostile; and
-//! disks that are full. What the library and `uc` make of them, and what they leave behind.
+//! Checkpoints as they are met: larger than memory, cut into shards, damaged, changing, hostile;
+//! and disks that are full. What the library and `uc` make of them, and what they leave behind.
 //!
-//! Limits of memory and of files are set for the processes of `uc` alone, so these tests run beside others.
+//! Limits of memory and of files are set for the processes of `uc` alone, so these tests run beside
+//! others.
 
 mod claims;
 mod large;
@@ -42,8 +43,8 @@ fn config() -> Vec<u8> {
     format!("{{\"note\": \"{}\"}}", "x".repeat(5000)).into_bytes()
 }
 
-/// Six tensors of some hundred KiB, two of them equal, in two safetensors shards that part the equal
-/// ones; carried files.
+/// Six tensors of some hundred KiB, two of them equal, in two safetensors shards that part the
+/// equal ones; carried files.
 fn tied() -> &'static [Tensor] {
     static ALL: OnceLock<Vec<Tensor>> = OnceLock::new();
     ALL.get_or_init(|| {

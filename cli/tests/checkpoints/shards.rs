@@ -318,7 +318,8 @@ fn every_valid_container_keeps_all_it_holds_when_it_is_written_again() {
             continue;
         }
         let index = before.index().clone();
-        // A vector may set the two optional bits for what isn't there; a writer sets those of what is (UC-HDR-10).
+        // A vector may set the two optional bits for what isn't there; a writer sets those of what
+        // is (UC-HDR-10).
         let residual =
             |t: &TensorEntry| t.parts.iter().any(|p| p.kind == PartKind::Residual && p.optional);
         let residuals = u64::from(index.tensors.iter().any(residual));
@@ -355,8 +356,8 @@ fn every_valid_container_keeps_all_it_holds_when_it_is_written_again() {
     }
 }
 
-/// The container with the optional record of a vector added, its part behind the others. The stored root
-/// stays that of before.
+/// The container with the optional record of a vector added, its part behind the others. The stored
+/// root stays that of before.
 fn with_future_record(file: &[u8]) -> Vec<u8> {
     let vector = valid_containers().remove("unknown-optional-record").expect("there");
     let words = |file: &[u8]| [32, 40, 48, 56, 64].map(|at| size(word(file, at)));

@@ -1,5 +1,6 @@
 //! The command line as scripts see it: exit codes, JSON keys, messages, and what is left on disk.
-//! Help and usage errors are snapshots under `tests/cmd/`; everything with digests is asserted here.
+//! Help and usage errors are snapshots under `tests/cmd/`; everything with digests is asserted
+//! here.
 
 mod packing;
 mod running_models;

@@ -1,4 +1,5 @@
-//! What runs the model: `eval` and receipts, `calibrate` and what is packed by it, `train` and overlays.
+//! What runs the model: `eval` and receipts, `calibrate` and what is packed by it, `train` and
+//! overlays.
 
 use std::collections::BTreeMap;
 use std::fs;

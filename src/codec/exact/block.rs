@@ -43,7 +43,8 @@ pub(crate) struct BlockCoder {
     tops: Vec<[u8; 2]>,
 }
 
-/// What a reference byte stands for (UC-EXA-29): the upper 16 bits of a magnitude, in steps of a quarter of an octave.
+/// What a reference byte stands for (UC-EXA-29): the upper 16 bits of a magnitude, in steps of a
+/// quarter of an octave.
 pub(crate) fn reference(top: Top, byte: u8) -> u32 {
     // Mantissa bits above the cut, and the first exponent of the scale.
     let (mantissa, first) = match top {

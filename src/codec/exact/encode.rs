@@ -54,10 +54,12 @@ impl BlockEncoder {
         Self { tables, row: vec![], tops: vec![], words: vec![] }
     }
 
-    /// Codes a block whose elements are `source`. Without a base `references` has a byte for each row.
+    /// Codes a block whose elements are `source`. Without a base `references` has a byte for each
+    /// row.
     ///
     /// # Panics
-    /// When `base`, `references` or `source` don't fit rows and columns, or there are more than 65,536 weights.
+    /// When `base`, `references` or `source` don't fit rows and columns, or there are more than
+    /// 65,536 weights.
     pub(crate) fn encode(
         &mut self,
         base: &BlockBase<'_>,
@@ -223,7 +225,8 @@ mod tests {
         }
     }
 
-    /// Every kernel encodes to the same bytes and decodes them to the source; damage is an error or other values, never a panic.
+    /// Every kernel encodes to the same bytes and decodes them to the source; damage is an error or
+    /// other values, never a panic.
     fn check(
         model: &ExactModel,
         levels: Option<&[i8]>,

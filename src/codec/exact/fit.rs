@@ -101,8 +101,8 @@ impl Counts {
             }
             Some(levels) => {
                 let native = u8::try_from(levels.len().ilog2()).expect("at most 8");
-                // Contexts of the factor are faster; those of the value are better where a cell holds few values, and their
-                // places within it matter.
+                // Contexts of the factor are faster; those of the value are better where a cell
+                // holds few values, and their places within it matter.
                 let of = if native > 5 { ContextOf::Value } else { ContextOf::Factor };
                 let fraction = u32::from(native > 6 && top == Top::Half32);
                 (native, classes(levels), ContextBits { of, mantissa: 5 - fraction, fraction })
@@ -225,8 +225,9 @@ pub(crate) fn reference_hint(dtype: Dtype, byte: u8) -> Hint {
     anchored(u32::from(byte & 3) << 16, reference(top, byte))
 }
 
-/// The reference of a row: what makes its magnitudes spread around it as those of other rows around theirs. It is the
-/// quarter of an octave where the mean of their exponents lies, with the mantissa as a fraction.
+/// The reference of a row: what makes its magnitudes spread around it as those of other rows around
+/// theirs. It is the quarter of an octave where the mean of their exponents lies, with the mantissa
+/// as a fraction.
 pub(crate) fn best_reference(dtype: Dtype, row: &[u8]) -> u8 {
     let top = top_of(dtype).unwrap_or(Top::Half32);
     let size = tail_bytes(dtype) + 2;
@@ -396,7 +397,8 @@ fn join(contexts: &[&Context], most: usize) -> Joined {
     Joined { tables, own }
 }
 
-/// Frequencies that sum to 2^precision. Symbols that are cheaper as exceptions have none; without counts there is one symbol.
+/// Frequencies that sum to 2^precision. Symbols that are cheaper as exceptions have none; without
+/// counts there is one symbol.
 fn frequencies(counts: &[u64; 256], precision: u8) -> Vec<(u8, u16)> {
     let sum = 1u64 << precision;
     let total: u64 = counts.iter().sum();

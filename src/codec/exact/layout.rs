@@ -11,7 +11,8 @@ use crate::rule::Rule;
 /// Most weights of a block.
 pub(crate) const BLOCK_WEIGHTS: u64 = 1 << 16;
 
-/// Bytes of a residual before the lengths of its blocks: names of six models and the number of blocks.
+/// Bytes of a residual before the lengths of its blocks: names of six models and the number of
+/// blocks.
 pub(crate) const RESIDUAL_HEADER_BYTES: u64 = 52;
 
 /// One block: stored rows of one native count, or some columns of one.

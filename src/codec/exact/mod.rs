@@ -1,7 +1,7 @@
 //! The exact rung: from decoded values back to the source's bits (spec/exact.md).
 //!
-//! [`ExactModel`] says where a weight is expected, given its code and scale, and how likely each distance is;
-//! `block` and `encode` code blocks of weights by it, `fit` makes models.
+//! [`ExactModel`] says where a weight is expected, given its code and scale, and how likely each
+//! distance is; `block` and `encode` code blocks of weights by it, `fit` makes models.
 
 mod block;
 #[cfg(feature = "checkpoints")]
@@ -29,8 +29,8 @@ pub(crate) use tables::ExactTables;
 use crate::error::Result;
 use crate::kernels::Kernel;
 
-/// Decodes one block by itself, for fuzzing: codes, how many columns share a factor, and factors (ignored without a base), rows and
-/// columns, and the bytes of the block.
+/// Decodes one block by itself, for fuzzing: codes, how many columns share a factor, and factors
+/// (ignored without a base), rows and columns, and the bytes of the block.
 ///
 /// # Errors
 /// `Malformed` for a block that a reader refuses.

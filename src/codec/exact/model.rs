@@ -1,4 +1,5 @@
-//! Models: contexts and tables of frequencies, one for each type and native count (UC-EXA-1 to UC-EXA-3, UC-EXA-13 to UC-EXA-20).
+//! Models: contexts and tables of frequencies, one for each type and native count (UC-EXA-1 to
+//! UC-EXA-3, UC-EXA-13 to UC-EXA-20).
 
 use crate::error::{Error, Result};
 use crate::format::{Digest, Dtype, MAX_PLANES, MIN_PLANES};
@@ -19,8 +20,8 @@ pub struct ExactTable {
     pub shift: u8,
     /// What symbol 0 stands for, from where the weight is expected.
     pub offset: i16,
-    /// The symbols that occur, in order, with frequencies that sum to 2^precision. Bit 7 of a symbol says that the weight's sign is
-    /// not the expected one.
+    /// The symbols that occur, in order, with frequencies that sum to 2^precision. Bit 7 of a
+    /// symbol says that the weight's sign is not the expected one.
     pub frequencies: Vec<(u8, u16)>,
 }
 
@@ -57,8 +58,8 @@ pub(crate) fn top_of(dtype: Dtype) -> Option<Top> {
     }
 }
 
-/// Where a weight of each code is expected, in units of scale times step (UC-EXA-5): the end of its cell on the side of zero, or, when
-/// zero is in the cell, the level itself.
+/// Where a weight of each code is expected, in units of scale times step (UC-EXA-5): the end of its
+/// cell on the side of zero, or, when zero is in the cell, the level itself.
 pub(crate) fn anchors(levels: &[i8]) -> Vec<f32> {
     let anchor = |i: usize| {
         let level = f32::from(levels[i]);
@@ -141,7 +142,8 @@ impl ExactModel {
         Ok(())
     }
 
-    /// The first eight bytes of the SHA-256 of the record's body, by which residuals name the model (UC-EXA-13).
+    /// The first eight bytes of the SHA-256 of the record's body, by which residuals name the model
+    /// (UC-EXA-13).
     ///
     /// # Errors
     /// As [`ExactModel::to_bytes`].

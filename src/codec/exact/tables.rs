@@ -7,7 +7,8 @@ use crate::error::Result;
 use crate::format::Dtype;
 use crate::kernels::Kernel;
 
-/// How many tables a container keeps, and the most bytes that each may have: those that our encoder makes have 32 KiB, others up to 2 MiB.
+/// How many tables a container keeps, and the most bytes that each may have: those that our encoder
+/// makes have 32 KiB, others up to 2 MiB.
 const MOST_KEPT: usize = 8;
 
 const MOST_KEPT_BYTES: usize = 128 << 10;
@@ -26,7 +27,8 @@ struct KeptTables {
 }
 
 impl ExactTables {
-    /// The tables of a model for tensors of this type and with these levels, made by `make` if they aren't there.
+    /// The tables of a model for tensors of this type and with these levels, made by `make` if they
+    /// aren't there.
     pub(crate) fn get(
         &self,
         (model, dtype): (&str, Dtype),

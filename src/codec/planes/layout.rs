@@ -22,8 +22,8 @@ impl PlaneLayout {
     /// columns.
     ///
     /// # Errors
-    /// `Malformed` (UC-PLN-2, UC-PLN-8) when there is no such view or it is empty, `Malformed(UC-PLN-4)` for a
-    /// group size other than 0, 16, 32, 64, 128 or 256.
+    /// `Malformed` (UC-PLN-2, UC-PLN-8) when there is no such view or it is empty,
+    /// `Malformed(UC-PLN-4)` for a group size other than 0, 16, 32, 64, 128 or 256.
     pub fn new(shape: &[u64], row_dims: u8, group: u32) -> Result<Self> {
         let view = shape.split_at_checked(usize::from(row_dims)).filter(|_| row_dims > 0);
         let sizes = view.and_then(|(r, c)| Some((elements(r)?, elements(c)?)));
@@ -177,8 +177,8 @@ impl PlaneCounts {
     }
 }
 
-/// Goes through the rows of a tensor in order and says where each range is stored, without counting the
-/// rows in front of it again.
+/// Goes through the rows of a tensor in order and says where each range is stored, without counting
+/// the rows in front of it again.
 #[derive(Debug, Clone)]
 pub(crate) struct RunCursor {
     /// Rows of each count, 3 to 8.

@@ -40,7 +40,8 @@ impl<'a> LevelSet<'a> {
     /// When `read` is not in 3..=native.
     pub fn table(&self, read: u8) -> &'a [i8] {
         assert!((3..=self.native).contains(&read), "read 3 to {} planes, not {read}", self.native);
-        // Tables of native, native - 1, ... planes come first: 2^native + ... + 2^(read + 1) levels.
+        // Tables of native, native - 1, ... planes come first: 2^native + ... + 2^(read + 1)
+        // levels.
         let start = (2usize << self.native) - (2usize << read);
         &self.levels[start..start + (1 << read)]
     }

@@ -1,4 +1,5 @@
-//! The encoding `planes`: layout, level tables, values, and the uncalibrated encoder (spec/codec.md).
+//! The encoding `planes`: layout, level tables, values, and the uncalibrated encoder
+//! (spec/codec.md).
 
 mod layout;
 mod levels;

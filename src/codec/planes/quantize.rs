@@ -11,14 +11,14 @@ use crate::format::Dtype;
 use crate::kernels::{Kernel, Nearest, STEPS, TRIES};
 use crate::memory::to_usize;
 
-/// Grid point of the largest step in ordinary rows: room for a largest group that wants a scale above
-/// the one that puts its peak on the largest level.
+/// Grid point of the largest step in ordinary rows: room for a largest group that wants a scale
+/// above the one that puts its peak on the largest level.
 const ANCHOR: i32 = 2;
 /// Highest points that a row gives up for the sake of its smallest groups.
 const MAX_ANCHORS: i32 = 12;
 
-/// Encodes rows of one tensor: for each row the scale, steps and codes of about the least squared error
-/// (the uncalibrated encoder).
+/// Encodes rows of one tensor: for each row the scale, steps and codes of about the least squared
+/// error (the uncalibrated encoder).
 ///
 /// ```
 /// use ultracompress::Dtype;
@@ -55,12 +55,13 @@ pub struct EncodedRows {
 }
 
 impl RowEncoder {
-    /// An encoder for rows of `layout` with the native planes of `levels`, with [`Kernel::selected`].
-    /// `source` is the tensor's own dtype, which bounds the row scales (UC-VAL-1).
+    /// An encoder for rows of `layout` with the native planes of `levels`, with
+    /// [`Kernel::selected`]. `source` is the tensor's own dtype, which bounds the row scales
+    /// (UC-VAL-1).
     ///
     /// # Errors
-    /// `InvalidArgument` for a kernel that can't run; `Malformed` for an empty matrix or a group size that
-    /// doesn't exist.
+    /// `InvalidArgument` for a kernel that can't run; `Malformed` for an empty matrix or a group
+    /// size that doesn't exist.
     pub fn new(layout: &PlaneLayout, levels: LevelSet<'_>, source: Dtype) -> Result<Self> {
         layout.check()?;
         let cols = to_usize(layout.cols)?;
@@ -127,8 +128,9 @@ impl RowEncoder {
     fn row(&self, row: &[f32], codes: &mut [u8], steps: &mut [u8]) -> u16 {
         let peaks: Vec<f32> = row.chunks(self.group).map(peak).collect();
         let amax = peak(&peaks);
-        // 2^-112: all that the smallest scale, the largest step and the largest level reach, so that
-        // scale is as good as any. Above it the grid arithmetic stays clear of subnormals.
+        // 2^-112: all that the smallest scale, the largest step and the largest level reach, so
+        // that scale is as good as any. Above it the grid arithmetic stays clear of
+        // subnormals.
         if amax < f32::from_bits(15 << 23) {
             self.finish(row, 1 << 7, None, codes, steps);
             return 1 << 7;
@@ -152,9 +154,9 @@ impl RowEncoder {
         scale
     }
 
-    /// For rows with groups of very different size: the best grid point of each group, and the highest
-    /// point that the row scale should reach. Where they don't all fit below it, it may pay that the
-    /// largest groups clip for the sake of the smallest.
+    /// For rows with groups of very different size: the best grid point of each group, and the
+    /// highest point that the row scale should reach. Where they don't all fit below it, it may
+    /// pay that the largest groups clip for the sake of the smallest.
     fn anchor(&self, row: &[f32], unit: f32, start: &[i32]) -> (i32, Vec<i32>) {
         let groups: Vec<&[f32]> = row.chunks(self.group).collect();
         // Errors relative to `unit`, so that no weight range over- or underflows.
@@ -222,7 +224,8 @@ impl RowEncoder {
     }
 }
 
-/// The first weight that is not finite. Ordinary weights go by in a loop that compiles to vector code.
+/// The first weight that is not finite. Ordinary weights go by in a loop that compiles to vector
+/// code.
 pub(crate) fn not_finite(weights: &[f32]) -> Option<usize> {
     let exponents = |w: &[f32]| w.iter().fold(false, |any, w| any | !w.is_finite());
     let at = weights.chunks(64).position(exponents)? * 64;
@@ -258,7 +261,8 @@ fn least(
 mod tests {
     use super::*;
 
-    /// Weights with heavy tails, so that groups of a row spread over more than the ratio of the steps.
+    /// Weights with heavy tails, so that groups of a row spread over more than the ratio of the
+    /// steps.
     fn heavy_row(cols: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {

@@ -8,8 +8,8 @@ use crate::kernels::{Float, Kernel, RowDecoder, can_stream, stream_copy, stream_
 use crate::memory::to_usize;
 use crate::rule::Rule;
 
-/// Outputs from this size on don't fit the caches of one core's share: their rows are decoded to a buffer
-/// and go to memory from there, which spares reading the lines that they replace.
+/// Outputs from this size on don't fit the caches of one core's share: their rows are decoded to a
+/// buffer and go to memory from there, which spares reading the lines that they replace.
 const STREAM_BYTES: usize = 16 << 20;
 /// Rows longer than this don't fit the buffer's cache.
 const STREAM_ROW_BYTES: usize = 256 << 10;
@@ -70,8 +70,8 @@ impl Drop for Streaming {
 }
 
 impl<'a> RunDecoder<'a> {
-    /// A decoder to `target` elements, with [`Kernel::selected`]. `source` is the tensor's own dtype,
-    /// which bounds the row scales.
+    /// A decoder to `target` elements, with [`Kernel::selected`]. `source` is the tensor's own
+    /// dtype, which bounds the row scales.
     ///
     /// # Errors
     /// `InvalidArgument` when `target` is not a float of UC-VAL-4, or for a kernel that can't run;
@@ -121,8 +121,8 @@ impl<'a> RunDecoder<'a> {
         self
     }
 
-    /// Decodes a run. `out` holds whole rows of little-endian elements; row `i` of the run becomes row
-    /// `row_of(i)` of it.
+    /// Decodes a run. `out` holds whole rows of little-endian elements; row `i` of the run becomes
+    /// row `row_of(i)` of it.
     ///
     /// # Errors
     /// `Malformed` for a row scale out of range (UC-VAL-1) or padding bits that are not zero

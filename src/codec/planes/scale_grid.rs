@@ -3,7 +3,8 @@
 use super::value::max_scale_exponent;
 use crate::format::Dtype;
 
-/// `4^(i/15)`, i = 0..15: the ratios of the steps, as binary32 literals so that no library computes them.
+/// `4^(i/15)`, i = 0..15: the ratios of the steps, as binary32 literals so that no library computes
+/// them.
 const RATIO: [f32; 15] = [
     1.0, 1.096825, 1.203025, 1.319508, 1.4472692, 1.587401, 1.7411011, 1.9096832, 2.0945883,
     2.2973967, 2.5198421, 2.7638257, 3.031433, 3.3249516, 3.64689,
@@ -34,8 +35,8 @@ impl ScaleGrid {
         self.0[usize::try_from(t - POINTS.start()).expect("within the grid")]
     }
 
-    /// For each peak the highest point `t` up to 0 with `amax * 4^(t/15)` at most it; groups that are
-    /// smaller by far share point -45.
+    /// For each peak the highest point `t` up to 0 with `amax * 4^(t/15)` at most it; groups that
+    /// are smaller by far share point -45.
     pub(crate) fn indices(&self, peaks: &[f32], amax: f32) -> Vec<i32> {
         // Falling, so the number of those above a peak is how far down its point is.
         let ladder: [f32; 45] = std::array::from_fn(|i| amax * self.0[POINT_ZERO - i]);

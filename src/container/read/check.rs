@@ -47,7 +47,8 @@ pub(crate) fn check_index(index: &Index, preamble: &Preamble) -> Result<()> {
 /// Most overlays of one pack: each is decoded by itself when a pack is verified.
 const MAX_OVERLAYS: usize = 256;
 
-/// Overlays of one file: their places, and what they are for. Of a sharded pack only the pack knows its root.
+/// Overlays of one file: their places, and what they are for. Of a sharded pack only the pack knows
+/// its root.
 fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
     let only = preamble.is_overlays_only();
     let others = index.tensors.len() + index.levels.len() + index.exact_models.len();

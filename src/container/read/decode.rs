@@ -43,15 +43,16 @@ fn reader_of<'a, R: ReadAt>(
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct DecodeOptions {
-    /// Element type of the output; the source's by default. Applies to F16, BF16, F32 and F64 tensors,
-    /// others keep their type.
+    /// Element type of the output; the source's by default. Applies to F16, BF16, F32 and F64
+    /// tensors, others keep their type.
     pub dtype: Option<Dtype>,
     /// Rows to decode; all by default. Rows are those of the first dimensions as stored: for a raw
     /// tensor the first dimension.
     pub rows: Option<Range<u64>>,
     /// Read at most this many planes of each row (3 to 8); all by default.
     pub planes: Option<u8>,
-    /// The source's own bits instead of the base's values, where the pack has them: a residual, or the bytes themselves.
+    /// The source's own bits instead of the base's values, where the pack has them: a residual, or
+    /// the bytes themselves.
     pub exact: bool,
     /// The kernel; [`Kernel::selected`] by default. It changes the speed and nothing else.
     pub kernel: Option<Kernel>,
@@ -128,9 +129,9 @@ impl DecodeOptions {
     /// Decodes into `out`, which must have exactly [`DecodeOptions::output_bytes`].
     ///
     /// # Errors
-    /// `InvalidArgument` for impossible options or a buffer of another size, `Integrity` where a chunk
-    /// disagrees with its checksum, `Malformed` where stored values break a rule, `Truncated`, `Io`.
-    /// After an error the content of `out` is unspecified.
+    /// `InvalidArgument` for impossible options or a buffer of another size, `Integrity` where a
+    /// chunk disagrees with its checksum, `Malformed` where stored values break a rule,
+    /// `Truncated`, `Io`. After an error the content of `out` is unspecified.
     pub fn decode_into<R: ReadAt>(&self, view: &TensorView<'_, R>, out: &mut [u8]) -> Result<()> {
         let needed = self.output_bytes(view)?;
         if out.len() != needed {

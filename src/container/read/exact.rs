@@ -1,4 +1,5 @@
-//! Reading the exact rung of a tensor: blocks of its residual, decoded against the planes (spec/exact.md).
+//! Reading the exact rung of a tensor: blocks of its residual, decoded against the planes
+//! (spec/exact.md).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -88,7 +89,8 @@ impl BlockRows {
     }
 }
 
-/// Where parts are read from: all at once where short reads cost much, else chunk by chunk, so that no chunk is read twice.
+/// Where parts are read from: all at once where short reads cost much, else chunk by chunk, so that
+/// no chunk is read twice.
 fn rows_of<'a, R: ReadAt>(
     view: TensorView<'a, R>,
     wanted: impl Fn(PartKind) -> bool,

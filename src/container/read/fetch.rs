@@ -129,8 +129,9 @@ impl<R: ReadAt> Container<R> {
     /// that lie side by side, as those of one tensor do, are read at once.
     ///
     /// # Errors
-    /// `Integrity` where a chunk disagrees with its checksum, `Malformed` (UC-PRT-7, UC-PRT-23) for a damaged zstd
-    /// frame, `UnsupportedFeature` for zstd without the `zstd` feature, `Truncated`, `Io`.
+    /// `Integrity` where a chunk disagrees with its checksum, `Malformed` (UC-PRT-7, UC-PRT-23) for
+    /// a damaged zstd frame, `UnsupportedFeature` for zstd without the `zstd` feature,
+    /// `Truncated`, `Io`.
     pub(crate) fn read_parts(&self, wants: &[(&Part, Range<u64>)]) -> Result<Vec<Piece<'_>>> {
         let covering: Vec<_> = wants
             .iter()
@@ -223,8 +224,8 @@ pub(crate) enum Rows<'a, R> {
     Direct(&'a Container<R>),
     /// Has whole parts at hand.
     Whole(Vec<(PartKind, Piece<'a>)>),
-    /// Goes forward through the parts and keeps one chunk for each plane count of each part, so that
-    /// no chunk is read twice.
+    /// Goes forward through the parts and keeps one chunk for each plane count of each part, so
+    /// that no chunk is read twice.
     Forward(&'a Container<R>, HashMap<(PartKind, u8), (usize, Piece<'a>)>),
 }
 

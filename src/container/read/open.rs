@@ -21,7 +21,8 @@ use crate::storage::{ReadAt, read_section};
 /// An open container: preamble and index are read and checked, payload is read on demand.
 ///
 /// Opening costs two reads, whatever the size of the payload. Every part that is read later is
-/// checked against its chunk checksums; digests and roots are compared by [`VerifyOptions`](crate::VerifyOptions).
+/// checked against its chunk checksums; digests and roots are compared by
+/// [`VerifyOptions`](crate::VerifyOptions).
 ///
 /// ```no_run
 /// use ultracompress::Container;
@@ -133,8 +134,8 @@ impl<R: ReadAt> Container<R> {
         self.index.tensor(name).map(|entry| TensorView::new(self, entry))
     }
 
-    /// Calls `emit` with consecutive pieces of a carried file, which is compared with its SHA-256 at the
-    /// end: what was emitted counts only when no error follows.
+    /// Calls `emit` with consecutive pieces of a carried file, which is compared with its SHA-256
+    /// at the end: what was emitted counts only when no error follows.
     ///
     /// # Errors
     /// As [`Container::read_file`], and whatever `emit` returns.

@@ -37,7 +37,8 @@ impl<R: ReadAt> Container<R> {
     /// Checks the factors of all blocks of an overlay, in one pass over its part.
     ///
     /// # Errors
-    /// As [`Container::read_factors`], and whatever `each` returns, which is called before each block.
+    /// As [`Container::read_factors`], and whatever `each` returns, which is called before each
+    /// block.
     pub(crate) fn check_factors(
         &self,
         overlay: &OverlayEntry,
@@ -67,7 +68,8 @@ impl<R: ReadAt> Container<R> {
 /// Bytes of a part that are read at a time when all its blocks are checked.
 const WINDOW_BYTES: u64 = 4 << 20;
 
-/// A tensor together with what overlays add to it. Made by [`Pack::effective_tensor`](crate::Pack::effective_tensor).
+/// A tensor together with what overlays add to it. Made by
+/// [`Pack::effective_tensor`](crate::Pack::effective_tensor).
 #[derive(Debug)]
 pub struct EffectiveTensor<'a, R> {
     view: TensorView<'a, R>,
@@ -124,7 +126,8 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
     /// Decodes tile by tile, in order: calls `emit` with the bytes of each tile.
     ///
     /// # Errors
-    /// As [`DecodeOptions::decode_tiles`]; `InvalidArgument` for a rung or exact values, which overlays don't belong to.
+    /// As [`DecodeOptions::decode_tiles`]; `InvalidArgument` for a rung or exact values, which
+    /// overlays don't belong to.
     ///
     /// # Spec
     /// UC-OVL-6 to UC-OVL-8.
@@ -148,7 +151,8 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
         })
     }
 
-    /// Calls `take` with the base's bytes and the values of a tile, after each overlay with its place.
+    /// Calls `take` with the base's bytes and the values of a tile, after each overlay with its
+    /// place.
     fn each_tile(
         &self,
         options: &DecodeOptions,

@@ -18,8 +18,8 @@ use crate::storage::ReadAt;
 
 /// Columns of one piece of a row that is longer than a tile: whole bytes in planes and steps.
 const SEGMENT_COLS: u64 = TILE_WEIGHTS;
-/// Stored bytes that are kept of a tensor where short reads are cheap: chunks in turn stay in cache, and need no
-/// fresh pages.
+/// Stored bytes that are kept of a tensor where short reads are cheap: chunks in turn stay in
+/// cache, and need no fresh pages.
 const NEAR_WHOLE_BYTES: u64 = 4 << 20;
 
 /// Reads tensors with planes.
@@ -92,8 +92,8 @@ impl<R: ReadAt> TensorReader<R> for Planes {
     }
 }
 
-/// About how many bytes of memory a residual takes while it is decoded: a chunk for each native count, or all of it,
-/// and a block with what it is made from.
+/// About how many bytes of memory a residual takes while it is decoded: a chunk for each native
+/// count, or all of it, and a block with what it is made from.
 pub(super) fn residual_cost<R: ReadAt>(view: &TensorView<'_, R>) -> u64 {
     let far = view.container().reader().long_reads_pay();
     let of_part = |len: u64| if far { len.min(2 * WHOLE_BYTES) } else { 7 * CHUNK_BYTES };
@@ -160,8 +160,8 @@ fn may_keep<R: ReadAt>(view: &TensorView<'_, R>, allowed: u64) -> u64 {
     if far { allowed } else { allowed.min(NEAR_WHOLE_BYTES) }
 }
 
-/// Bytes of all parts that are needed for the first `rung` planes: as stored, or their content where that is
-/// more.
+/// Bytes of all parts that are needed for the first `rung` planes: as stored, or their content
+/// where that is more.
 fn held_whole(entry: &TensorEntry, rung: u8) -> u64 {
     let parts = entry.parts.iter().filter(|p| is_read(p.kind, rung));
     parts.fold(0u64, |sum, p| sum.saturating_add(p.stored_len.max(p.len)))
@@ -369,8 +369,8 @@ impl<'a, R: ReadAt> PlanesReader<'a, R> {
         Ok(())
     }
 
-    /// Decodes columns `cols` of the one row in `run` with a decoder of so many columns. They start at a multiple of [`SEGMENT_COLS`], where planes and
-    /// steps have whole bytes.
+    /// Decodes columns `cols` of the one row in `run` with a decoder of so many columns. They start
+    /// at a multiple of [`SEGMENT_COLS`], where planes and steps have whole bytes.
     fn decode_segment(
         &self,
         pass: &mut Pass<'_, R>,

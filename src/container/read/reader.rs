@@ -9,10 +9,11 @@ use crate::format::{Dtype, TensorEntry};
 use crate::kernels::Kernel;
 use crate::storage::ReadAt;
 
-/// Weights that are decoded at a time when a tensor goes by in tiles: what they are made from, and the values, stay
-/// in a core's own cache.
+/// Weights that are decoded at a time when a tensor goes by in tiles: what they are made from, and
+/// the values, stay in a core's own cache.
 pub(super) const TILE_WEIGHTS: u64 = 1 << 17;
-/// Bytes of a raw tensor that are read at a time: some chunks, so that a server is asked less often.
+/// Bytes of a raw tensor that are read at a time: some chunks, so that a server is asked less
+/// often.
 pub(super) const RAW_PIECE_BYTES: u64 = 4 << 20;
 
 /// What is asked of a tensor.
@@ -59,13 +60,15 @@ pub(super) trait TensorReader<R: ReadAt> {
     /// As for decoding.
     fn rows(&self, asked: &Request<'_, R>, rows: Range<u64>, out: &mut [u8]) -> Result<()>;
 
-    /// Decodes `rows`, which have columns, and gives them to `emit` in order, some at a time, or pieces of long ones.
+    /// Decodes `rows`, which have columns, and gives them to `emit` in order, some at a time, or
+    /// pieces of long ones.
     ///
     /// # Errors
     /// As for decoding, and whatever `emit` returns.
     fn tiles(&self, asked: &Request<'_, R>, rows: Range<u64>, emit: Emit<'_>) -> Result<()>;
 
-    /// About how many bytes of memory [`TensorReader::tiles`] needs where stored bytes up to `whole_bytes` may be kept.
+    /// About how many bytes of memory [`TensorReader::tiles`] needs where stored bytes up to
+    /// `whole_bytes` may be kept.
     fn cost(&self, view: &TensorView<'_, R>, whole_bytes: u64) -> u64;
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! options, tensor      how a tensor is encoded; one that is
-//! raw, planes, alias   from bytes to a tensor, one file for each encoding (tile: planes piece by piece)
+//! raw, planes, alias   from bytes to a tensor, one file for each encoding (tile: pieces)
 //! writer, stream       files: whole tensors, or rows as they arrive
 //! root_hasher          the stored root, as bytes go by
 //! ```

@@ -9,7 +9,8 @@ use crate::setters::setters;
 pub struct EncodeOptions {
     /// Planes of every row, 3 to 8. Default 5.
     pub planes: u8,
-    /// Consecutive columns that share a step: 16, 32, 64, 128, 256, or 0 for whole rows. Default 32.
+    /// Consecutive columns that share a step: 16, 32, 64, 128, 256, or 0 for whole rows. Default
+    /// 32.
     pub group: u32,
     /// How many leading dimensions make up the rows. Default 1.
     pub row_dims: u8,

@@ -100,8 +100,8 @@ impl EncodedTensor {
         Self::assemble(name, dtype, shape, role, parts, Digest::of(&bytes))
     }
 
-    /// As [`EncodedTensor::from_planes`] with tables that no writer has yet: what is stored for `level_ids` is set
-    /// with [`EncodedTensor::set_level_ids`].
+    /// As [`EncodedTensor::from_planes`] with tables that no writer has yet: what is stored for
+    /// `level_ids` is set with [`EncodedTensor::set_level_ids`].
     #[cfg(feature = "checkpoints")]
     pub(crate) fn with_levels(
         name: &str,

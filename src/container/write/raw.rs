@@ -1,4 +1,5 @@
-//! The encoding `raw`: bytes as they are, in chunks that are compressed where that pays. Carried files are stored like that too.
+//! The encoding `raw`: bytes as they are, in chunks that are compressed where that pays. Carried
+//! files are stored like that too.
 
 use std::borrow::Cow;
 

@@ -38,7 +38,8 @@ pub(crate) struct OpenData {
 }
 
 impl<W: Write + Seek> PackWriter<W> {
-    /// Starts a `planes` tensor with parts of known length, whose rows will be given in storage order.
+    /// Starts a `planes` tensor with parts of known length, whose rows will be given in storage
+    /// order.
     ///
     /// # Errors
     /// `Io`; `Malformed` when the file grows beyond 2^64 bytes.
@@ -182,8 +183,8 @@ impl<W: Write + Seek> PackWriter<W> {
         Ok(offset)
     }
 
-    /// Takes over parts that an interrupted run wrote to the same place: `there` has its bytes. Says no, and leaves the
-    /// writer as it is, when they aren't what the run recorded.
+    /// Takes over parts that an interrupted run wrote to the same place: `there` has its bytes.
+    /// Says no, and leaves the writer as it is, when they aren't what the run recorded.
     ///
     /// # Errors
     /// `Io`.
@@ -210,7 +211,8 @@ impl<W: Write + Seek> PackWriter<W> {
         Ok(true)
     }
 
-    /// Hashes a part that is there, with the padding in front of it, which may not have been written yet.
+    /// Hashes a part that is there, with the padding in front of it, which may not have been
+    /// written yet.
     #[cfg(feature = "checkpoints")]
     fn copy_there(&mut self, part: &Part, there: &impl ReadAt) -> Result<()> {
         self.allot(0)?;

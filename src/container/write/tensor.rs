@@ -1,4 +1,5 @@
-//! A tensor that is encoded but not yet written. The files beside this one make it, one for each encoding.
+//! A tensor that is encoded but not yet written. The files beside this one make it, one for each
+//! encoding.
 
 use crate::error::{Error, Result};
 use crate::format::{CHUNK_LEN, Dtype, Part, PartKind, TensorEntry, check_name};

@@ -31,8 +31,8 @@ pub struct WriteSummary {
 
 /// Writes one container to anything that can write and seek.
 ///
-/// Data is laid out in the order of the calls; the index is sorted at the end. The manifest is given
-/// to [`PackWriter::finish`]; [`crate::manifest::Manifest`] makes it.
+/// Data is laid out in the order of the calls; the index is sorted at the end. The manifest is
+/// given to [`PackWriter::finish`]; [`crate::manifest::Manifest`] makes it.
 #[derive(Debug)]
 pub struct PackWriter<W> {
     out: W,
@@ -75,8 +75,8 @@ impl<W: Write + Seek> PackWriter<W> {
         Ok(writer)
     }
 
-    /// Makes the file shard `number` of a pack of `count` files. Only the first one holds a manifest,
-    /// carried files and attachments.
+    /// Makes the file shard `number` of a pack of `count` files. Only the first one holds a
+    /// manifest, carried files and attachments.
     #[must_use]
     pub fn with_shard(mut self, number: u32, count: u32) -> Self {
         self.shard = (number, count);

@@ -196,7 +196,8 @@ impl<'a, R: ReadAt + Sync> Adder<'a, R> {
         Ok(())
     }
 
-    /// Writes the pack, its tensors in the given shards, and compares every exact tensor with its digest.
+    /// Writes the pack, its tensors in the given shards, and compares every exact tensor with its
+    /// digest.
     ///
     /// # Errors
     /// `Integrity` when the source changed meanwhile; `Io`.

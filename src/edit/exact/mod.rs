@@ -1,5 +1,5 @@
-//! Adding the exact rung to a pack: residuals of its planes, coded tensors without a base, heads of the
-//! source's files.
+//! Adding the exact rung to a pack: residuals of its planes, coded tensors without a base, heads of
+//! the source's files.
 
 mod adder;
 mod options;

@@ -61,11 +61,12 @@ impl ExactOptions {
         with_max_ram: max_ram = u64,
     }
 
-    /// Writes `pack` again as `output`, with residuals that lead to the exact bits of `source`, which must be the checkpoint that
-    /// it was made from.
+    /// Writes `pack` again as `output`, with residuals that lead to the exact bits of `source`,
+    /// which must be the checkpoint that it was made from.
     ///
     /// # Errors
-    /// `Integrity` when it was made from another source; `InvalidArgument` when it has residuals already; `Io`.
+    /// `Integrity` when it was made from another source; `InvalidArgument` when it has residuals
+    /// already; `Io`.
     pub fn add<R: ReadAt + Sync>(
         &self,
         pack: &Pack<R>,
@@ -75,7 +76,8 @@ impl ExactOptions {
         self.add_with(pack, source, output, &NoProgress)
     }
 
-    /// As [`ExactOptions::add`], with progress in bytes of source tensors: hashed, encoded, decoded again.
+    /// As [`ExactOptions::add`], with progress in bytes of source tensors: hashed, encoded, decoded
+    /// again.
     ///
     /// # Errors
     /// As [`ExactOptions::add`]; `Cancelled`.
@@ -112,7 +114,8 @@ impl ExactOptions {
 }
 
 impl ExactOptions {
-    /// Seconds that fitting models to a pack and coding its tensors by them takes, and the bytes that come out: for benchmarks.
+    /// Seconds that fitting models to a pack and coding its tensors by them takes, and the bytes
+    /// that come out: for benchmarks.
     ///
     /// # Errors
     /// As [`ExactOptions::add`].

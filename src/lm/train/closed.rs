@@ -36,8 +36,9 @@ pub(super) struct Product {
     pub b: Vec<f32>,
 }
 
-/// Finds the first `most` singular vectors of `error` `[rows, cols]` in the norm of `metric` (Eckart and Young, 1936; subspace
-/// iteration with Rayleigh and Ritz: Halko, Martinsson and Tropp, 2011, arXiv:0909.4061).
+/// Finds the first `most` singular vectors of `error` `[rows, cols]` in the norm of `metric`
+/// (Eckart and Young, 1936; subspace iteration with Rayleigh and Ritz: Halko, Martinsson and Tropp,
+/// 2011, arXiv:0909.4061).
 ///
 /// # Errors
 /// `Source` when the tensor library fails.

@@ -37,7 +37,8 @@ pub(super) struct Verdict {
     pub table: Vec<GateRow>,
 }
 
-/// Something that the overlay is compared with: its name, its bits of a weight of the body, its evaluation.
+/// Something that the overlay is compared with: its name, its bits of a weight of the body, its
+/// evaluation.
 type Contestant = (String, f64, EvalRecord);
 
 /// Sequences below which standard errors say too little.
@@ -67,8 +68,8 @@ impl Gate<'_> {
         Ok(Verdict { kept, reason, bpw_after, before, after, table })
     }
 
-    /// What the overlay is compared with: the base, and unless that is frozen, the source packed again at the overlay's bits. Gives
-    /// also why groups of 16 are missing, if they are.
+    /// What the overlay is compared with: the base, and unless that is frozen, the source packed
+    /// again at the overlay's bits. Gives also why groups of 16 are missing, if they are.
     fn contestants(
         &self,
         before: &EvalRecord,

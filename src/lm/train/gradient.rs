@@ -1,5 +1,5 @@
-//! Training factors against a teacher: AdamW (Loshchilov and Hutter, 2017, arXiv:1711.05101) on the outputs of blocks or on
-//! logits, with a probe set that undoes what makes things worse.
+//! Training factors against a teacher: AdamW (Loshchilov and Hutter, 2017, arXiv:1711.05101) on the
+//! outputs of blocks or on logits, with a probe set that undoes what makes things worse.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -106,7 +106,8 @@ struct Trained {
     by: Scales,
 }
 
-/// What the factors of a layer are divided by while they are trained: powers of two, so that nothing is rounded.
+/// What the factors of a layer are divided by while they are trained: powers of two, so that
+/// nothing is rounded.
 pub(super) type Scales = [f64; 2];
 
 /// Products by layer, on top of its output.
@@ -121,7 +122,8 @@ fn size(values: &[f32]) -> f64 {
 }
 
 impl Factors {
-    /// Of products by layer; those of rank 0 are left out. `scales` are those of training that goes on.
+    /// Of products by layer; those of rank 0 are left out. `scales` are those of training that goes
+    /// on.
     pub(super) fn new(
         products: &BTreeMap<String, Product>,
         scales: &BTreeMap<String, Scales>,
@@ -223,7 +225,8 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// Where training of a block starts: here if it is the one that is trained, else at the block's own start.
+    /// Where training of a block starts: here if it is the one that is trained, else at the block's
+    /// own start.
     fn at_block(&self, block: usize) -> Self {
         match block == self.block {
             true => self.clone(),
@@ -278,7 +281,8 @@ impl Training<'_> {
     /// Trains `factors` in place. Returns why it ended, and where training is.
     ///
     /// # Errors
-    /// `Source` for losses that are not finite; as reading the models; `Cancelled`; what `after` returns.
+    /// `Source` for losses that are not finite; as reading the models; `Cancelled`; what `after`
+    /// returns.
     pub(super) fn run(
         &mut self,
         factors: &Factors,
@@ -359,7 +363,8 @@ impl Training<'_> {
         }
     }
 
-    /// One round; gives the objective on the probe set after it. What isn't a number is worse than anything.
+    /// One round; gives the objective on the probe set after it. What isn't a number is worse than
+    /// anything.
     fn round<T: Sync>(&self, goal: &Goal<'_, T>, position: &mut Position) -> Result<f64> {
         let s = self.schedule;
         let params =
@@ -383,7 +388,8 @@ impl Training<'_> {
         Ok(if found.is_finite() { found } else { f64::MAX })
     }
 
-    /// Why training ends after a round, if it does. `gain` is what the round brought, unless it was undone.
+    /// Why training ends after a round, if it does. `gain` is what the round brought, unless it was
+    /// undone.
     fn ended(&self, position: &Position, gain: Option<f64>) -> Option<Stopped> {
         let s = self.schedule;
         if position.rescues > s.max_rescues {

@@ -1,5 +1,5 @@
-//! Training overlays: low-rank corrections of a pack, made from real activations, kept only if they earn their bits
-//! (spec/overlay.md says what they are; this is how they come about).
+//! Training overlays: low-rank corrections of a pack, made from real activations, kept only if they
+//! earn their bits (spec/overlay.md says what they are; this is how they come about).
 //!
 //! ```text
 //! text ─► calibration ─► whitened errors ─► spectra ─► ranks ─► factors (closed form) ─► training ─► gate

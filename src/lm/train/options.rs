@@ -37,7 +37,8 @@ impl Method {
 pub struct TrainOptions {
     /// The overlay's name. Default: `trained`.
     pub name: String,
-    /// Bits of body and overlay together, over the weights of the body. Default: a half more than the pack has.
+    /// Bits of body and overlay together, over the weights of the body. Default: a half more than
+    /// the pack has.
     pub bpw: Option<f64>,
     /// Where factors come from. Default: gradient.
     pub method: Method,
@@ -55,10 +56,11 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Rounds that may be undone before training stops. Default: 3.
     pub max_rescues: usize,
-    /// Training stops when a round gains less than this part of the loss on the probe set. Default: 0.002.
+    /// Training stops when a round gains less than this part of the loss on the probe set.
+    /// Default: 0.002.
     pub min_gain: f64,
-    /// With the objective hidden, blocks get the states that trained blocks before them give; else those of the source.
-    /// Default: yes.
+    /// With the objective hidden, blocks get the states that trained blocks before them give; else
+    /// those of the source. Default: yes.
     pub refreshed: bool,
     /// Tokens of a sequence. Default: 256.
     pub seq_len: usize,
@@ -66,9 +68,11 @@ pub struct TrainOptions {
     pub max_tokens: Option<usize>,
     /// A calibration file of the source. Default: made from the text.
     pub calibration: Option<PathBuf>,
-    /// Text for the last comparison, which nothing was tuned on. Default: the last eighth of the text, which is also the probe set.
+    /// Text for the last comparison, which nothing was tuned on. Default: the last eighth of the
+    /// text, which is also the probe set.
     pub held_out: Option<Vec<u8>>,
-    /// The base may not change, so nothing but the base without overlay is compared with. Default: no.
+    /// The base may not change, so nothing but the base without overlay is compared with. Default:
+    /// no.
     pub frozen_base: bool,
     /// Keep the overlay whatever the comparison says. Default: no.
     pub keep: bool,
@@ -138,7 +142,8 @@ pub struct TrainReport {
     pub probes: Vec<Probe>,
     /// Threads that factors were trained with.
     pub threads: u64,
-    /// The comparison was on a text of its own; else on the probe set, which rounds were chosen by.
+    /// The comparison was on a text of its own; else on the probe set, which rounds were chosen
+    /// by.
     pub held_out: bool,
     /// SHA-256 over the trained factors, in the order of tensors.
     pub factors_sha256: Digest,

@@ -18,7 +18,8 @@ pub(super) fn bytes(rows: usize, cols: usize, rank: usize) -> u64 {
 
 /// The ranks of each layer: steps of most gain for their bytes first, as long as they fit.
 pub(super) fn allocate(offers: &[Offer<'_>], budget: u64) -> Vec<usize> {
-    // Each layer's steps along its upper hull: the first rank bears the scales too, so it may come with others.
+    // Each layer's steps along its upper hull: the first rank bears the scales too, so it may come
+    // with others.
     let mut steps: Vec<(f64, usize, usize)> = vec![];
     for (layer, offer) in offers.iter().enumerate() {
         let most = offer.gains.len().min(MAX_OVERLAY_RANK as usize);
@@ -69,7 +70,8 @@ mod tests {
         let cost = |rank| bytes(64, 64, rank);
         assert_eq!(cost(1), 3 * 128);
         assert_eq!(allocate(&offers, 0), [0, 0, 0]);
-        // Two ranks gain more for their bytes than one, which bears the scales alone: they come together.
+        // Two ranks gain more for their bytes than one, which bears the scales alone: they come
+        // together.
         assert_eq!(allocate(&offers, cost(1)), [0, 0, 0]);
         assert_eq!(allocate(&offers, cost(2)), [2, 0, 0]);
         assert_eq!(allocate(&offers, cost(2) + cost(2)), [2, 2, 0]);

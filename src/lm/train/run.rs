@@ -131,12 +131,13 @@ impl TrainOptions {
         options.prepare(task.pack, task.source, task.held_out).map(drop)
     }
 
-    /// Trains an overlay for `pack` against `source`, the model that it was made from, compares, and writes `output`: the pack with the
-    /// overlay if it is kept, else as it was.
+    /// Trains an overlay for `pack` against `source`, the model that it was made from, compares,
+    /// and writes `output`: the pack with the overlay if it is kept, else as it was.
     ///
     /// # Errors
-    /// `InvalidArgument` for options that make no sense, an encoder, or a budget that leaves nothing to an overlay; `Source` for a
-    /// text that is too short, a pack of another model, a calibration of another model; as reading both; `Cancelled`; `Io`.
+    /// `InvalidArgument` for options that make no sense, an encoder, or a budget that leaves
+    /// nothing to an overlay; `Source` for a text that is too short, a pack of another model, a
+    /// calibration of another model; as reading both; `Cancelled`; `Io`.
     pub fn train(
         &self,
         pack: &Model,

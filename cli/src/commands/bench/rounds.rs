@@ -17,8 +17,8 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The median seconds of one call of each job. Jobs take turns, so that whatever else the machine does
-/// meets all of them; each sample follows a call that isn't timed.
+/// The median seconds of one call of each job. Jobs take turns, so that whatever else the machine
+/// does meets all of them; each sample follows a call that isn't timed.
 pub fn medians(jobs: &mut [Job<'_>], rounds: usize) -> Vec<f64> {
     let mut calls = Vec::new();
     for job in jobs.iter_mut() {
