@@ -1,7 +1,8 @@
 """Runs the tool as a user would: pack, info, verify, unpack, same, diff, eval on real models, then damages a pack, cuts
 it into shards, and reads it over HTTP.
 
-python3 .ci/accept.py UC FOLDER [--record FILE]
+python3 .ci/accept.py UC FOLDER                            one model of each architecture, pinned figures of fewer tokens
+python3 .ci/accept.py UC FOLDER --long [--record FILE]     all models, the figures of the guides
 
 Uses examples/data/tiny-llama and, where they are present, the models of ../shared/models.
 """
@@ -93,26 +94,36 @@ def bench(uc):
     assert all(row["gweights_per_s"] > 0 and row["gb_per_s"] > 0 for row in rows), rows
 
 
-# Perplexity of the source by the protocol of its README: model, text, value.
-PERPLEXITIES = [
-    ("dense-4m", "heldout.txt", 38.7235),
-    ("moe", "heldout.txt", 61.1191),
-    ("mamba", "heldout.txt", 58.9153),
-    ("dense-4m-chat", "heldout.txt", 74.4195),
-    ("dense-4m", "heldout-chat.txt", 184.2094),
-    ("dense-4m-chat", "heldout-chat.txt", 40.8849),
+# Model, text, tokens, perplexity of the source by the protocol of its README, and what the pack has to it: KL divergence.
+PINNED = [
+    ("dense-4m", "heldout.txt", 8192, 44.3392, .0012357),
+    ("moe", "heldout.txt", 8192, 70.2221, .0017370),
+    ("mamba", "heldout.txt", 8192, 66.0021, .0016390),
+]
+PINNED_LONG = [
+    ("dense-4m", "heldout.txt", None, 38.7235, .001105),
+    ("moe", "heldout.txt", None, 61.1191, .001425),
+    ("mamba", "heldout.txt", None, 58.9153, .001519),
+    ("dense-4m-chat", "heldout.txt", None, 74.4195, .001521),
+    ("dense-4m", "heldout-chat.txt", None, 184.2094, None),
+    ("dense-4m-chat", "heldout-chat.txt", None, 40.8849, None),
 ]
 
 
-def evaluate(uc, shared, folder):
+def tokens_flag(tokens):
+    return ["--max-tokens", tokens] if tokens else []
+
+
+def evaluate(uc, shared, folder, long):
     """Evaluates packs against their sources, and attaches the records to them."""
     found = {}
-    for model, text, expected in PERPLEXITIES:
+    for model, text, tokens, perplexity, kld in PINNED_LONG if long else PINNED:
         pack, record = folder / f"{model}.uc", folder / f"{model}.{text}.json"
-        more = ["--baseline", "q8_0,q5_0"] if text == "heldout.txt" else []
+        more = ["--baseline", "q8_0,q5_0"] if long and text == "heldout.txt" else []
         out = json_of(uc, "eval", pack, "--against", shared / "models" / model, "--text", shared / "corpus" / text,
-                      "--record", record, "--force", *more)
-        assert abs(out["ppl_reference"] - expected) < 1e-3, (model, text, out["ppl_reference"])
+                      "--record", record, "--force", *tokens_flag(tokens), *more)
+        assert abs(out["ppl_reference"] - perplexity) < 1e-3, (model, text, out["ppl_reference"])
+        assert kld is None or abs(out["kld_mean"] / kld - 1) < 0.01, (model, text, out["kld_mean"])
         assert 0 < out["kld_mean"] < 0.02 and abs(out["ppl_ratio"] - 1) < 0.01, (model, text, out)
         found[f"{model}, {text}"] = {k: out[k] for k in ("ppl_reference", "ppl_ratio", "kld_mean", "kld_se", "kld_p99")}
         with_receipt = folder / f"{model}.receipt.uc"
@@ -123,38 +134,50 @@ def evaluate(uc, shared, folder):
     return found
 
 
-def calibrated(uc, shared, folder):
+# KL divergence of packs of 5.0 bits that were calibrated on 8,192 tokens, on as many held-out tokens. Statistics are made
+# with a tensor library, so they differ a little from one CPU to the next.
+CALIBRATED = {"dense-4m": .000366, "moe": .000337, "mamba": .000649}
+
+
+def calibrated(uc, shared, folder, long):
     """Calibrates, packs at 5.0 bits, compares with Q5_0 at 5.5 in the same run."""
     found = {}
-    for model in ("dense-4m", "moe", "mamba"):
+    tokens = tokens_flag(None if long else 8192)
+    for model, pinned in CALIBRATED.items():
         source, stats = shared / "models" / model, folder / f"{model}.cal"
-        run(uc, "calibrate", source, "--text", shared / "corpus" / "calib.txt", "-o", stats, "--force", "-q")
+        run(uc, "calibrate", source, "--text", shared / "corpus" / "calib.txt", "-o", stats, "--force", "-q", *tokens)
         packs = []
-        for name, threads, kernel in (("a", 1, None), ("b", 2, None), ("c", 2, "scalar")):
+        runs = [("a", 1, None), ("b", 2, None), ("c", 2, "scalar")]
+        for name, threads, kernel in runs if long or model == "dense-4m" else runs[:1]:
             pack = folder / f"{model}.{name}.cal.uc"
             run(uc, "pack", source, "--calibration", stats, "--bpw", "5.0", "-o", pack, "--force", "-q", "-j", threads,
                 kernel=kernel)
             packs.append(pack.read_bytes())
-        assert packs[0] == packs[1] == packs[2], f"{model}: bytes differ by thread or kernel"
+        assert packs.count(packs[0]) == len(packs), f"{model}: bytes differ by thread or kernel"
         run(uc, "verify", folder / f"{model}.a.cal.uc", "--against", source, "-q")
         out = json_of(uc, "eval", folder / f"{model}.a.cal.uc", "--against", source, "--text",
-                      shared / "corpus" / "heldout.txt", "--baseline", "q5_0")
+                      shared / "corpus" / "heldout.txt", "--baseline", "q5_0", *tokens)
         ratio = out["kld_mean"] / out["baselines"][0]["kld_mean"]
-        assert out["body_bpw"] <= 5.0 and ratio <= 0.30, (model, out["body_bpw"], ratio)
+        assert out["body_bpw"] <= 5.0, (model, out["body_bpw"])
+        if long:
+            assert ratio <= 0.30, (model, ratio)
+        else:
+            assert abs(out["kld_mean"] / pinned - 1) < 0.10, (model, out["kld_mean"])
         found[model] = {"body_bpw": out["body_bpw"], "kld_mean": out["kld_mean"], "of_q5_0": ratio}
     return found
 
 
-def exact(uc, shared, folder):
+def exact(uc, shared, folder, long):
     """The source comes back byte for byte, from one file that also holds the 5-bit model and its rungs."""
     found = {}
     for model in ("dense-4m", "moe", "mamba"):
         source, pack, out = shared / "models" / model, folder / f"{model}.exact.uc", folder / f"{model}.exact"
         packs = []
-        for threads, kernel in ((1, None), (2, None), (2, "scalar")):
+        runs = [(1, None), (2, None), (2, "scalar")]
+        for threads, kernel in runs if long or model == "dense-4m" else runs[:1]:
             run(uc, "pack", source, "--exact", "--rungs", "3,4", "-o", pack, "--force", "-q", "-j", threads, kernel=kernel)
             packs.append(pack.read_bytes())
-        assert packs[0] == packs[1] == packs[2], f"{model}: bytes differ by thread or kernel"
+        assert packs.count(packs[0]) == len(packs), f"{model}: bytes differ by thread or kernel"
         run(uc, "unpack", pack, "--exact", "-o", out, "--force", "-q")
         for file in ("model.safetensors", "config.json"):
             assert (out / file).read_bytes() == (source / file).read_bytes(), (model, file)
@@ -181,27 +204,27 @@ def exact(uc, shared, folder):
         info = {str(r["rung"]): r for r in json_of(uc, "info", pack)["rungs"]}
         assert rung == 5 or out["decoded_root"] == info[str(rung)]["decoded_root"], rung
         out = json_of(uc, "eval", pack, "--against", shared / "models" / "dense-4m", "--text",
-                      shared / "corpus" / "heldout.txt", "--rung", rung, "--max-tokens", 8192)
+                      shared / "corpus" / "heldout.txt", "--rung", rung, "--max-tokens", 8192 if long else 2048)
         kld.append(out["kld_mean"])
     assert kld[0] > kld[1] > kld[2], kld
     found["dense-4m"]["kld_by_rung"] = kld
     return found
 
 
-def overlays(uc, shared, folder):
+def overlays(uc, shared, folder, long):
     """An overlay that is trained on a frozen base earns its bits, comes off again, and is the same from every kernel."""
     found = {}
-    for model in ("dense-4m", "moe", "mamba"):
+    for model in ("dense-4m", "moe", "mamba") if long else ("mamba",):
         source, pack, out = shared / "models" / model, folder / f"{model}.uc", folder / f"{model}.overlay.uc"
         run(uc, "pack", source, "-o", pack, "--force", "-q")
         bpw = json_of(uc, "info", pack)["body_bpw"]
-        flags = ["--method", "whitened"]
-        if model == "dense-4m":
-            flags = ["--steps", "16", "--round", "8"]
+        flags = ["--method", "whitened", "--max-tokens", "16384" if long else "4096"]
+        if long and model == "dense-4m":
+            flags = ["--steps", "16", "--round", "8", "--max-tokens", "16384"]
         report = json_of(uc, "train", pack, "--model", source, "--text", shared / "corpus" / "calib.txt", "--frozen-base",
-                         "--bpw", f"{bpw + 0.5:.4f}", "-o", out, "--force", "--max-tokens", "16384", *flags)
+                         "--bpw", f"{bpw + 0.5:.4f}", "-o", out, "--force", *flags)
         assert report["kept"] and report["bpw_after"] <= bpw + 0.5, report
-        assert report["kld_after"] < 0.75 * report["kld_before"], (model, report["kld_before"], report["kld_after"])
+        assert report["kld_after"] < (0.75 if long else 0.85) * report["kld_before"], (model, report["kld_before"], report["kld_after"])
         for kernel in (None, "scalar"):
             verdict = json.loads(run(uc, "verify", out, "--json", "-q", kernel=kernel).stdout)
             assert verdict["effective"] == "ok" and verdict["effective_checked"] > 0, verdict
@@ -326,21 +349,22 @@ def remote(uc, pack, folder):
 
 
 def main():
-    uc, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+    uc, folder, long = sys.argv[1], pathlib.Path(sys.argv[2]), "--long" in sys.argv
     models = [ROOT / "examples" / "data" / "tiny-llama"]
     shared = ROOT.parent / "shared" / "models"
     if shared.is_dir():
-        models += sorted(p for p in shared.iterdir() if p.is_dir())
+        chosen = [model for model, *_ in PINNED]
+        models += sorted(p for p in shared.iterdir() if p.is_dir() and (long or p.name in chosen))
     rows = [round_trip(uc, model, folder) for model in models]
     pack = folder / ("dense-4m.uc" if shared.is_dir() else "tiny-llama.uc")
     damage = flips(uc, pack, folder)
     pieces = shards(uc, pack, folder)
     fetched = remote(uc, pack, folder)
     bench(uc)
-    evaluated = evaluate(uc, shared.parent, folder) if shared.is_dir() else {}
-    better = calibrated(uc, shared.parent, folder) if shared.is_dir() else {}
-    exactly = exact(uc, shared.parent, folder) if shared.is_dir() else {}
-    corrected = overlays(uc, shared.parent, folder) if shared.is_dir() else {}
+    evaluated = evaluate(uc, shared.parent, folder, long) if shared.is_dir() else {}
+    better = calibrated(uc, shared.parent, folder, long) if shared.is_dir() else {}
+    exactly = exact(uc, shared.parent, folder, long) if shared.is_dir() else {}
+    corrected = overlays(uc, shared.parent, folder, long) if shared.is_dir() else {}
     for name, figures in corrected.items():
         print(f"{name}, overlay: KL {figures['kld_before']:.6f} at {figures['bpw_before']:.4f} bpw, "
               f"{figures['kld_after']:.6f} at {figures['bpw_after']:.4f}")
@@ -359,7 +383,7 @@ def main():
     if "--record" in sys.argv:
         record = {
             "what": "round trips of real models, then one byte flipped in each part of one pack",
-            "command": "python3 .ci/accept.py UC FOLDER --record FILE",
+            "command": "python3 .ci/accept.py UC FOLDER --long --record FILE",
             "commit": os.environ.get("UC_COMMIT", "unknown"),
             "models": rows,
             "damaged": pack.name,

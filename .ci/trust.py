@@ -2,10 +2,10 @@
 """What only a whole machine shows: receipts of two users, the minisign tool, a disk that is really full, and runs on real
 models that are killed.
 
-    python3 .ci/trust.py UC FOLDER                                   a few minutes less than one
+    python3 .ci/trust.py UC FOLDER                                   two models
     python3 .ci/trust.py UC FOLDER --long --record benches/records/trust.json
 
-`--long` flips every bit of all valid vectors and kills fifty times more; it runs cargo. Uses examples/data/tiny-llama and,
+`--long` takes a model of each architecture, flips every bit of all valid vectors and kills fifty times more; it runs cargo. Uses examples/data/tiny-llama and,
 where they are present, the models of ../shared/models. Needs root (or sudo) for a second user and for a small file system, and
 installs minisign where it is missing. Fails when one of these can't be had, unless UC_CI_NO_SECOND_USER=1, UC_CI_NO_MINISIGN=1 or
 UC_CI_NO_SMALL_DISK=1.
@@ -150,7 +150,7 @@ def minisign(uc, model, folder):
 def full_disk(uc, model, folder):
     """File systems too small for the pack: an error, exit 1, nothing left, nothing lost. `uc` looks at the free disk before
     it starts; the library, by an example, runs into the end of it."""
-    run("cargo", "build", "--locked", "--example", "pack_safetensors", cwd=ROOT)
+    run("cargo", "build", "--locked", "--example", "pack_safetensors", "--features", "checkpoints", cwd=ROOT)
     meta = json.loads(run("cargo", "metadata", "--format-version", "1", "--no-deps", cwd=ROOT).stdout)
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", meta["target_directory"]))
     example = target / "debug" / "examples" / "pack_safetensors"
@@ -235,7 +235,7 @@ def long_forms(folder):
     for test, variable, value in [("flips", "UC_FLIPS", "all"), ("crash", "UC_KILLS", "50")]:
         report = folder / f"{test}.json"
         env = dict(os.environ, **{variable: value, f"{variable}_REPORT": str(report)})
-        run("cargo", "test", "--locked", "--test", test, cwd=ROOT, env=env)
+        run("cargo", "test", "--locked", "--workspace", "--test", test, cwd=ROOT, env=env)
         found[test] = json.loads(report.read_text())
         print(f"{test}: {json.dumps(found[test])}", flush=True)
     return found
@@ -257,7 +257,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     long = "--long" in sys.argv
     shared = ROOT.parent / "shared" / "models"
-    models = [shared / n for n in ("dense-4m", "moe", "mamba")] if shared.is_dir() else []
+    names = ("dense-4m", "moe", "mamba") if long else ("moe", "mamba")
+    models = [shared / n for n in names] if shared.is_dir() else []
     tiny = ROOT / "examples" / "data" / "tiny-llama"
     two_users(uc, tiny)
     killed = []
