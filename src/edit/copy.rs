@@ -7,7 +7,7 @@ use super::stack::PlannedOverlay;
 use crate::codec::{Levels, TableSet};
 use crate::container::{Container, TensorView};
 use crate::error::{Error, Result};
-use crate::format::{CHUNK_BYTES, Encoding, MIN_PLANES, Part, PartKind, TensorEntry};
+use crate::format::{CHUNK_BYTES, Encoding, MIN_PLANES, PLANE_COUNTS, Part, PartKind, TensorEntry};
 use crate::manifest::{Pack, has_residual};
 use crate::output::{NewPack, ShardWriter, Unnamed};
 use crate::progress::{Progress, step};
@@ -89,26 +89,11 @@ impl<'a> PackCopy<'a> {
         view: &TensorView<'_, R>,
     ) -> Result<Option<TensorEntry>> {
         let mut entry = view.entry().clone();
-        match &mut entry.encoding {
-            Encoding::Alias { .. } => return Ok(None),
-            Encoding::Raw | Encoding::Coded { .. } => {}
-            Encoding::Planes { level_ids, .. } => {
-                let old = Levels::resolve(level_ids, &view.container().index().levels)?;
-                let natives = match self.options.refitted.is_empty() {
-                    true => vec![],
-                    false => view.native_counts()?,
-                };
-                for (native, id) in (MIN_PLANES..).zip(level_ids.iter_mut()) {
-                    let set = (native, old.set(native).all().to_vec());
-                    let new = self.options.refitted.get(&set).filter(|_| natives.contains(&native));
-                    // Tables are numbered file by file.
-                    match new {
-                        Some(new) => *id = self.share_levels((native, new.clone()))?,
-                        None if *id != 0 => *id = self.share_levels(set)?,
-                        None => {}
-                    }
-                }
-            }
+        if entry.encoding.alias_target().is_some() {
+            return Ok(None);
+        }
+        if let Encoding::Planes { level_ids, .. } = &mut entry.encoding {
+            self.levels(view, level_ids)?;
         }
         if self.options.without_exact {
             entry.parts.retain(|p| p.kind != PartKind::Residual);
@@ -121,13 +106,36 @@ impl<'a> PackCopy<'a> {
         Ok(Some(entry))
     }
 
+    /// Numbers the level tables of a tensor as the new file does; refitted ones take their place.
+    fn levels<R: ReadAt>(
+        &mut self,
+        view: &TensorView<'_, R>,
+        level_ids: &mut [u16; PLANE_COUNTS],
+    ) -> Result<()> {
+        let old = Levels::resolve(level_ids, &view.container().index().levels)?;
+        let natives = match self.options.refitted.is_empty() {
+            true => vec![],
+            false => view.native_counts()?,
+        };
+        for (native, id) in (MIN_PLANES..).zip(level_ids.iter_mut()) {
+            let set = (native, old.set(native).all().to_vec());
+            let new = self.options.refitted.get(&set).filter(|_| natives.contains(&native));
+            match new {
+                Some(new) => *id = self.share_levels((native, new.clone()))?,
+                None if *id != 0 => *id = self.share_levels(set)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Adds those tensors that are aliases.
     pub(crate) fn aliases<'v, R: ReadAt + 'v>(
         &mut self,
         tensors: impl Iterator<Item = TensorView<'v, R>>,
     ) -> Result<()> {
         for view in tensors {
-            if let Encoding::Alias { target } = &view.entry().encoding {
+            if let Some(target) = view.entry().encoding.alias_target() {
                 self.writer.add_alias_as(view.name(), target, Some(view.entry().role))?;
             }
         }

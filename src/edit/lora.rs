@@ -11,8 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::stack::{NewBlock, NewFactors, NewOverlay};
 use crate::codec::read_f32;
+use crate::container::TensorView;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Encoding, MAX_OVERLAY_RANK};
+use crate::format::{Digest, Dtype, MAX_OVERLAY_RANK};
 use crate::manifest::Pack;
 use crate::memory::to_usize;
 use crate::source::read_header;
@@ -99,10 +100,9 @@ pub fn read_lora<R: ReadAt>(folder: &Path, name: &str, pack: &Pack<R>) -> Result
             if pack.tensor(&tensor).is_none() {
                 return Err(Error::source_file("the pack has no such tensor"));
             }
-            let aliases = pack.tensors().find(
-                |t| matches!(&t.entry().encoding, Encoding::Alias { target } if *target == tensor),
-            );
-            if let Some(alias) = aliases {
+            let is_tied =
+                |t: &TensorView<'_, R>| t.entry().encoding.alias_target() == Some(tensor.as_str());
+            if let Some(alias) = pack.tensors().find(is_tied) {
                 let text = format!("is tied to {}, which PEFT leaves as it is", alias.name());
                 return Err(Error::source_file(text));
             }

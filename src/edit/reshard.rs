@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::copy::{CopyOptions, copy_pack};
 use crate::container::TensorView;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding};
+use crate::format::Digest;
 use crate::manifest::Pack;
 use crate::output::{NewPack, Placed, assign, check_shard_size};
 use crate::progress::{NoProgress, Progress};
@@ -86,13 +86,13 @@ impl ReshardOptions {
 
 fn placed<R: ReadAt>(pack: &Pack<R>) -> Result<Vec<Placed>> {
     let names: Vec<&str> = pack.tensors().map(|t| t.name()).collect();
-    let placed = |view: TensorView<'_, R>| match &view.entry().encoding {
-        Encoding::Alias { target } => {
-            let target = names.binary_search(&target.as_str());
+    let placed = |view: TensorView<'_, R>| match view.entry().encoding.alias_target() {
+        Some(target) => {
+            let target = names.binary_search(&target);
             let missing = |_| Error::argument("alias of nothing").in_tensor(view.name());
             Ok(Placed::With(target.map_err(missing)?))
         }
-        _ => Ok(Placed::Bytes(view.entry().parts.iter().map(|p| p.len).sum())),
+        None => Ok(Placed::Bytes(view.entry().parts.iter().map(|p| p.len).sum())),
     };
     pack.tensors().map(placed).collect()
 }

@@ -106,6 +106,31 @@ impl Encoding {
             Self::Alias { .. } => "alias",
         }
     }
+
+    /// The tensor whose bytes an alias has.
+    pub fn alias_target(&self) -> Option<&str> {
+        match self {
+            Self::Alias { target } => Some(target),
+            Self::Raw | Self::Planes { .. } | Self::Coded { .. } => None,
+        }
+    }
+
+    /// Whether values come from codes: they are near the source's, exact in binary32, and what
+    /// overlays, rungs and quantizers speak of. An alias has what its target has.
+    pub fn is_quantized(&self) -> bool {
+        match self {
+            Self::Planes { .. } => true,
+            Self::Raw | Self::Coded { .. } | Self::Alias { .. } => false,
+        }
+    }
+
+    /// Whether the decoded bytes are the source's own. An alias has what its target has.
+    pub fn keeps_source_bits(&self) -> bool {
+        match self {
+            Self::Raw | Self::Coded { .. } => true,
+            Self::Planes { .. } | Self::Alias { .. } => false,
+        }
+    }
 }
 
 /// The index record of a tensor.

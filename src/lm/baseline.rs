@@ -7,7 +7,7 @@ use candle_core::{Device, Result as CandleResult, Tensor};
 
 use super::failed;
 use crate::error::{Error, Result};
-use crate::format::{Encoding, Role, elements};
+use crate::format::{Role, elements};
 use crate::pack::{Decision, Plan, Recipe};
 use crate::source::Model;
 
@@ -94,22 +94,17 @@ impl Quantized {
             Model::Pack(pack) => {
                 for t in pack.tensors() {
                     let e = t.entry();
-                    match &e.encoding {
-                        Encoding::Planes { .. } => all.add(&e.name, e.role, &e.shape, None),
-                        Encoding::Raw | Encoding::Coded { .. } => {
-                            let bytes = e.dtype.tensor_bytes(&e.shape).unwrap_or(0);
-                            all.add(&e.name, e.role, &e.shape, Some(bytes));
-                        }
+                    if let Some(target) = e.encoding.alias_target() {
                         // Stored once: the target counts. It is rounded as the target is.
-                        Encoding::Alias { target } => {
-                            let target = pack.tensor(target);
-                            if let Some(t) = target
-                                && matches!(t.entry().encoding, Encoding::Planes { .. })
-                            {
-                                all.roles.insert(e.name.clone(), t.entry().role);
-                            }
+                        let target = pack.tensor(target).map(|t| t.entry());
+                        if let Some(target) = target.filter(|t| t.encoding.is_quantized()) {
+                            all.roles.insert(e.name.clone(), target.role);
                         }
+                        continue;
                     }
+                    let bytes = || e.dtype.tensor_bytes(&e.shape).unwrap_or(0);
+                    let raw = e.encoding.keeps_source_bits().then(bytes);
+                    all.add(&e.name, e.role, &e.shape, raw);
                 }
             }
             Model::Checkpoint(source) => {

@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::model::Manifest;
 use crate::container::{DecodeOptions, TensorView};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Digest, Encoding, PartKind};
+use crate::format::{Digest, PartKind};
 use crate::par;
 use crate::progress::{Progress, step};
 use crate::rule::Rule;
@@ -50,8 +50,8 @@ pub(crate) fn alias_checks<R: ReadAt>(
         views.iter().filter(|v| has_residual(v)).map(TensorView::name).collect();
     let source = |name: &str| manifest.tensors.get(name).map(|t| t.sha256.as_str());
     let wrong = views.iter().filter_map(|view| {
-        let Encoding::Alias { target } = &view.entry().encoding else { return None };
-        let same = !exact.contains(target.as_str()) || source(view.name()) == source(target);
+        let target = view.entry().encoding.alias_target()?;
+        let same = !exact.contains(target) || source(view.name()) == source(target);
         (!same).then(|| {
             let text = format!(
                 "the manifest gives another source digest than that of \"{}\", of which it is an alias ({})",

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::json::{self, is_hex_digest};
 use crate::container::{Container, StoredFile};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, Index, TensorEntry};
+use crate::format::{Digest, Index, TensorEntry};
 use crate::rule::Rule;
 use crate::storage::ReadAt;
 
@@ -104,11 +104,6 @@ fn small_value<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Resul
         return Err(D::Error::custom(format!("recipe has more than {MAX_RECIPE_BYTES} bytes")));
     }
     serde_json::from_str(raw.get()).map_err(D::Error::custom)
-}
-
-/// Whether a tensor of this encoding has the source's bytes.
-fn is_exact(encoding: &Encoding) -> bool {
-    matches!(encoding, Encoding::Raw | Encoding::Coded { .. })
 }
 
 impl Manifest {
@@ -249,17 +244,16 @@ impl Manifest {
         let fail =
             |name: &str, text: &str| Err(Error::malformed(Rule::MAN_3, text).in_tensor(name));
         let raw: HashSet<&str> =
-            tensors.clone().filter(|t| is_exact(&t.encoding)).map(|t| &*t.name).collect();
+            tensors.clone().filter(|t| t.encoding.keeps_source_bits()).map(|t| &*t.name).collect();
         let mut n = 0;
         for t in tensors.clone() {
             n += 1;
             let Some(source) = self.tensors.get(&t.name) else {
                 return fail(&t.name, "tensor is not in the manifest");
             };
-            let exact = match &t.encoding {
-                Encoding::Raw | Encoding::Coded { .. } => true,
-                Encoding::Planes { .. } => false,
-                Encoding::Alias { target } => raw.contains(target.as_str()),
+            let exact = match t.encoding.alias_target() {
+                Some(target) => raw.contains(target),
+                None => t.encoding.keeps_source_bits(),
             };
             if exact && source.sha256 != t.decoded_sha256.to_string() {
                 return fail(

@@ -8,7 +8,7 @@ use super::failure::MAX_FAILURES;
 use super::json;
 use crate::container::{Container, DecodeOptions, EffectiveTensor, TensorView};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Digest, Encoding, OverlayEntry, TreeHasher, tensor_leaf};
+use crate::format::{Digest, OverlayEntry, TreeHasher, tensor_leaf};
 use crate::par;
 use crate::progress::{Progress, step};
 use crate::rule::Rule;
@@ -39,10 +39,7 @@ pub(crate) fn effective_root<R: ReadAt>(
 ) -> Digest {
     let mut tree = TreeHasher::new();
     for view in views {
-        let stored = match &view.entry().encoding {
-            Encoding::Alias { target } => target,
-            _ => view.name(),
-        };
+        let stored = view.entry().encoding.alias_target().unwrap_or(view.name());
         let digest = digests.get(stored).copied().unwrap_or(view.entry().decoded_sha256);
         tree.push(tensor_leaf(view.name(), view.dtype(), view.shape(), digest));
     }

@@ -4,7 +4,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::container::{DecodeOptions, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, TreeHasher, tensor_leaf};
+use crate::format::{Digest, TreeHasher, tensor_leaf};
 use crate::par;
 use crate::progress::{Progress, step};
 use crate::storage::ReadAt;
@@ -23,7 +23,7 @@ pub(crate) fn rung_root<R: ReadAt + Sync>(
     let cost = |i: usize| DecodeOptions::tiles_cost(&views[i], whole);
     let digests = par::map_within(views.len(), budget, cost, |i| {
         let view = &views[i];
-        if !matches!(view.entry().encoding, Encoding::Planes { .. }) {
+        if !view.entry().encoding.is_quantized() {
             return Ok(view.entry().decoded_sha256);
         }
         let mut sha = Sha256::new();
@@ -36,13 +36,13 @@ pub(crate) fn rung_root<R: ReadAt + Sync>(
     })?;
     let mut tree = TreeHasher::new();
     for (i, view) in views.iter().enumerate() {
-        let digest = match &view.entry().encoding {
+        let digest = match view.entry().encoding.alias_target() {
             // Targets come with their names in order.
-            Encoding::Alias { target } => {
+            Some(target) => {
                 let at = views.binary_search_by(|v| v.name().cmp(target));
                 at.map(|at| digests[at]).map_err(|_| Error::argument("alias of nothing"))?
             }
-            _ => digests[i],
+            None => digests[i],
         };
         tree.push(tensor_leaf(view.name(), view.dtype(), view.shape(), digest));
     }

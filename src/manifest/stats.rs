@@ -73,7 +73,7 @@ impl Count {
         let mut by_body = vec![false; index.levels.len() + 1];
         let mut by_others = by_body.clone();
         for t in &index.tensors {
-            if matches!(t.encoding, Encoding::Alias { .. }) {
+            if t.encoding.alias_target().is_some() {
                 continue;
             }
             let n = elements(&t.shape).unwrap_or(0);

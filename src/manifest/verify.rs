@@ -14,7 +14,7 @@ use super::{
 };
 use crate::container::{Container, DecodeOptions, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Encoding, TensorEntry, TreeHasher, decoded_root, tensor_leaf};
+use crate::format::{Digest, TensorEntry, TreeHasher, decoded_root, tensor_leaf};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::par;
 use crate::progress::{NoProgress, Progress, step};
@@ -495,7 +495,7 @@ fn decode_all<R: ReadAt + Sync>(
     let whole = par::share(budget, WHOLE_BYTES);
     let decode = |view: &TensorView<'_, R>| -> Result<Decoded> {
         // An alias was found to have its target's digest when the pack was opened.
-        if matches!(view.entry().encoding, Encoding::Alias { .. }) {
+        if view.entry().encoding.alias_target().is_some() {
             return Ok(Decoded { digest: view.entry().decoded_sha256, failure: None });
         }
         let mut sha = Sha256::new();

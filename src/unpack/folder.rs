@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::container::{DecodeOptions, EffectiveTensor, TensorView, WHOLE_BYTES};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Encoding, OverlayBlock, TreeHasher, tensor_leaf};
+use crate::format::{Digest, Dtype, OverlayBlock, TreeHasher, tensor_leaf};
 use crate::manifest::{Manifest, Pack, SourceFile, has_residual};
 use crate::memory::{self, DEFAULT_MAX_RAM};
 use crate::output::NewFolder;
@@ -275,8 +275,7 @@ impl UnpackOptions {
         let wanted = self.wanted()?;
         for view in pack.tensors().filter(|v| wanted(v.name())) {
             let stored = view.resolve()?;
-            let planes = matches!(stored.entry().encoding, Encoding::Planes { .. });
-            if planes && !has_residual(&stored) {
+            if stored.entry().encoding.is_quantized() && !has_residual(&stored) {
                 let text = "has no residual: its exact bytes are not in the pack";
                 return Err(Error::argument(text).in_tensor(view.name()));
             }

@@ -66,9 +66,9 @@ fn receipt_line(r: &CheckedReceipt) -> String {
 /// Whether a residual leads to the source's bits of a tensor, or of the one that it is an alias of.
 fn has_residual(pack: &Pack<Input>, t: &TensorEntry) -> bool {
     let of = |t: &TensorEntry| t.parts.iter().any(|p| p.kind == PartKind::Residual);
-    match &t.encoding {
-        Encoding::Alias { target } => pack.tensor(target).is_some_and(|t| of(t.entry())),
-        _ => of(t),
+    match t.encoding.alias_target() {
+        Some(target) => pack.tensor(target).is_some_and(|t| of(t.entry())),
+        None => of(t),
     }
 }
 

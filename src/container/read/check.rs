@@ -257,7 +257,7 @@ fn check_alias(t: &TensorEntry, target: &str, index: &Index) -> Result<()> {
     let Some(other) = index.tensor(target) else {
         return fail(Rule::TEN_4, "there is no such tensor");
     };
-    if matches!(other.encoding, Encoding::Alias { .. }) {
+    if other.encoding.alias_target().is_some() {
         return fail(Rule::TEN_4, "the target is an alias itself");
     }
     if (other.dtype, &other.shape, other.decoded_sha256) != (t.dtype, &t.shape, t.decoded_sha256) {

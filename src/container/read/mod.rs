@@ -3,7 +3,7 @@
 //! ```text
 //! check, open   the index, checked; views of its tensors
 //! fetch         bytes of parts, with their checksums compared (chunks)
-//! reader        what a reader of an encoding does: raw, planes, exact (coded_raw, residuals), alias
+//! reader        what a reader of an encoding does: raw, planes, exact (and coded_raw), alias
 //! decode        what a caller may ask for, and the choice of the reader
 //! overlay       tensors with overlays on top
 //! ```

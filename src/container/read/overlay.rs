@@ -6,7 +6,7 @@ use super::decode::DecodeOptions;
 use super::open::{Container, TensorView};
 use crate::codec::{Factors, convert_raw, read_f32, round_to};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Dtype, Encoding, OverlayBlock, OverlayEntry};
+use crate::format::{Digest, Dtype, OverlayBlock, OverlayEntry};
 use crate::kernels::Kernel;
 use crate::memory::{reserve_more, to_usize};
 use crate::storage::ReadAt;
@@ -186,17 +186,17 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
 
     /// The type that the base is read as.
     fn read_type(&self) -> Dtype {
-        let planes = matches!(self.view.entry().encoding, Encoding::Planes { .. });
-        if planes { Dtype::F32 } else { self.view.dtype() }
+        let quantized = self.view.entry().encoding.is_quantized();
+        if quantized { Dtype::F32 } else { self.view.dtype() }
     }
 
     /// Rounds values of a tile, of which `base` are the base's bytes.
     fn round(&self, base: &[u8], values: &[f32], target: Dtype, out: &mut Vec<u8>) -> Result<()> {
         round_to(values, target, out)?;
-        match self.view.entry().encoding {
-            Encoding::Planes { .. } => Ok(()),
-            _ => keep_what_is_not_finite(base, self.read_type(), target, out),
+        if self.view.entry().encoding.is_quantized() {
+            return Ok(());
         }
+        keep_what_is_not_finite(base, self.read_type(), target, out)
     }
 
     /// SHA-256 of the tensor at its own type after each of its overlays. The base is decoded once.
