@@ -1,4 +1,4 @@
-//! Fits the default level tables (UC-LVL-4) and prints `src/codec/default_levels.rs`.
+//! Fits the default level tables (UC-LVL-4) and prints `src/codec/planes/default_levels.rs`.
 //!
 //! Samples are Gaussian, in groups of 32 that each choose the best of a logarithmic grid of scales,
 //! as the encoder does. Native tables come from Lloyd iterations over that choice, then
@@ -6,7 +6,7 @@
 //! they merge.
 //!
 //! ```text
-//! cargo run --release --example fit_levels > src/codec/default_levels.rs
+//! cargo run --release --example fit_levels > src/codec/planes/default_levels.rs
 //! ```
 //!
 //! The tables are part of the format: this program documents where they come from, and a change of

@@ -54,7 +54,7 @@
 //! |---|---|---|
 //! | `zstd` | parts stored as zstd frames | yes |
 //! | `rayon` | threads; results never depend on them | yes |
-//! | `checkpoints` | `source`, `pack`, `unpack`, `edit`, `audit`, `calibration` | |
+//! | `checkpoints` | `source`, `output`, `pack`, `unpack`, `edit`, `audit`, `calibration` | |
 //! | `http` | packs on web servers, read by ranges | |
 //! | `sign` | `sign`: signatures in minisign's format | |
 //! | `lm` | `lm`: running language models, calibration, evaluation, training overlays | |

@@ -169,7 +169,7 @@ impl Manifest {
     ///
     /// # Errors
     /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3, UC-MAN-5,
-    /// UC-MAN-7, UC-MAN-8).
+    /// UC-MAN-7, UC-MAN-8, UC-EXA-12).
     pub fn read<R: ReadAt>(pack: &Container<R>) -> Result<Self> {
         let bytes = pack.manifest_bytes()?;
         let locate =

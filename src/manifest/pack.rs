@@ -114,7 +114,7 @@ impl<R: ReadAt> Pack<R> {
     /// first; then their tensors are not there.
     ///
     /// # Errors
-    /// `Malformed` (UC-SHD-4, UC-SHD-5, UC-SHD-12 to UC-SHD-17) or `Integrity` where shards and
+    /// `Malformed` (UC-SHD-5, UC-SHD-12 to UC-SHD-17) or `Integrity` where shards and
     /// index disagree; `InvalidArgument` for another number of shards.
     pub fn from_shards(index: ShardIndex, shards: Vec<Option<Container<R>>>) -> Result<Self> {
         if shards.len() != index.shards.len() || shards.first().is_none_or(Option::is_none) {
@@ -330,8 +330,8 @@ impl<R: ReadAt> Pack<R> {
     /// The manifest, compared with the indices of all files that are open.
     ///
     /// # Errors
-    /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3),
-    /// `InvalidArgument` for a shard that isn't the first.
+    /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3,
+    /// UC-MAN-5, UC-MAN-7, UC-MAN-8, UC-EXA-12), `InvalidArgument` for a shard that isn't the first.
     pub fn manifest(&self) -> Result<Manifest> {
         let first = self.first();
         let p = first.preamble();

@@ -146,10 +146,10 @@ impl ShardIndex {
             );
         }
         let roots = self.shards.iter().filter_map(|s| Digest::from_hex(&s.stored_root));
+        let rule = if json::is_hex_digest(&self.stored_root) { Rule::SHD_6 } else { Rule::SHD_10 };
         if stored_root_of(roots).to_string() != self.stored_root {
             return Err(Error::integrity(format!(
-                "stored_root is not that of the shards' stored roots ({})",
-                Rule::SHD_6
+                "stored_root is not that of the shards' stored roots ({rule})",
             )));
         }
         if !json::is_hex_digest(&self.decoded_root) {

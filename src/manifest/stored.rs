@@ -46,7 +46,7 @@ pub(super) struct StoredPass {
 /// `Io`, `Cancelled`; what is wrong with the file is no error.
 ///
 /// # Spec
-/// UC-ROOT-3, UC-PRT-6, UC-PRT-7, UC-PRT-21, UC-PRT-23, UC-HDR-15.
+/// UC-ROOT-3, UC-PRT-6, UC-PRT-7, UC-PRT-21, UC-PRT-23 to UC-PRT-25, UC-HDR-15.
 pub(super) fn check_stored<R: ReadAt + Sync>(
     pack: &Container<R>,
     budget: u64,

@@ -131,12 +131,12 @@ pub(super) fn walk(folder: &Path, prefix: &str, files: &mut Vec<FoundFile>) -> R
 }
 
 impl FoundFile {
-    /// Opens the file: the one place where files of a checkpoint are opened.
+    /// Opens the file. Weights and carried files are read through this alone.
     ///
     /// # Errors
     /// `Io`, naming the file.
     pub(crate) fn open(&self) -> Result<Input> {
         let file = File::open(&self.on_disk);
-        file.map(Input::File).map_err(|e| Error::io("can't read", e).in_file(&self.path))
+        file.map(Input::File).map_err(|e| Error::io("can't open", e).in_file(&self.path))
     }
 }

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use super::checkpoint::{PIECE_BYTES, Source, WeightsFile};
 use super::files::FoundFile;
 use crate::codec::read_f32;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Digest, Dtype};
 use crate::manifest::FileRole;
 use crate::memory::to_usize;
@@ -185,10 +185,11 @@ fn scan_weights(
 /// One carried file.
 fn scan_file(file: &FoundFile, progress: &dyn Progress) -> Result<Scan> {
     let in_file = |e: Error| e.in_file(&file.path);
+    let changed = || Error::source_file("changed while it was read");
     let input = file.open()?;
     let unchanged = || match input.len_bytes() {
         Ok(len) if len == file.bytes => Ok(()),
-        Ok(_) => Err(Error::source_file("changed while it was read")),
+        Ok(_) => Err(changed()),
         Err(e) => Err(e),
     };
     let mut open = Open::default();
@@ -197,9 +198,13 @@ fn scan_file(file: &FoundFile, progress: &dyn Progress) -> Result<Scan> {
     while open.at < file.bytes {
         step(progress, 0)?;
         let piece = &mut buffer[..to_usize(FILE_BYTES.min(file.bytes - open.at))?];
-        input.read_exact_at(open.at, piece).map_err(in_file)?;
+        input.read_exact_at(open.at, piece).map_err(|e| match e.kind() {
+            ErrorKind::Truncated { .. } => in_file(changed()),
+            _ => in_file(e),
+        })?;
         open.update(piece, None);
     }
+    step(progress, 0)?;
     unchanged().map_err(in_file)?;
     Ok(open.finish())
 }

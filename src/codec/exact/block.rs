@@ -98,7 +98,7 @@ impl<'a> Fields<'a> {
         // Each weight takes at most one word, and is at most one exception.
         if tail > u32::from(tail_bytes(dtype) > 0) {
             return Err(Error::malformed(
-                Rule::EXA_8,
+                if tail > 1 { Rule::EXA_24 } else { Rule::EXA_8 },
                 format!("{tail} for whether there are tails"),
             ));
         }

@@ -205,7 +205,7 @@ impl ExactModel {
         if !matches!(native, NO_BASE | MIN_PLANES..=MAX_PLANES) {
             return Err(Error::malformed(Rule::EXA_2, "model is for no plane count that exists"));
         }
-        let no_type = || Error::malformed(Rule::DTY_1, format!("dtype {}", header[0]));
+        let no_type = || Error::malformed(Rule::EXA_2, format!("dtype {}", header[0]));
         let dtype = Dtype::from_code(header[0]).ok_or_else(no_type)?;
         let codes = if native == NO_BASE { 1 } else { 1 << native };
         let contexts = usize::from(u16_at(header, 6)) << (mantissa_bits + fraction_bits);

@@ -81,8 +81,10 @@ fn check_overlays(index: &Index, preamble: &Preamble) -> Result<()> {
             continue;
         }
         if overlay.base_root != preamble.decoded_root {
+            // Overlays alone are for a base in another file, which a feature has to say.
+            let alone = index.tensors.is_empty();
             return fail(
-                Rule::OVL_15,
+                if alone { Rule::OVL_20 } else { Rule::OVL_15 },
                 format!(
                     "is for the decoded root {}, this file's is {}",
                     overlay.base_root, preamble.decoded_root

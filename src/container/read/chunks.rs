@@ -14,7 +14,7 @@ impl Part {
     /// stored as it is.
     ///
     /// # Errors
-    /// `Integrity`, `Malformed` (UC-PRT-7, UC-PRT-23, UC-PRT-25), `UnsupportedFeature`.
+    /// `Integrity`, `Malformed` (UC-PRT-7, UC-PRT-23 to UC-PRT-25), `UnsupportedFeature`.
     pub(super) fn check_chunks(
         &self,
         chunks: Range<usize>,
@@ -95,7 +95,7 @@ fn inflate(frame: &[u8], len: usize) -> Result<Vec<u8>> {
     }
 }
 
-/// What the library is less strict about than UC-PRT-7 and UC-PRT-25.
+/// What the library is less strict about than UC-PRT-7, UC-PRT-24 and UC-PRT-25.
 #[cfg(feature = "zstd")]
 fn check_frame_header(frame: &[u8]) -> Result<()> {
     // 8 MiB, which RFC 8878 asks every decoder for.
@@ -114,6 +114,12 @@ fn check_frame_header(frame: &[u8]) -> Result<()> {
         if size > MAX_WINDOW {
             return Err(Error::malformed(Rule::PRT_25, format!("zstd frame needs {size} bytes")));
         }
+    }
+    // Behind the window, little-endian; 0 means that there is none.
+    let dictionary = rest.get(usize::from(!single_segment)..).unwrap_or_default();
+    let bytes = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    if dictionary.iter().take(bytes).any(|&b| b != 0) {
+        return Err(Error::malformed(Rule::PRT_24, "zstd frame needs a dictionary"));
     }
     Ok(())
 }

@@ -129,8 +129,8 @@ impl<R: ReadAt> Container<R> {
     /// that lie side by side, as those of one tensor do, are read at once.
     ///
     /// # Errors
-    /// `Integrity` where a chunk disagrees with its checksum, `Malformed` (UC-PRT-7, UC-PRT-23) for
-    /// a damaged zstd frame, `UnsupportedFeature` for zstd without the `zstd` feature,
+    /// `Integrity` where a chunk disagrees with its checksum, `Malformed` (UC-PRT-7,
+    /// UC-PRT-23 to UC-PRT-25) for a damaged zstd frame, `UnsupportedFeature` for zstd without the `zstd` feature,
     /// `Truncated`, `Io`.
     pub(crate) fn read_parts(&self, wants: &[(&Part, Range<u64>)]) -> Result<Vec<Piece<'_>>> {
         let covering: Vec<_> = wants

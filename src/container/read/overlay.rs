@@ -146,7 +146,8 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
                 return Ok(());
             }
             out.clear();
-            self.round(base, values, target, &mut out)?;
+            let rounded = self.round(base, values, target, &mut out);
+            rounded.map_err(|e| self.view.locate(e))?;
             emit(&out)
         })
     }
@@ -176,7 +177,7 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
             read_f32(bytes, from, &mut values);
             let n = values.len() as u64;
             for (level, factors) in self.factors.iter().enumerate() {
-                factors.add(kernel, at, &mut values)?;
+                factors.add(kernel, at, &mut values).map_err(|e| self.view.locate(e))?;
                 take(bytes, &values, level)?;
             }
             at += n;
