@@ -4,7 +4,8 @@ it into shards, and reads it over HTTP.
 python3 .ci/accept.py UC FOLDER                            one model of each architecture, pinned figures of fewer tokens
 python3 .ci/accept.py UC FOLDER --long [--record FILE]     all models, the figures of the guides
 
-Uses examples/data/tiny-llama and, where they are present, the models of ../shared/models.
+Uses examples/data/tiny-llama and the models of the folder that UC_MODELS names, by default ../shared/models. Where there is
+no such folder, evaluation, calibration, the exact rung and overlays aren't tested, and a line says so.
 """
 
 import http.server
@@ -15,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import threading
+
+from models import CORPUS, MODELS, present
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -114,13 +117,13 @@ def tokens_flag(tokens):
     return ["--max-tokens", tokens] if tokens else []
 
 
-def evaluate(uc, shared, folder, long):
+def evaluate(uc, folder, long):
     """Evaluates packs against their sources, and attaches the records to them."""
     found = {}
     for model, text, tokens, perplexity, kld in PINNED_LONG if long else PINNED:
         pack, record = folder / f"{model}.uc", folder / f"{model}.{text}.json"
         more = ["--baseline", "q8_0,q5_0"] if long and text == "heldout.txt" else []
-        out = json_of(uc, "eval", pack, "--against", shared / "models" / model, "--text", shared / "corpus" / text,
+        out = json_of(uc, "eval", pack, "--against", MODELS / model, "--text", CORPUS / text,
                       "--record", record, "--force", *tokens_flag(tokens), *more)
         assert abs(out["ppl_reference"] - perplexity) < 1e-3, (model, text, out["ppl_reference"])
         assert kld is None or abs(out["kld_mean"] / kld - 1) < 0.01, (model, text, out["kld_mean"])
@@ -139,13 +142,13 @@ def evaluate(uc, shared, folder, long):
 CALIBRATED = {"dense-4m": .000366, "moe": .000337, "mamba": .000649}
 
 
-def calibrated(uc, shared, folder, long):
+def calibrated(uc, folder, long):
     """Calibrates, packs at 5.0 bits, compares with Q5_0 at 5.5 in the same run."""
     found = {}
     tokens = tokens_flag(None if long else 8192)
     for model, pinned in CALIBRATED.items():
-        source, stats = shared / "models" / model, folder / f"{model}.cal"
-        run(uc, "calibrate", source, "--text", shared / "corpus" / "calib.txt", "-o", stats, "--force", "-q", *tokens)
+        source, stats = MODELS / model, folder / f"{model}.cal"
+        run(uc, "calibrate", source, "--text", CORPUS / "calib.txt", "-o", stats, "--force", "-q", *tokens)
         packs = []
         runs = [("a", 1, None), ("b", 2, None), ("c", 2, "scalar")]
         for name, threads, kernel in runs if long or model == "dense-4m" else runs[:1]:
@@ -156,7 +159,7 @@ def calibrated(uc, shared, folder, long):
         assert packs.count(packs[0]) == len(packs), f"{model}: bytes differ by thread or kernel"
         run(uc, "verify", folder / f"{model}.a.cal.uc", "--against", source, "-q")
         out = json_of(uc, "eval", folder / f"{model}.a.cal.uc", "--against", source, "--text",
-                      shared / "corpus" / "heldout.txt", "--baseline", "q5_0", *tokens)
+                      CORPUS / "heldout.txt", "--baseline", "q5_0", *tokens)
         ratio = out["kld_mean"] / out["baselines"][0]["kld_mean"]
         assert out["body_bpw"] <= 5.0, (model, out["body_bpw"])
         if long:
@@ -167,11 +170,11 @@ def calibrated(uc, shared, folder, long):
     return found
 
 
-def exact(uc, shared, folder, long):
+def exact(uc, folder, long):
     """The source comes back byte for byte, from one file that also holds the 5-bit model and its rungs."""
     found = {}
     for model in ("dense-4m", "moe", "mamba"):
-        source, pack, out = shared / "models" / model, folder / f"{model}.exact.uc", folder / f"{model}.exact"
+        source, pack, out = MODELS / model, folder / f"{model}.exact.uc", folder / f"{model}.exact"
         packs = []
         runs = [(1, None), (2, None), (2, "scalar")]
         for threads, kernel in runs if long or model == "dense-4m" else runs[:1]:
@@ -203,25 +206,25 @@ def exact(uc, shared, folder, long):
         out = json_of(uc, "unpack", pack, "--rung", rung, "-o", folder / f"rung{rung}", "--force")
         info = {str(r["rung"]): r for r in json_of(uc, "info", pack)["rungs"]}
         assert rung == 5 or out["decoded_root"] == info[str(rung)]["decoded_root"], rung
-        out = json_of(uc, "eval", pack, "--against", shared / "models" / "dense-4m", "--text",
-                      shared / "corpus" / "heldout.txt", "--rung", rung, "--max-tokens", 8192 if long else 2048)
+        out = json_of(uc, "eval", pack, "--against", MODELS / "dense-4m", "--text",
+                      CORPUS / "heldout.txt", "--rung", rung, "--max-tokens", 8192 if long else 2048)
         kld.append(out["kld_mean"])
     assert kld[0] > kld[1] > kld[2], kld
     found["dense-4m"]["kld_by_rung"] = kld
     return found
 
 
-def overlays(uc, shared, folder, long):
+def overlays(uc, folder, long):
     """An overlay that is trained on a frozen base earns its bits, comes off again, and is the same from every kernel."""
     found = {}
     for model in ("dense-4m", "moe", "mamba") if long else ("mamba",):
-        source, pack, out = shared / "models" / model, folder / f"{model}.uc", folder / f"{model}.overlay.uc"
+        source, pack, out = MODELS / model, folder / f"{model}.uc", folder / f"{model}.overlay.uc"
         run(uc, "pack", source, "-o", pack, "--force", "-q")
         bpw = json_of(uc, "info", pack)["body_bpw"]
         flags = ["--method", "whitened", "--max-tokens", "16384" if long else "4096"]
         if long and model == "dense-4m":
             flags = ["--steps", "16", "--round", "8", "--max-tokens", "16384"]
-        report = json_of(uc, "train", pack, "--model", source, "--text", shared / "corpus" / "calib.txt", "--frozen-base",
+        report = json_of(uc, "train", pack, "--model", source, "--text", CORPUS / "calib.txt", "--frozen-base",
                          "--bpw", f"{bpw + 0.5:.4f}", "-o", out, "--force", *flags)
         assert report["kept"] and report["bpw_after"] <= bpw + 0.5, report
         assert report["kld_after"] < (0.75 if long else 0.85) * report["kld_before"], (model, report["kld_before"], report["kld_after"])
@@ -351,20 +354,20 @@ def remote(uc, pack, folder):
 def main():
     uc, folder, long = sys.argv[1], pathlib.Path(sys.argv[2]), "--long" in sys.argv
     models = [ROOT / "examples" / "data" / "tiny-llama"]
-    shared = ROOT.parent / "shared" / "models"
-    if shared.is_dir():
+    real = present()
+    if real:
         chosen = [model for model, *_ in PINNED]
-        models += sorted(p for p in shared.iterdir() if p.is_dir() and (long or p.name in chosen))
+        models += sorted(p for p in MODELS.iterdir() if p.is_dir() and (long or p.name in chosen))
     rows = [round_trip(uc, model, folder) for model in models]
-    pack = folder / ("dense-4m.uc" if shared.is_dir() else "tiny-llama.uc")
+    pack = folder / ("dense-4m.uc" if real else "tiny-llama.uc")
     damage = flips(uc, pack, folder)
     pieces = shards(uc, pack, folder)
     fetched = remote(uc, pack, folder)
     bench(uc)
-    evaluated = evaluate(uc, shared.parent, folder, long) if shared.is_dir() else {}
-    better = calibrated(uc, shared.parent, folder, long) if shared.is_dir() else {}
-    exactly = exact(uc, shared.parent, folder, long) if shared.is_dir() else {}
-    corrected = overlays(uc, shared.parent, folder, long) if shared.is_dir() else {}
+    evaluated = evaluate(uc, folder, long) if real else {}
+    better = calibrated(uc, folder, long) if real else {}
+    exactly = exact(uc, folder, long) if real else {}
+    corrected = overlays(uc, folder, long) if real else {}
     for name, figures in corrected.items():
         print(f"{name}, overlay: KL {figures['kld_before']:.6f} at {figures['bpw_before']:.4f} bpw, "
               f"{figures['kld_after']:.6f} at {figures['bpw_after']:.4f}")

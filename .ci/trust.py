@@ -5,10 +5,11 @@ models that are killed.
     python3 .ci/trust.py UC FOLDER                                   two models
     python3 .ci/trust.py UC FOLDER --long --record benches/records/trust.json
 
-`--long` takes a model of each architecture, flips every bit of all valid vectors and kills fifty times more; it runs cargo. Uses examples/data/tiny-llama and,
-where they are present, the models of ../shared/models. Needs root (or sudo) for a second user and for a small file system, and
-installs minisign where it is missing. Fails when one of these can't be had, unless UC_CI_NO_SECOND_USER=1, UC_CI_NO_MINISIGN=1 or
-UC_CI_NO_SMALL_DISK=1.
+`--long` takes a model of each architecture, flips every bit of all valid vectors and kills fifty times more; it runs cargo.
+Uses the models of the folder that UC_MODELS names, by default ../shared/models; where there is no such folder, only
+examples/data/tiny-llama, and a line says so. Needs root (or sudo) for a second user and for a small file system, and
+installs minisign where it is missing. Fails when one of these can't be had, unless UC_CI_NO_SECOND_USER=1,
+UC_CI_NO_MINISIGN=1 or UC_CI_NO_SMALL_DISK=1.
 """
 
 import hashlib
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from models import MODELS, present
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -256,9 +259,8 @@ def main():
     uc, folder = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve() / "trust"
     folder.mkdir(parents=True, exist_ok=True)
     long = "--long" in sys.argv
-    shared = ROOT.parent / "shared" / "models"
     names = ("dense-4m", "moe", "mamba") if long else ("moe", "mamba")
-    models = [shared / n for n in names] if shared.is_dir() else []
+    models = [MODELS / n for n in names] if present() else []
     tiny = ROOT / "examples" / "data" / "tiny-llama"
     two_users(uc, tiny)
     killed = []

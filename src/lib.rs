@@ -22,10 +22,10 @@
 //! # Ok::<(), ultracompress::Error>(())
 //! ```
 //!
-//! Where a pack has overlays, [`Pack::effective_tensor`] decodes a tensor with them.
+//! [`Pack::effective_tensor`] decodes a tensor with its overlays.
 //!
-//! Where a pack holds the source's own bits (`uc pack --exact`),
-//! `DecodeOptions::new().with_exact(true)` gives them.
+//! `DecodeOptions::new().with_exact(true)` gives the source's own bits of a pack that holds them
+//! (`uc pack --exact`).
 //!
 //! # Writing from memory
 //!
@@ -57,7 +57,7 @@
 //! | `checkpoints` | `source`, `output`, `pack`, `unpack`, `edit`, `audit`, `calibration` | |
 //! | `http` | packs on web servers, read by ranges | |
 //! | `sign` | `sign`: signatures in minisign's format | |
-//! | `lm` | `lm`: running language models, calibration, evaluation, training overlays | |
+//! | `lm` | `lm`: running language models, calibration, evaluation, training overlays; turns on `checkpoints` and `rayon` | |
 //!
 //! The crate reads, decodes, multiplies, verifies and writes packs without any of them. The tool
 //! `uc` (package `ultracompress-cli`) turns on all.
@@ -80,6 +80,7 @@
 //! | [`container`] | one file: opening, reading, writing |
 //! | [`codec`], [`storage`] | codes to values and back; positioned reads |
 //! | [`mod@format`] | bytes to typed headers and back |
+//! | `sign` | signatures of files, in minisign's format |
 //! | `kernels` | inner loops for each instruction set ([`Kernel`]) |
 
 #[cfg(feature = "checkpoints")]

@@ -1,4 +1,4 @@
-//! How long operations report progress and are asked to stop.
+//! Progress of long operations, and requests that they stop.
 
 use crate::error::{Error, ErrorKind, Result};
 

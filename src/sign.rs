@@ -1,5 +1,5 @@
 //! Detached signatures of files in minisign's format: Ed25519 over BLAKE2b-512, with a key's number
-//! and a comment that is signed too. What is signed here the `minisign` tool verifies, and the
+//! and a comment that is signed too. The `minisign` tool verifies signatures made here, and the
 //! other way round.
 
 use std::io::{Read, Seek};

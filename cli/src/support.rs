@@ -1,4 +1,4 @@
-//! What commands share: how sizes are shown, checks before work starts, results as JSON.
+//! Shared by the commands: sizes as they are shown, checks before work starts, results as JSON.
 
 use std::path::{Path, PathBuf};
 

@@ -15,8 +15,8 @@
 //! one scale per 32 values). Every kernel is compared with a naive decoder on
 //! the whole tensor before it is timed.
 //!
-//! Run: `rustc -O --edition 2024 lab/plane_order/plane_order.rs`, then
-//! `./plane_order --bench --record FILE`
+//! Run: `rustc -O --edition 2024 -o target/plane_order lab/plane_order/plane_order.rs`, then
+//! `target/plane_order --bench --record FILE`
 //! (`--samples N` sets the samples per kernel and size; with `--test`, or
 //! without `--bench`, the kernels are only checked
 //! on a small tensor; `RUSTFLAGS` is not needed, kernels are chosen

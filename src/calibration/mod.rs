@@ -1,5 +1,8 @@
 //! Calibration files: statistics of real activations, as `uc calibrate` writes them and the encoder
 //! reads them (spec/calibration.md).
+//!
+//! Statistics are made in `lm` and used in `encoder`; the room only reads and writes them. `pack`,
+//! `audit` and `lm` call it.
 
 mod file;
 mod record;

@@ -1,4 +1,4 @@
-//! What a calibration file says of itself.
+//! The record of a calibration file.
 
 use std::collections::BTreeMap;
 

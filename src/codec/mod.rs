@@ -1,7 +1,7 @@
 //! Between stored codes and values: what tensors decode to (spec/codec.md, spec/exact.md,
 //! spec/overlay.md).
 //!
-//! A room for each encoding; what they share lies beside them. The safe API here checks lengths and
+//! Each encoding has a room; shared files lie beside them. The safe API here checks lengths and
 //! values; the loops themselves are in `kernels`. Files are the business of `container`.
 
 mod convert;

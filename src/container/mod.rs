@@ -1,7 +1,7 @@
 //! Whole containers: opening, reading and decoding, encoding and writing (spec/container.md).
 //!
-//! `read` has a reader for each encoding, `write` makes files. Bytes come from `storage`; what a
-//! pack of several files is, is known to `manifest`.
+//! `read` has a reader for each encoding, `write` makes files. Bytes come from `storage`;
+//! `manifest` knows packs of several files.
 
 mod read;
 mod write;

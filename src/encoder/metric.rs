@@ -1,4 +1,4 @@
-//! What an error in a matrix costs, as a norm: `|R^T E L|` with `L L^T` the second moments of
+//! The cost of an error in a matrix, as a norm: `|R^T E L|` with `L L^T` the second moments of
 //! inputs and `R R^T` those of gradients at the outputs.
 
 use super::factor::{Moments, triangle};

@@ -6,6 +6,9 @@
 //! allocate  planes of each row under a budget                     (allocate)
 //! fit       level tables of the whole file                        (tables)
 //! encode    scales, steps, codes                                  (search, round, descend)
+//! grid      the values that a row can take, for round and descend
+//! metric    the cost of an error, for the training of overlays in lm
+//! id        names of the encoders, for manifests
 //! ```
 //!
 //! All arithmetic is binary32 or binary64 in a fixed order, so that the bytes depend on weights,

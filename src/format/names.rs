@@ -1,4 +1,4 @@
-//! What a name may look like (spec/container.md, "Names").
+//! The form of names (spec/container.md, "Names").
 
 use super::MAX_NAME_BYTES;
 use crate::error::{Error, Result};

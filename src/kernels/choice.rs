@@ -1,4 +1,4 @@
-//! Which kernel runs: the kernels by name, what the CPU can run, and the arm of each.
+//! The choice of the kernel: kernels by name, those that the CPU can run, and the arm of each.
 
 use std::fmt;
 use std::str::FromStr;

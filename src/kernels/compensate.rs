@@ -1,5 +1,5 @@
 //! Rounding a tile of weights to levels, each weight corrected for the errors of those before it.
-//! What is computed here reaches the file: the order of operations is fixed and none are fused.
+//! Results reach the file: the order of operations is fixed and none are fused.
 
 use super::choice::{Kernel, dispatch};
 use super::nearest::Nearest;

@@ -1,11 +1,11 @@
 //! Kernels: the inner loops, a room for each job and in it a file for each instruction set.
 //!
-//! This is the bottom layer and the only place with `unsafe`. What a kernel computes is defined by
-//! spec/codec.md and transcribed in `codec::reference`; every kernel equals it bit for bit, and
-//! encodes to the same bytes. Only products may differ in their last bits.
+//! The only place with `unsafe`; below it are only `error`, `rule`, `limits` and `setters`.
+//! spec/codec.md defines the results and `codec::reference` transcribes it; every kernel equals it
+//! bit for bit, and encodes to the same bytes. Only products may differ in their last bits.
 //!
 //! Formats, files and whole tensors are left to the layers above, all of which may call what is
-//! re-exported here. They check lengths and ranges; what they hand over always fits, and a room
+//! re-exported here. They check lengths and ranges, so that arguments always fit, and a room
 //! asserts it once more where memory depends on it.
 //!
 //! The `mod.rs` of a room holds the types that callers use and picks a kernel with `dispatch!`.

@@ -1,4 +1,4 @@
-//! What an architecture gives to those that run it.
+//! The trait [`Network`]: a model as blocks that are run one at a time.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What `config.json` says: which architecture, its sizes and switches.
+//! The contents of `config.json`: architecture, sizes and switches.
 
 use std::collections::BTreeSet;
 

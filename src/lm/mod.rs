@@ -1,5 +1,5 @@
-//! Language models that run: the forward pass of known architectures, and evaluation against the
-//! source (feature `lm`).
+//! Language models that run: forward passes of known architectures, evaluation against the source,
+//! calibration, training of overlays (feature `lm`).
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -1,5 +1,5 @@
-//! Whether bytes are canonical JSON (RFC 8785) with safe integers only (UC-MAN-1), found out byte
-//! by byte: nothing is kept of input that is refused.
+//! The check that bytes are canonical JSON (RFC 8785) with safe integers only (UC-MAN-1), byte by
+//! byte: nothing is kept of input that is refused.
 
 /// Deepest nesting of arrays and objects below the outermost one.
 const MAX_DEPTH: usize = 64;

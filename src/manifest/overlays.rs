@@ -1,4 +1,4 @@
-//! What a pack decodes to with its overlays, and what overlays say of themselves (spec/overlay.md).
+//! Effective digests and roots of a pack, and the info of its overlays (spec/overlay.md).
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! How many weights a pack has, and how many bits they take.
+//! The number of weights of a pack, and the bits that they take.
 
 use super::pack::Pack;
 use crate::format::{

@@ -1,4 +1,4 @@
-//! What an overlay adds to a product, as two thin products.
+//! The share of an overlay in a product, as two thin products.
 
 use super::check;
 use crate::codec::Factors;

@@ -1,8 +1,8 @@
 //! New files: written beside their name and renamed when they are complete, sets of shards, states
 //! of runs that may be interrupted.
 //!
-//! The room knows packs as files; what is in them is decided by `pack`, `edit` and `unpack`, who
-//! call it.
+//! The room knows packs as files; its callers `pack`, `edit` and `unpack` decide what is in them.
+//! `calibration`, `audit` and `lm` write their single files by it.
 
 mod file;
 mod pack;

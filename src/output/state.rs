@@ -1,4 +1,4 @@
-//! What an interrupted run leaves, so that another goes on where it ended.
+//! The state that an interrupted run leaves, so that another goes on where it ended.
 //!
 //! Files of a pack are written as `NAME.partial`. Beside them `OUT.pack-state` lists, line by line,
 //! what they hold: first the digest of all that decides the bytes of the pack, then the files,

@@ -5,6 +5,7 @@
 //! plan         encoding, planes and group of each tensor, by recipe and by rule
 //! work         what the steps work with, and what each hands to the next
 //! steps        scan, allocate (calibrated: survey, allocate, fit), encode
+//! calibrated   matrices under a calibration: groups, planes, levels
 //! jobs, write  pieces of the source, encoded on any thread, written in one order
 //! reuse        tensors of an older pack
 //! assemble     rungs, the exact rung, names; report, provenance

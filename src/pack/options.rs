@@ -1,4 +1,4 @@
-//! How to pack a checkpoint, and the steps in their order.
+//! Options for packing a checkpoint, and the steps in their order.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! What becomes of each tensor, and why: the default rule and the recipe that overrides it.
+//! The fate of each tensor, and the reason: the default rule and the recipe that overrides it.
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};

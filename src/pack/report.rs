@@ -1,4 +1,4 @@
-//! What is said of a pack that is complete.
+//! The report of a complete pack.
 
 use std::path::{Path, PathBuf};
 

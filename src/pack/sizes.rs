@@ -1,4 +1,4 @@
-//! How large things become: shards, the whole pack, memory of the work.
+//! Sizes: of shards, of the whole pack, of the memory that the work takes.
 
 use super::calibrated::{self, Calibrated};
 use super::jobs::Jobs;

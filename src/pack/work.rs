@@ -1,4 +1,4 @@
-//! What the steps of packing work with, and what each hands to the next.
+//! The state that the steps of packing work with, and the result that each hands to the next.
 
 use super::calibrated::Calibrated;
 use super::plan::{Plan, Recipe};

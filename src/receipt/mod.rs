@@ -3,6 +3,9 @@
 //! A record of `uc eval` holds one row of figures for each sequence of text; its headline follows
 //! from the rows, and [`EvalRecord::parse`] refuses a record whose headline doesn't. An
 //! [`AuditReceipt`] says what was checked of a pack.
+//!
+//! Running models is left to `lm`, checking packs to `audit`, which make the records; `edit` adds
+//! them to packs.
 
 mod attach;
 mod audit;

@@ -1,4 +1,4 @@
-//! Where a pack is read from: a file, or an address.
+//! The place that a pack is read from: a file, or an address.
 
 use std::fs::File;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Positioned reads: the only thing a reader needs from its input. Memory, files, web servers.
 //!
-//! Packs and checkpoints are both read through [`ReadAt`]. What the bytes mean is known to `format`
-//! and `source`.
+//! Packs and checkpoints are both read through [`ReadAt`]. `format` and `source` know what the
+//! bytes mean.
 
 #[cfg(feature = "http")]
 mod http;

@@ -1,6 +1,6 @@
 //! Making models: counts of distances by context, contexts of like counts joined to tables.
 //!
-//! What is computed here reaches the file, so it is all integers: logarithms are of fixed point.
+//! Results reach the file, so all arithmetic is in integers: logarithms are of fixed point.
 
 use std::collections::BTreeMap;
 

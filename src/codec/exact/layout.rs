@@ -1,4 +1,4 @@
-//! How a tensor is cut into blocks that are coded each by itself (UC-EXA-4).
+//! The cut of a tensor into blocks that are coded each by itself (UC-EXA-4).
 
 use std::ops::Range;
 

@@ -1,5 +1,8 @@
 //! The encoding `planes`: layout, level tables, values, and the uncalibrated encoder
 //! (spec/codec.md).
+//!
+//! The loops are left to `kernels`, the calibrated encoder to `encoder`, bytes of files to
+//! `container`. `container`, `matrix`, `encoder`, `pack`, `edit` and `codec::exact` call the room.
 
 mod layout;
 mod levels;

@@ -1,4 +1,4 @@
-//! What must hold between records: parts against geometry, aliases against targets, parts against
+//! Checks between records: parts against geometry, aliases against targets, parts against
 //! the file (spec/container.md, "Parts" and "Placement").
 
 use std::collections::HashSet;

@@ -1,11 +1,12 @@
 //! Opening containers, and a reader for each encoding.
 //!
 //! ```text
-//! check, open   the index, checked; views of its tensors
-//! fetch         bytes of parts, with their checksums compared (chunks)
-//! reader        what a reader of an encoding does: raw, planes, exact (and coded_raw), alias
-//! decode        what a caller may ask for, and the choice of the reader
-//! overlay       tensors with overlays on top
+//! check, open     the index, checked; views of its tensors
+//! fetch           bytes of parts, with their checksums compared (chunks)
+//! reader          the trait of readers: raw, planes, exact (and coded_raw), alias
+//! decode          what a caller may ask for, and the choice of the reader
+//! stored_planes   planes in memory as they are stored, for products
+//! overlay         tensors with overlays on top
 //! ```
 
 mod alias;

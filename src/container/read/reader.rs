@@ -1,4 +1,4 @@
-//! What a reader of an encoding does: the same few operations for each.
+//! The trait of readers: the same few operations for each encoding.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! How a tensor is encoded.
+//! Options for encoding a tensor.
 
 use crate::format::Role;
 use crate::setters::setters;

@@ -1,4 +1,4 @@
-//! How the exact rung is added to a pack that is there, and what was added.
+//! Options for adding the exact rung to a pack that is there, and the report of it.
 
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,7 @@
-//! The inner loops of the exact rung (spec/exact.md): where each weight is expected, and the
-//! decoder of what it is.
+//! The inner loops of the exact rung (spec/exact.md): the expected place of each weight, and the
+//! decoder of its own.
 //!
-//! Every kernel does the same integer operations, so what comes out is the same whatever the bytes
-//! are.
+//! Every kernel does the same integer operations, so the result is the same whatever the bytes are.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -1,7 +1,7 @@
 //! The nearest level of a weight, for the encoder.
 //!
-//! What is computed here reaches the file, so every kernel does the same binary32 operations in the
-//! same order, none of them fused.
+//! Results reach the file, so every kernel does the same binary32 operations in the same order,
+//! none of them fused.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -1,4 +1,4 @@
-//! What the jobs share of one instruction set: loads, codes from planes, look-ups. The loops
+//! Loads, codes from planes, look-ups: shared by the jobs of one instruction set. The loops
 //! themselves are in their rooms, which are the only callers.
 
 #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Whether an overlay earns its bits: on held-out text, against spending them on the base.
+//! The gate: an overlay must earn its bits on held-out text, against spending them on the base.
 
 use std::path::Path;
 

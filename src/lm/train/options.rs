@@ -1,4 +1,4 @@
-//! How to train an overlay, and what training came to.
+//! Options for training an overlay, and the report of it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Which layer gets how many ranks under a budget of bytes.
+//! Ranks of each layer under a budget of bytes.
 
 use crate::format::{ALIGN_BYTES, MAX_OVERLAY_RANK};
 
