@@ -35,9 +35,9 @@ fuzz() {
     python3 fuzz/seeds.py
     # All targets at once; each run below finds its own.
     CARGO_TARGET_DIR=$FUZZ_FOLDER cargo +nightly fuzz build
-    printf '%s\n' "$@" | xargs -P 2 -I TARGET bash -c '
-        CARGO_TARGET_DIR=$FUZZ_FOLDER cargo +nightly fuzz run TARGET -- -max_total_time='"$seconds"' -dict=fuzz/uc.dict \
-            -rss_limit_mb=2048 -timeout=20 -print_final_stats=1 >"$0/fuzz.TARGET.log" 2>&1 || touch "$0/fuzz.TARGET.failed"' "$out"
+    printf '%s\n' "$@" | xargs -P 2 -I {} bash -c '
+        CARGO_TARGET_DIR=$FUZZ_FOLDER cargo +nightly fuzz run {} -- -max_total_time='"$seconds"' -dict=fuzz/uc.dict \
+            -rss_limit_mb=2048 -timeout=20 -print_final_stats=1 >"$0/fuzz.{}.log" 2>&1 || touch "$0/fuzz.{}.failed"' "$out"
     for target in "$@"; do
         printf '%s: ' "$target"
         grep -E 'stat::number_of_executed_units' "$out/fuzz.$target.log" || failed=1

@@ -130,8 +130,8 @@ impl<R: ReadAt> Container<R> {
     ///
     /// # Errors
     /// `Integrity` where a chunk disagrees with its checksum, `Malformed` (UC-PRT-7,
-    /// UC-PRT-23 to UC-PRT-25) for a damaged zstd frame, `UnsupportedFeature` for zstd without the `zstd` feature,
-    /// `Truncated`, `Io`.
+    /// UC-PRT-23 to UC-PRT-25) for a damaged zstd frame, `UnsupportedFeature` for zstd without the
+    /// `zstd` feature, `Truncated`, `Io`.
     pub(crate) fn read_parts(&self, wants: &[(&Part, Range<u64>)]) -> Result<Vec<Piece<'_>>> {
         let covering: Vec<_> = wants
             .iter()
