@@ -256,7 +256,7 @@ fn padding_is_refused_by_every_kernel() {
                 .and_then(|d| d.with_kernel(kernel))
                 .and_then(|mut d| d.decode(&run, &mut vec![0; 400], |row| row))
                 .expect_err("bit 100 of a row with 100 columns");
-            assert!(e.to_string().contains("UC-PLN-6"), "{kernel}: {e}");
+            assert!(e.to_string().contains("UC-PLN-11"), "{kernel}: {e}");
         }
     }
 }

@@ -3,12 +3,13 @@
 use serde_json::json;
 use ultracompress::Dtype;
 
-use super::file::{File, Part, Record, changes, hex, level_record, plain, put, zstd_rle};
+use super::file::{File, Part, Record, changes, hex, level_record, plain, put, raw, zstd_rle};
 use super::planes::{Planes, custom3, custom5, mixed, weights};
 use super::set::VectorSet;
 
 pub fn add(set: &mut VectorSet) {
     valid(set);
+    raw_targets(set);
     invalid_levels(set);
     invalid(set);
     codec(set);
@@ -53,6 +54,71 @@ fn valid(set: &mut VectorSet) {
         &["LVL-1", "LVL-2", "LVL-3", "VAL-5"],
         "tables of the file's own for rows of 5 planes, read as 5, 4 and 3",
         &File::of(vec![level_record("custom", 5, &custom5()), custom.record()]),
+    );
+}
+
+/// Elements of raw tensors as F16, BF16, F32 and F64, each worked out by hand.
+type Converted = [u64; 4];
+
+const OF_F16: [Converted; 4] = [
+    [0x3c05, 0x3f81, 0x3f80_a000, 0x3ff0_1400_0000_0000],
+    // The smallest subnormal; minus infinity; a signalling NaN.
+    [0x0001, 0x3380, 0x3380_0000, 0x3e70_0000_0000_0000],
+    [0xfc00, 0xff80, 0xff80_0000, 0xfff0_0000_0000_0000],
+    [0x7c01, 0x7fc0, 0x7fc0_0000, 0x7ff8_0000_0000_0000],
+];
+
+const OF_BF16: [Converted; 3] = [
+    [0x0000, 0x0001, 0x0001_0000, 0x37a0_0000_0000_0000],
+    [0xfc00, 0xff7f, 0xff7f_0000, 0xc7ef_e000_0000_0000],
+    [0x7e00, 0x7f81, 0x7fc0_0000, 0x7ff8_0000_0000_0000],
+];
+
+const OF_F32: [Converted; 10] = [
+    // A tie of bfloat16, the smallest subnormal, a tie of subnormals of bfloat16.
+    [0x3c04, 0x3f80, 0x3f80_8000, 0x3ff0_1000_0000_0000],
+    [0x0000, 0x0000, 0x0000_0001, 0x36a0_0000_0000_0000],
+    [0x8000, 0x8002, 0x8001_8000, 0xb7a8_0000_0000_0000],
+    [0x0001, 0x3380, 0x3380_0000, 0x3e70_0000_0000_0000],
+    // 65520 is the smallest number that overflows F16.
+    [0x7c00, 0x4780, 0x477f_f000, 0x40ef_fe00_0000_0000],
+    [0xfc00, 0xff80, 0xff7f_ffff, 0xc7ef_ffff_e000_0000],
+    [0xfc00, 0xff80, 0xff80_0000, 0xfff0_0000_0000_0000],
+    [0x7e00, 0x7fc0, 0x7f80_0001, 0x7ff8_0000_0000_0000],
+    [0xfe00, 0xffc0, 0xffab_cdef, 0xfff8_0000_0000_0000],
+    [0x8000, 0x8000, 0x8000_0000, 0x8000_0000_0000_0000],
+];
+
+const OF_F64: [Converted; 6] = [
+    // Just above a tie of bfloat16: rounded to binary32 first, it would be one.
+    [0x3c04, 0x3f81, 0x3f80_8000, 0x3ff0_1000_0000_0001],
+    // Just below, and at, half a last place above the largest F32.
+    [0x7c00, 0x7f80, 0x7f7f_ffff, 0x47ef_ffff_efff_ffff],
+    [0x7c00, 0x7f80, 0x7f80_0000, 0x47ef_ffff_f000_0000],
+    [0x7e00, 0x7fc0, 0x7fc0_0000, 0x7ff0_0000_0000_0001],
+    [0xfc00, 0xff80, 0xff80_0000, 0xfff0_0000_0000_0000],
+    [0x8000, 0x8000, 0x8000_0000, 0x8000_0000_0000_0001],
+];
+
+fn raw_targets(set: &mut VectorSet) {
+    let dtypes = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
+    let sources: [(&str, &[Converted]); 4] =
+        [("a", &OF_F16), ("b", &OF_BF16), ("c", &OF_F32), ("d", &OF_F64)];
+    let records = sources.iter().enumerate().map(|(own, (name, elements))| {
+        let at = |i: usize| -> Vec<u8> {
+            let size = usize::try_from(dtypes[i].bits() / 8).expect("small");
+            elements.iter().flat_map(|e| e[i].to_le_bytes()[..size].to_vec()).collect()
+        };
+        let mut record = raw(name, dtypes[own], &[elements.len() as u64], &at(own));
+        record.tensor.as_mut().expect("a tensor").targets =
+            (0..4).filter(|&i| i != own).map(|i| (dtypes[i].name(), at(i))).collect();
+        record
+    });
+    set.valid(
+        "raw-converted",
+        &["VAL-7", "VAL-8", "VAL-9", "VAL-10", "VAL-11", "VAL-12"],
+        "raw tensors at other types: ties, subnormals, overflow, zeros, infinities, NaNs",
+        &File::of(records.collect()),
     );
 }
 
@@ -193,7 +259,7 @@ fn invalid(set: &mut VectorSet) {
     );
     planes(
         "planes-tail-bits",
-        "PLN-6",
+        "PLN-11",
         "a bit behind the last column",
         "malformed",
         &m,
@@ -201,7 +267,7 @@ fn invalid(set: &mut VectorSet) {
     );
     planes(
         "planes-steps-padding",
-        "PLN-7",
+        "PLN-12",
         "half a byte behind the last group",
         "malformed",
         &w,
@@ -217,7 +283,7 @@ fn invalid(set: &mut VectorSet) {
     );
     planes(
         "planes-count-padding",
-        "PLN-9",
+        "PLN-13",
         "half a byte behind the last row",
         "malformed",
         &m,
@@ -272,6 +338,41 @@ fn invalid(set: &mut VectorSet) {
         "integrity",
         &m,
         &at(0, 0, |b| b.rotate_left(4)),
+    );
+    planes(
+        "planes-bit-order",
+        "PLN-6 TEN-5",
+        "eight columns of a plane begin with the highest bit of their byte",
+        "integrity",
+        &w,
+        &|r| {
+            let byte = &mut r.parts[2].chunks[0][0];
+            assert_ne!(*byte, byte.reverse_bits(), "the order shows");
+            *byte = byte.reverse_bits();
+        },
+    );
+    planes(
+        "planes-steps-swapped",
+        "PLN-7 TEN-5",
+        "the steps of two groups are exchanged",
+        "integrity",
+        &w,
+        &|r| {
+            let byte = &mut r.parts[1].chunks[0][0];
+            assert_ne!(*byte, byte.rotate_left(4), "the order shows");
+            *byte = byte.rotate_left(4);
+        },
+    );
+    planes(
+        "planes-counts-halves",
+        "PLN-9 TEN-5",
+        "counts of even rows in the upper half of each byte",
+        "integrity",
+        &Planes::new("w", Dtype::F32, &[4, 16], 16, &[5, 4, 5, 4]),
+        &|r| {
+            assert_eq!(r.parts[0].chunks[0], [0x12, 0x12]);
+            r.parts[0].chunks[0].fill(0x21);
+        },
     );
     // Digests are those of a reader that multiplies whatever it finds.
     let mut scale = |id: &str, comment: &str, p: &Planes, bits: u16| {
@@ -387,7 +488,7 @@ fn codec(set: &mut VectorSet) {
         tiny.scale = 0x0080;
         add(
             &format!("smallest-scale-to-{}", target.name().to_lowercase()),
-            &["VAL-1", "VAL-4"],
+            if target == Dtype::F16 { &["VAL-1", "VAL-6", "VAL-8"] } else { &["VAL-1", "VAL-6"] },
             "the smallest scales: level 0, signed zeros in F16",
             &tiny,
             8,
@@ -420,7 +521,7 @@ fn codec(set: &mut VectorSet) {
     beyond.scale = 0x4081;
     add(
         "overflow-to-f16",
-        &["VAL-4"],
+        &["VAL-4", "VAL-9"],
         "values that round to infinity in a smaller type, and some that don't",
         &beyond,
         8,
@@ -428,12 +529,12 @@ fn codec(set: &mut VectorSet) {
     );
     let mut subnormal = Planes::new("w", Dtype::F16, &[2, 64], 32, &[6, 6]);
     subnormal.scale = 97 << 7;
-    add("subnormal-f16", &["VAL-4"], "subnormals of F16", &subnormal, 8, Dtype::F16);
+    add("subnormal-f16", &["VAL-4", "VAL-7"], "subnormals of F16", &subnormal, 8, Dtype::F16);
     for cols in [1u64, 7, 8, 9, 31, 33, 255, 257] {
         let tail = Planes::new("w", Dtype::Bf16, &[2, cols], 32, &[5, 7]);
         add(
             &format!("columns-{cols}"),
-            &["PLN-6", "PLN-7", "PLN-5"],
+            &["PLN-5", "PLN-6", "PLN-7", "PLN-11", "PLN-12"],
             "rows that end inside a byte or a group",
             &tail,
             8,

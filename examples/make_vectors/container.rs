@@ -41,8 +41,8 @@ fn valid(set: &mut VectorSet) {
     set.valid(
         "raw-basic",
         &[
-            "TEN-1", "TEN-2", "TEN-5", "IDX-1", "IDX-2", "IDX-4", "IDX-7", "PRT-1", "PRT-3",
-            "PRT-4", "PRT-5", "PRT-6", "PRT-22", "ROOT-2", "ROOT-3",
+            "TEN-1", "TEN-2", "TEN-5", "TEN-10", "IDX-1", "IDX-2", "IDX-4", "IDX-7", "PRT-1",
+            "PRT-3", "PRT-4", "PRT-5", "PRT-6", "PRT-22", "ROOT-2", "ROOT-3",
         ],
         "raw tensors: a vector, an empty tensor, three bytes, a scalar",
         &File::of(basics),
@@ -458,7 +458,7 @@ fn invalid_records(set: &mut VectorSet) {
     });
     file(
         "shape-overflow",
-        "TEN-2",
+        "TEN-10",
         "2^62 + 1 times 4 elements, which wraps around to 4",
         "malformed",
         &|f| {
@@ -478,6 +478,9 @@ fn invalid_records(set: &mut VectorSet) {
         "malformed",
         &|f| f.records[1].body[6] = 5,
     );
+    file("raw-with-row-dims", "TEN-11", "a raw tensor with a row dimension", "malformed", &|f| {
+        f.records[1].body[4] = 1
+    });
     file("raw-digest", "TEN-5", "the digest of a raw tensor is wrong", "integrity", &|f| {
         let wrong = Digest::of(b"other");
         let t = f.records[1].tensor.as_mut().expect("a tensor");

@@ -22,7 +22,7 @@ pub fn add(set: &mut VectorSet) {
 fn valid(set: &mut VectorSet) {
     set.valid(
         "exact-bf16",
-        &["EXA-1", "EXA-2", "EXA-3", "EXA-4", "EXA-5", "EXA-6", "EXA-7", "EXA-9", "EXA-11", "EXA-13", "EXA-22", "EXA-24"],
+        &["EXA-1", "EXA-2", "EXA-3", "EXA-4", "EXA-5", "EXA-6", "EXA-7", "EXA-9", "EXA-11", "EXA-13", "EXA-22", "EXA-24", "EXA-33"],
         "rows of 5 and 4 planes with residual; contexts of the factor and of the value; NaN, infinity, negative zero, subnormals",
         &small().file(),
     );
@@ -176,7 +176,7 @@ fn valid(set: &mut VectorSet) {
     let more = with_head(|r| r.parts.push(unknown_part(6, 0)));
     set.valid("head-unknown-part", &["PRT-22", "EXA-31"], "a head with an optional part", &more);
     let recorded = with_rungs(None);
-    set.valid("rungs", &["MAN-9"], "the decoded roots of two rungs", &recorded);
+    set.valid("rungs", &["MAN-9", "MAN-10"], "the decoded roots of two rungs", &recorded);
 }
 
 /// A file with the head of a weights file.
@@ -265,12 +265,16 @@ fn invalid(set: &mut VectorSet) {
     let long = [good.body(), vec![0]].concat();
     let long = File::of(vec![record_of(&long)]);
     add("model-long", "EXA-1", "a byte behind the last table", "malformed", &long);
-    for (at, value, what) in [(3, 8, "mantissa bits"), (5, 2, "of_value"), (10, 1, "reserved")] {
+    for (at, value, rule, what) in [
+        (3, 8, "EXA-2", "mantissa bits"),
+        (5, 2, "EXA-2", "of_value"),
+        (10, 1, "EXA-1", "reserved"),
+    ] {
         let mut bytes = good.body();
         bytes[at] = value;
         let file = File::of(vec![record_of(&bytes)]);
         let id = format!("model-field-{at}");
-        add(&id, "EXA-1", &format!("{what} out of range"), "malformed", &file);
+        add(&id, rule, &format!("{what} out of range"), "malformed", &file);
     }
     let mut m = good.clone();
     m.precision = 12;
@@ -393,7 +397,7 @@ fn invalid(set: &mut VectorSet) {
     let fewer = block(&|b| {
         b.words.pop();
     });
-    add("words-end", "EXA-6", "a word is missing", "malformed", &fewer);
+    add("words-end", "EXA-33", "a word is missing", "malformed", &fewer);
     let more = block(&|b| b.words.push(1));
     add("words-left", "EXA-27", "a word is left", "malformed", &more);
     let state = block(&|b| b.states[7] ^= 1 << 20);
@@ -512,7 +516,7 @@ fn invalid(set: &mut VectorSet) {
     let eight = with_rungs(Some(("8", &digest)));
     add("rung-eight", "MAN-5", "a rung of all planes", "malformed", &eight);
     let hex = with_rungs(Some(("3", "12")));
-    add("rung-digest", "MAN-5", "a root that is no SHA-256", "malformed", &hex);
+    add("rung-digest", "MAN-10", "a root that is no SHA-256", "malformed", &hex);
 }
 
 /// Reads a block without references whose tails have `size - 2` bytes a weight.

@@ -23,6 +23,8 @@ pub struct Tensor {
     pub exact: Option<Vec<u8>>,
     /// What fewer planes decode to.
     pub rungs: BTreeMap<u8, Vec<u8>>,
+    /// What it is at other types.
+    pub targets: BTreeMap<&'static str, Vec<u8>>,
 }
 
 #[derive(Clone, Default)]
@@ -123,6 +125,7 @@ pub fn tensor(
         decoded: decoded.to_vec(),
         exact: None,
         rungs: BTreeMap::new(),
+        targets: BTreeMap::new(),
     };
     Record { kind: 2, name: name.into(), body, parts, tensor: Some(tensor), ..Record::default() }
 }

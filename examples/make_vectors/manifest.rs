@@ -205,14 +205,14 @@ fn manifests(set: &mut VectorSet) {
         add(id, "MAN-1", number, expect, &text.replacen("{\"encoder\"", &member, 1));
     }
     let digest = Digest::of(b"").to_string();
-    for (id, expect, planes, root) in [
-        ("rungs", "ok", "7", digest.as_str()),
-        ("rung-eight", "malformed", "8", &digest),
-        ("rung-two", "malformed", "2", &digest),
-        ("rung-digest", "malformed", "3", "12"),
+    for (id, rule, expect, planes, root) in [
+        ("rungs", "MAN-5 MAN-10", "ok", "7", digest.as_str()),
+        ("rung-eight", "MAN-5", "malformed", "8", &digest),
+        ("rung-two", "MAN-5", "malformed", "2", &digest),
+        ("rung-digest", "MAN-10", "malformed", "3", "12"),
     ] {
         let comment = format!("a root of rung {planes} with {} digits", root.len());
-        add(id, "MAN-5", &comment, expect, &with("rungs", json!({ planes: root })));
+        add(id, rule, &comment, expect, &with("rungs", json!({ planes: root })));
     }
     let mut nulls = base.clone();
     nulls["files"] = json!([{ "path": "w", "role": "left_out", "bytes": 1 }]);

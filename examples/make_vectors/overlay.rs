@@ -64,7 +64,7 @@ fn valid(set: &mut VectorSet) {
         "overlay-int8",
         &[
             "HDR-10", "OVL-1", "OVL-2", "OVL-4", "OVL-5", "OVL-6", "OVL-8", "OVL-9", "OVL-11",
-            "OVL-13", "OVL-19",
+            "OVL-13", "OVL-19", "OVL-23", "OVL-25",
         ],
         "int8 factors on a tensor of planes, which has an alias, and on a raw one with an infinity and a NaN",
         &bases,
@@ -89,7 +89,7 @@ fn valid(set: &mut VectorSet) {
     applied(
         set,
         "overlay-binary16",
-        &["OVL-2", "OVL-4", "OVL-7", "OVL-8", "OVL-17"],
+        &["OVL-2", "OVL-4", "OVL-7", "OVL-8", "OVL-17", "OVL-24"],
         "binary16 factors whose sums depend on their order; a vector as one row",
         &with_zeros,
         vec![ordered],
@@ -100,7 +100,7 @@ fn valid(set: &mut VectorSet) {
     applied(
         set,
         "overlay-int8-rounding",
-        &["OVL-6", "OVL-8"],
+        &["OVL-6", "OVL-23"],
         "rank 1024, sums up to 2^24: the product is rounded before it is added",
         &[raw_base("w", Dtype::F32, &[3, 12], &bytes)],
         vec![Overlay::new("first", 1, vec![large])],
@@ -141,7 +141,7 @@ fn valid(set: &mut VectorSet) {
     applied(
         set,
         "overlay-negative-zero",
-        &["OVL-6", "OVL-7", "OVL-8"],
+        &["OVL-6", "OVL-7", "OVL-23"],
         "sums of zeros: a product of binary16 factors is negative zero where the scaling is negative, one of int8 never",
         &on_zeros,
         vec![Overlay::new(
@@ -198,7 +198,7 @@ fn valid(set: &mut VectorSet) {
     applied(
         set,
         "overlay-stack",
-        &["OVL-3", "OVL-8", "OVL-9", "OVL-17", "OVL-19"],
+        &["OVL-3", "OVL-9", "OVL-17", "OVL-19", "OVL-23", "OVL-24"],
         "two overlays: the one whose name comes last is applied first; rows as another product of dimensions",
         &bases,
         stack,

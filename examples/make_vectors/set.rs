@@ -146,6 +146,9 @@ impl VectorSet {
                 for (rung, bytes) in &t.rungs {
                     entry["rungs"][rung.to_string()] = hex(bytes).into();
                 }
+                for (dtype, bytes) in &t.targets {
+                    entry["targets"][*dtype] = hex(bytes).into();
+                }
                 Some((String::from_utf8(r.name.clone()).expect("valid name"), entry))
             })
             .collect();

@@ -322,8 +322,8 @@ def read_index(data: memoryview, p: Preamble) -> list[Record]:
 
 
 class Tensor:
-    """A tensor record (UC-TEN-1 to UC-TEN-3, UC-TEN-6, UC-TEN-7), with the parts that it needs (UC-PRT-22, and UC-PRT-5 as
-    far as no counts are needed)."""
+    """A tensor record (UC-TEN-1 to UC-TEN-3, UC-TEN-6, UC-TEN-7, UC-TEN-10, UC-TEN-11), with the parts that it needs
+    (UC-PRT-22, and UC-PRT-5 as far as no counts are needed)."""
 
     def __init__(self, record: Record, features: int) -> None:
         self.record, self.name = record, record.name
@@ -338,10 +338,11 @@ class Tensor:
         need(self.encoding != PLANES or is_zero(body.take(4)), "UC-TEN-1", "reserved bytes behind the level ids")
         self.target = read_name(body.take(len(record.body) - body.at)) if self.encoding == ALIAS else ""
         body.end()
-        fields_of_planes = self.group_log2 or self.planes or self.row_dims and self.encoding != CODED
-        need(self.encoding == PLANES or not fields_of_planes, "UC-TEN-3", "fields that this encoding doesn't have")
+        need(self.encoding == PLANES or not (self.group_log2 or self.planes), "UC-TEN-3", "groups or planes of this encoding")
+        need(self.encoding in (PLANES, CODED) or self.row_dims == 0, "UC-TEN-11", "rows of this encoding")
         bits = math.prod(self.shape) * DTYPE_BITS[self.dtype]
-        need(bits % 8 == 0 and bits < 1 << 66, "UC-TEN-2", f"shape {self.shape} of {self.dtype}")
+        need(bits % 8 == 0, "UC-TEN-2", f"shape {self.shape} of {self.dtype}")
+        need(bits < 1 << 66, "UC-TEN-10", f"shape {self.shape} of {self.dtype}")
         self.n_bytes, self.size = bits // 8, DTYPE_BITS[self.dtype] // 8  # the size is used for types of whole bytes
         self.rows, self.cols = math.prod(self.shape[: self.row_dims]), math.prod(self.shape[self.row_dims :])
         {RAW: self.check_raw, PLANES: self.check_planes, ALIAS: self.check_alias, CODED: self.check_coded}[self.encoding]()
@@ -664,14 +665,15 @@ def is_strings(value: Json) -> bool:
 
 
 def read_manifest(data: bytes) -> dict[str, Json]:
-    """UC-MAN-1, UC-MAN-2, UC-MAN-5 to UC-MAN-8."""
+    """UC-MAN-1, UC-MAN-2, UC-MAN-5 to UC-MAN-8, UC-MAN-10."""
     manifest, rule = parse_json(data, "UC-MAN-1"), "UC-MAN-2"
     check_members(manifest, rule, "the manifest", {
         "format": ("ultracompress-manifest-1",).__contains__, "encoder": str, "files": list, "tensors": dict,
         "recipe": lambda value: isinstance(value, dict) and len(canonical(value, rule).encode()) <= 1 << 20,
     }, {"calibration": is_digest, "licence": str, "rungs": is_strings})
     for planes, root in manifest.get("rungs", {}).items():
-        need(planes in ("3", "4", "5", "6", "7") and is_digest(root), "UC-MAN-5", f"rung {planes!r}")
+        need(planes in ("3", "4", "5", "6", "7"), "UC-MAN-5", f"rung {planes!r}")
+        need(is_digest(root), "UC-MAN-10", f"root of rung {planes}")
     roles = ("weights", "carried", "left_out")
     for entry in manifest["files"]:
         check_members(entry, rule, "a file", {"path": str, "bytes": is_integer, "role": roles.__contains__},
@@ -759,7 +761,7 @@ STRUCT_CODES = {"I8": "b", "F16": "e", "F32": "f", "F64": "d"}
 
 
 def pack_floats(values: Sequence[float], code: str) -> bytes:
-    """By roundTiesToEven. What rounds to infinity is an error for struct, but not here (UC-VAL-4)."""
+    """By roundTiesToEven. What rounds to infinity is an error for struct, but not here (UC-VAL-9)."""
     try:
         return struct.pack(f"<{len(values)}{code}", *values)
     except OverflowError:
@@ -818,9 +820,9 @@ class Planes:
             with_plane = sum(native > p for native in natives)
             need(len(plane) == with_plane * self.plane_stride, "UC-PRT-5", f"length of plane {p}")
             last = max(plane[self.plane_stride - 1 :: self.plane_stride])
-            need(cols % 8 == 0 or last >> cols % 8 == 0, "UC-PLN-6", "bits behind the last column")
+            need(cols % 8 == 0 or last >> cols % 8 == 0, "UC-PLN-11", "bits behind the last column")
         last = max(steps[self.step_stride - 1 :: self.step_stride]) if self.n_groups % 2 else 0
-        need(last < 16, "UC-PLN-7", "bits behind the last group")
+        need(last < 16, "UC-PLN-12", "bits behind the last group")
         highest = 128 if dtype == "F16" else 240
         for (bits,) in struct.iter_unpack("<H", scales):
             need(1 <= bits >> 7 <= highest, "UC-VAL-1", f"row scale {bits:#06x}")  # with a sign it is 256 or more
@@ -844,7 +846,7 @@ class Planes:
         return [STEP_VALUES[k] for pair in pairs for k in (pair & 15, pair >> 4)][: last - first], self.group
 
     def elements(self, rung: int, dtype: str) -> Iterator[tuple[int, bytearray]]:
-        """The weights at a type, in order (UC-VAL-3 to UC-VAL-5), in stretches that begin with the weight given. Weights of one
+        """The weights at a type, in order (UC-VAL-3 to UC-VAL-9), in stretches that begin with the weight given. Weights of one
         scale and step are translated, byte by byte, with a table of what codes stand for."""
 
         @functools.lru_cache(maxsize=4096)  # scales and steps recur
@@ -870,10 +872,10 @@ class Planes:
 
 
 def read_counts(data: memoryview, rows: int) -> list[int]:
-    """UC-PLN-3, UC-PLN-9, UC-PLN-10."""
+    """UC-PLN-3, UC-PLN-9, UC-PLN-10, UC-PLN-13."""
     need(len(data) == -(-rows // 2), "UC-PRT-5", "length of the counts")
     values = [value for byte in data for value in (byte & 15, byte >> 4)]
-    need(not any(values[rows:]), "UC-PLN-9", "bits behind the last row")
+    need(not any(values[rows:]), "UC-PLN-13", "bits behind the last row")
     need(max(values[:rows]) <= 5, "UC-PLN-3", "a row of more than 8 planes")
     need(min(values[:rows]) < max(values[:rows]), "UC-PLN-10", "a counts part of equal counts")
     return [3 + value for value in values[:rows]]
@@ -921,8 +923,9 @@ class Model:
         body = Cursor(record.body, "UC-EXA-1")
         (code, self.native, self.precision, self.mantissa_bits, self.fraction_bits, self.of_value, n_classes, n_tables,
          reserved) = body.unpack("6B3H")
-        good = max(self.mantissa_bits, self.fraction_bits) <= 7 and self.of_value <= 1 and reserved == 0
-        need(good, "UC-EXA-1", "a field of a model is out of range")
+        need(reserved == 0, "UC-EXA-1", "reserved bytes of a model")
+        good = max(self.mantissa_bits, self.fraction_bits) <= 7 and self.of_value <= 1
+        need(good, "UC-EXA-2", "a field of a model is out of range")
         self.dtype = DTYPES[code - 1] if 1 <= code <= len(DTYPES) else ""
         need(self.dtype in FLOATS and self.native in (0, *NATIVE), "UC-EXA-2", "type or planes of a model")
         need(8 <= self.precision <= 11 and 1 <= n_tables <= 256, "UC-EXA-2", "precision or tables of a model")
@@ -1118,7 +1121,7 @@ class Exact:
 
 
 def decode_tops(rows: Iterable[list[Hint]], states: list[int], words: Sequence[int], precision: int) -> list[int]:
-    """UC-EXA-6, UC-EXA-9 and UC-EXA-27. (No sum exceeds 2^32: `y` is at most the state.)"""
+    """UC-EXA-6, UC-EXA-9, UC-EXA-27 and UC-EXA-33. (No sum exceeds 2^32: `y` is at most the state.)"""
     tops, used, mask = [], 0, (1 << precision) - 1
     for hints in rows:
         for column, (expected, (shift, slots)) in enumerate(hints):
@@ -1129,7 +1132,7 @@ def decode_tops(rows: Iterable[list[Hint]], states: list[int], words: Sequence[i
             low = y & (1 << shift) - 1
             state = y >> shift
             if state < 0x10000:
-                need(used < len(words), "UC-EXA-6", "words do not suffice")
+                need(used < len(words), "UC-EXA-33", "words do not suffice")
                 state = state << 16 | words[used]
                 used += 1
             states[coder] = state
@@ -1221,7 +1224,7 @@ class Overlay:
 
 
 def correct(container: Container, tensor: Tensor, deltas: list[Delta]) -> Iterator[list[bytearray]]:
-    """UC-OVL-8: the tensor's bytes with the first of some overlays, with the first two, and so on, in pieces."""
+    """UC-OVL-8, UC-OVL-23 to UC-OVL-25: the tensor's bytes with the first of some overlays, with two, and so on, in pieces."""
     base: Iterator[tuple[int, Bytes]]
     if tensor.encoding == PLANES:
         base, dtype = open_planes(container, tensor).elements(8, "F32"), "F32"  # which holds the exact values

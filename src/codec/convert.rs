@@ -25,7 +25,7 @@ fn elements(bytes: &[u8], dtype: Dtype) -> impl Iterator<Item = Element> {
     })
 }
 
-/// The quiet NaN without payload (UC-VAL-4), little-endian.
+/// The quiet NaN without payload (UC-VAL-12), little-endian.
 fn quiet_nan(dtype: Dtype, negative: bool) -> &'static [u8] {
     match (dtype, negative) {
         (Dtype::F16, false) => &[0, 0x7e],
@@ -76,7 +76,8 @@ pub(crate) fn read_f32(bytes: &[u8], dtype: Dtype, out: &mut Vec<f32>) {
     }
 }
 
-/// Converts raw float bytes from one dtype to another: the nearest value, ties to even (UC-VAL-4).
+/// Converts raw float bytes from one dtype to another: the nearest value, ties to even (UC-VAL-10
+/// to UC-VAL-12).
 /// Types other than F16, BF16, F32 and F64 pass through.
 ///
 /// Returns the bytes and their dtype.

@@ -113,7 +113,7 @@ impl Factors {
     /// `InvalidArgument` when they reach beyond the tensor.
     ///
     /// # Spec
-    /// UC-OVL-6 to UC-OVL-8.
+    /// UC-OVL-6 to UC-OVL-8, UC-OVL-23 to UC-OVL-25.
     pub fn add(&self, kernel: Kernel, first: u64, values: &mut [f32]) -> Result<()> {
         let mut at = to_usize(first)?;
         if at.checked_add(values.len()).is_none_or(|end| end > self.rows * self.cols) {

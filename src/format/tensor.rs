@@ -178,8 +178,9 @@ pub(super) fn parse_tensor(body: &[u8], parts: Vec<Part>, name: &str) -> Result<
     };
     let shape: Vec<u64> = shape.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
     if dtype.tensor_bytes(&shape).is_none() {
+        let odd_bits = shape.iter().fold(dtype.bits() % 8, |bits, d| bits * (d % 8) % 8);
         return Err(Error::malformed(
-            Rule::TEN_2,
+            if odd_bits == 0 { Rule::TEN_10 } else { Rule::TEN_2 },
             format!("{dtype} {shape:?} is too large or not a whole number of bytes"),
         ));
     }
@@ -196,16 +197,17 @@ pub(super) fn parse_tensor(body: &[u8], parts: Vec<Part>, name: &str) -> Result<
 
 /// The encoding, of which `rest` are the fields behind the digest.
 fn parse_encoding(h: &TensorHeader, rest: &[u8]) -> Result<Encoding> {
-    let unused = |fields: &[u8], names: &str| {
-        if fields.iter().all(|&field| field == 0) {
-            return Ok(());
-        }
-        let text = format!("{names} belong to encoding planes");
-        Err(Error::malformed(Rule::TEN_3, text))
+    let unused = |row_dims: u8, names: &str| {
+        let rule = match (h.group_log2, h.planes, row_dims) {
+            (0, 0, 0) => return Ok(()),
+            (0, 0, _) => Rule::TEN_11,
+            _ => Rule::TEN_3,
+        };
+        Err(Error::malformed(rule, format!("{names} belong to encoding planes")))
     };
     match h.encoding {
         RAW => {
-            unused(&[h.row_dims, h.group_log2, h.planes], "row_dims, group_log2 and planes")?;
+            unused(h.row_dims, "row_dims, group_log2 and planes")?;
             if !rest.is_empty() {
                 return malformed("raw tensor body is too long");
             }
@@ -213,7 +215,7 @@ fn parse_encoding(h: &TensorHeader, rest: &[u8]) -> Result<Encoding> {
         }
         PLANES => parse_planes(h, rest),
         ALIAS => {
-            unused(&[h.row_dims, h.group_log2, h.planes], "row_dims, group_log2 and planes")?;
+            unused(h.row_dims, "row_dims, group_log2 and planes")?;
             let target = std::str::from_utf8(rest).map_err(|e| {
                 Error::malformed(Rule::NAM_1, "alias target is not UTF-8").with_source(e)
             })?;
@@ -221,7 +223,7 @@ fn parse_encoding(h: &TensorHeader, rest: &[u8]) -> Result<Encoding> {
             Ok(Encoding::Alias { target: target.to_owned() })
         }
         CODED_RAW => {
-            unused(&[h.group_log2, h.planes], "group_log2 and planes")?;
+            unused(0, "group_log2 and planes")?;
             if !rest.is_empty() {
                 return malformed("coded tensor body is too long");
             }

@@ -156,7 +156,7 @@ impl Manifest {
     /// Parses canonical bytes.
     ///
     /// # Errors
-    /// `Malformed` (UC-MAN-1, UC-MAN-2, UC-MAN-5, UC-MAN-7, UC-MAN-8).
+    /// `Malformed` (UC-MAN-1, UC-MAN-2, UC-MAN-5, UC-MAN-7, UC-MAN-8, UC-MAN-10).
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let manifest: Self = json::from_canonical(bytes, Rule::MAN_1, Rule::MAN_2)?;
         manifest.check()?;
@@ -169,7 +169,7 @@ impl Manifest {
     ///
     /// # Errors
     /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3, UC-MAN-5,
-    /// UC-MAN-7, UC-MAN-8, UC-EXA-12).
+    /// UC-MAN-7, UC-MAN-8, UC-MAN-10, UC-EXA-12).
     pub fn read<R: ReadAt>(pack: &Container<R>) -> Result<Self> {
         let bytes = pack.manifest_bytes()?;
         let locate =
@@ -195,8 +195,10 @@ impl Manifest {
             return fail(Rule::MAN_2, "calibration is not a SHA-256".into());
         }
         let is_rung = |r: &str| matches!(r, "3" | "4" | "5" | "6" | "7");
-        if self.rungs.iter().any(|(rung, root)| !is_rung(rung) || !is_hex_digest(root)) {
-            return Err(Error::malformed(Rule::MAN_5, "rungs are 3 to 7, each with a SHA-256"));
+        let wrong = |(rung, root): &(&String, &String)| !is_rung(rung) || !is_hex_digest(root);
+        if let Some((rung, _)) = self.rungs.iter().find(wrong) {
+            let rule = if is_rung(rung) { Rule::MAN_10 } else { Rule::MAN_5 };
+            return Err(Error::malformed(rule, "rungs are 3 to 7, each with a SHA-256"));
         }
         if self.files.windows(2).any(|w| w[0].path >= w[1].path) {
             return fail(Rule::MAN_7, "files are not sorted by path, each once".into());

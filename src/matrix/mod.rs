@@ -35,7 +35,7 @@
 //!
 //! - [`OverlayMatrix::add_product`]: adds `A (B x)` within `(n + rank + 8) u sum |A| |B| |x|`,
 //!   where A and B are the factors with their scales, each rounded once. The base with overlays as
-//!   decoded (UC-OVL-8) is rounded twice more for each weight.
+//!   decoded (UC-OVL-23) is rounded twice more for each weight.
 //!
 //! Bounds hold while nothing over- or underflows. With 8-bit activations that means: the largest of
 //! each 32 is 0 or at least 2^-100, and `n` times the largest of all stays below 2^105, whatever

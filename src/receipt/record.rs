@@ -252,7 +252,11 @@ impl EvalRecord {
         let there = self.text.tokens.min(max_tokens.unwrap_or(u64::MAX));
         if tokens == 0 || tokens != scored.saturating_mul(sequences) || used > there {
             return Err(Error::malformed(
-                if used > there { Rule::RCP_6 } else { Rule::RCP_5 },
+                match tokens {
+                    _ if used > there => Rule::RCP_6,
+                    0 => Rule::RCP_2,
+                    _ => Rule::RCP_5,
+                },
                 format!(
                     "{tokens} tokens of {sequences} sequences of {seq_len}, in a text of {there}"
                 ),

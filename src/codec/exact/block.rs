@@ -183,7 +183,7 @@ impl BlockCoder {
     /// Decodes a block of `rows` rows to little-endian elements.
     ///
     /// # Errors
-    /// `Malformed` (UC-EXA-6 to UC-EXA-9, UC-EXA-24, UC-EXA-25, UC-EXA-27).
+    /// `Malformed` (UC-EXA-7 to UC-EXA-9, UC-EXA-24, UC-EXA-25, UC-EXA-27, UC-EXA-33).
     ///
     /// # Panics
     /// When `base` or `out` don't fit rows and columns.
@@ -207,7 +207,7 @@ impl BlockCoder {
             self.with.fill(base, fields.references, i, row);
             let to = if size == 2 { out.as_chunks_mut().0 } else { &mut tops[..] };
             if !lanes.decode(kernel, tables, row, to) {
-                return Err(Error::malformed(Rule::EXA_6, "words of a block end too early"));
+                return Err(Error::malformed(Rule::EXA_33, "words of a block end too early"));
             }
             if size > 2 {
                 let tails = fields.tails.get(i * cols * (size - 2)..).unwrap_or_default();

@@ -200,7 +200,8 @@ impl ExactModel {
         let header = take(HEADER_BYTES)?;
         let (native, mantissa_bits, fraction_bits) = (header[1], header[3], header[4]);
         if header[5] > 1 || header[10..12] != [0; 2] || mantissa_bits > 7 || fraction_bits > 7 {
-            return Err(Error::malformed(Rule::EXA_1, "model header is out of range"));
+            let rule = if header[10..12] == [0; 2] { Rule::EXA_2 } else { Rule::EXA_1 };
+            return Err(Error::malformed(rule, "model header is out of range"));
         }
         if !matches!(native, NO_BASE | MIN_PLANES..=MAX_PLANES) {
             return Err(Error::malformed(Rule::EXA_2, "model is for no plane count that exists"));

@@ -83,7 +83,7 @@ impl PlaneLayout {
 /// The planes of each row, and where each row is stored.
 ///
 /// # Spec
-/// UC-PLN-3, UC-PLN-5, UC-PLN-9, UC-PLN-10.
+/// UC-PLN-3, UC-PLN-5, UC-PLN-9, UC-PLN-10, UC-PLN-13.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlaneCounts {
     /// Every row has the same number of planes; rows are stored in their own order.
@@ -105,14 +105,17 @@ impl PlaneCounts {
     /// Reads a counts part: four bits a row (count - 3), even rows in the low half.
     ///
     /// # Errors
-    /// `Malformed` (UC-PLN-3, UC-PLN-9, UC-PLN-10).
+    /// `Malformed` (UC-PLN-3, UC-PLN-10, UC-PLN-13).
     pub fn parse(part: &[u8], rows: usize) -> Result<Self> {
         let mut counts = Vec::with_capacity(rows.min(part.len() * 2));
         for r in 0..part.len() * 2 {
             let nibble = (part[r / 2] >> (4 * (r % 2))) & 15;
             if r >= rows {
                 if nibble != 0 {
-                    return Err(Error::malformed(Rule::PLN_9, "padding of the counts is not zero"));
+                    return Err(Error::malformed(
+                        Rule::PLN_13,
+                        "padding of the counts is not zero",
+                    ));
                 }
             } else if nibble > 5 {
                 return Err(Error::malformed(

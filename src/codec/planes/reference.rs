@@ -29,7 +29,7 @@ pub struct StoredPlanes<'a> {
 /// When the parts are shorter than the layout says, or `dtype` is not F16, BF16, F32 or F64.
 ///
 /// # Spec
-/// UC-PLN-3 to UC-PLN-9, UC-LVL-1, UC-VAL-1 to UC-VAL-5.
+/// UC-PLN-3 to UC-PLN-9, UC-LVL-1, UC-VAL-1 to UC-VAL-9.
 pub fn decode_weight(t: &StoredPlanes<'_>, row: usize, col: usize, rung: u8, dtype: Dtype) -> u64 {
     let cols = usize::try_from(t.layout.cols).expect("test sizes");
     let rows = usize::try_from(t.layout.rows).expect("test sizes");
@@ -75,7 +75,8 @@ pub fn decode_weight(t: &StoredPlanes<'_>, row: usize, col: usize, rung: u8, dty
     round_to(integer, exponent - 134, dtype)
 }
 
-/// UC-VAL-4: the bits of the value of `dtype` nearest to `integer * 2^exponent`, ties to even.
+/// UC-VAL-4, UC-VAL-7 to UC-VAL-9: the bits of the value of `dtype` nearest to
+/// `integer * 2^exponent`, ties to even.
 pub(crate) fn round_to(integer: i64, exponent: i32, dtype: Dtype) -> u64 {
     let (total_bits, fraction_bits, min_exponent) = match dtype {
         Dtype::F16 => (16, 10, -14),

@@ -126,7 +126,7 @@ impl<'a> RunDecoder<'a> {
     ///
     /// # Errors
     /// `Malformed` for a row scale out of range (UC-VAL-1) or padding bits that are not zero
-    /// (UC-PLN-6, UC-PLN-7); `InvalidArgument` when slices don't fit the layout.
+    /// (UC-PLN-11, UC-PLN-12); `InvalidArgument` when slices don't fit the layout.
     ///
     /// # Panics
     /// When `out` has no row `row_of(i)`.
@@ -193,11 +193,11 @@ impl<'a> RunDecoder<'a> {
         check_scale(bits, self.source)?;
         let last_steps = (row + 1) * self.steps_row_bytes;
         if self.n_groups % 2 == 1 && run.steps[last_steps - 1] >> 4 != 0 {
-            return Err(Error::malformed(Rule::PLN_7, "padding of the steps is not zero"));
+            return Err(Error::malformed(Rule::PLN_12, "padding of the steps is not zero"));
         }
         let (last, used) = ((row + 1) * self.row_bytes - 1, self.cols % 8);
         if used != 0 && run.planes.iter().any(|plane| plane[last] >> used != 0) {
-            return Err(Error::malformed(Rule::PLN_6, "bits behind the last column are not zero"));
+            return Err(Error::malformed(Rule::PLN_11, "bits behind the last column are not zero"));
         }
         Ok(scale_f32(bits))
     }

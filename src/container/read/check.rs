@@ -206,7 +206,7 @@ fn plane_parts(
     let expected: Option<Vec<_>> =
         expected.into_iter().map(|(k, n)| Some((k, u64::try_from(n).ok()?))).collect();
     let mut expected =
-        expected.ok_or_else(|| Error::malformed(Rule::TEN_2, "tensor is too large"))?;
+        expected.ok_or_else(|| Error::malformed(Rule::TEN_10, "tensor is too large"))?;
     if let Some(part) = t.parts.iter().find(|p| p.kind == PartKind::Residual) {
         if !part.optional {
             let text = "the residual of a tensor with planes must be optional";

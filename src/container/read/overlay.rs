@@ -130,7 +130,7 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
     /// overlays don't belong to.
     ///
     /// # Spec
-    /// UC-OVL-6 to UC-OVL-8.
+    /// UC-OVL-6 to UC-OVL-8, UC-OVL-23 to UC-OVL-25.
     pub fn decode_tiles(
         &self,
         options: &DecodeOptions,
@@ -228,7 +228,7 @@ impl<'a, R: ReadAt> EffectiveTensor<'a, R> {
     }
 }
 
-/// UC-OVL-8: elements of a raw tensor that are not finite stay as they are.
+/// UC-OVL-25: elements of a raw tensor that are not finite stay as they are.
 fn keep_what_is_not_finite(bytes: &[u8], from: Dtype, to: Dtype, out: &mut [u8]) -> Result<()> {
     let mut values = vec![];
     read_f32(bytes, from, &mut values);
