@@ -331,8 +331,8 @@ impl<R: ReadAt> Pack<R> {
     ///
     /// # Errors
     /// `Integrity` for a checksum that disagrees, `Malformed` (UC-MAN-1 to UC-MAN-3,
-    /// UC-MAN-5, UC-MAN-7, UC-MAN-8, UC-MAN-10, UC-EXA-12), `InvalidArgument` for a shard that isn't
-    /// the first.
+    /// UC-MAN-5, UC-MAN-7, UC-MAN-8, UC-MAN-10, UC-EXA-12), `InvalidArgument` for a shard that
+    /// isn't the first.
     pub fn manifest(&self) -> Result<Manifest> {
         let first = self.first();
         let p = first.preamble();
