@@ -204,8 +204,8 @@ fn scan_file(file: &FoundFile, progress: &dyn Progress) -> Result<Scan> {
         })?;
         open.update(piece, None);
     }
-    step(progress, 0)?;
     unchanged().map_err(in_file)?;
+    step(progress, 0)?;
     Ok(open.finish())
 }
 
