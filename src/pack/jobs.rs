@@ -190,7 +190,7 @@ pub(crate) fn read(task: Task<'_>, job: &Job) -> Result<Vec<u8>> {
         Item::File(i) => {
             let file = &source.files[i];
             let mut bytes = vec![0; to_usize(job.len)?];
-            let read = file.open()?.read_exact_at(job.from, &mut bytes);
+            let read = file.open("can't read")?.read_exact_at(job.from, &mut bytes);
             read.map_err(|e| e.in_file(&file.path))?;
             Ok(bytes)
         }

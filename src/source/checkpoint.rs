@@ -206,7 +206,7 @@ impl Source {
     }
 
     fn open_weights(&mut self, file: &FoundFile) -> Result<Header> {
-        let handle = file.open()?;
+        let handle = file.open("can't open")?;
         let header = read_header(&handle)?;
         self.handles.push(WeightsFile {
             path: file.path.clone(),

@@ -131,12 +131,13 @@ pub(super) fn walk(folder: &Path, prefix: &str, files: &mut Vec<FoundFile>) -> R
 }
 
 impl FoundFile {
-    /// Opens the file. Weights and carried files are read through this alone.
+    /// Opens the file; `refused` says what can't be done where that fails. Weights and carried files
+    /// are read through this alone.
     ///
     /// # Errors
     /// `Io`, naming the file.
-    pub(crate) fn open(&self) -> Result<Input> {
+    pub(crate) fn open(&self, refused: &str) -> Result<Input> {
         let file = File::open(&self.on_disk);
-        file.map(Input::File).map_err(|e| Error::io("can't open", e).in_file(&self.path))
+        file.map(Input::File).map_err(|e| Error::io(refused, e).in_file(&self.path))
     }
 }

@@ -186,7 +186,7 @@ fn scan_weights(
 fn scan_file(file: &FoundFile, progress: &dyn Progress) -> Result<Scan> {
     let in_file = |e: Error| e.in_file(&file.path);
     let changed = || Error::source_file("changed while it was read");
-    let input = file.open()?;
+    let input = file.open("can't read")?;
     let unchanged = || match input.len_bytes() {
         Ok(len) if len == file.bytes => Ok(()),
         Ok(_) => Err(changed()),
