@@ -131,8 +131,8 @@ pub(super) fn walk(folder: &Path, prefix: &str, files: &mut Vec<FoundFile>) -> R
 }
 
 impl FoundFile {
-    /// Opens the file; `refused` says what can't be done where that fails. Weights and carried files
-    /// are read through this alone.
+    /// Opens the file; `refused` says what can't be done where that fails. Weights and carried
+    /// files are read through this alone.
     ///
     /// # Errors
     /// `Io`, naming the file.
